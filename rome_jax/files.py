@@ -57,5 +57,5 @@ def read_json(path):
   except OSError as error:
     raise errors.UserError(
         f'cannot read {path}: {error.strerror or error}') from error
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise errors.UserError(f'{path} is not valid JSON: {error}') from error

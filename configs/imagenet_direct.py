@@ -1,0 +1,45 @@
+"""ROME-v2 searched on ImageNet itself, with 10% + 10% of its images.
+
+Search: 8 cells, 16 channels, batch 256, K=3, 30 epochs, 224 pixels.
+Retraining: 14 cells, 48 channels, batch 1024, 250 epochs.
+
+  python -m rome_jax.main --config=configs/imagenet_direct.py \
+      --workdir=runs/imagenet --config.data_dir=FOLDER
+
+Hardware: one accelerator, more for the retraining. Time: not run (paper: 0.4
+to 0.5 GPU-days for the search).
+Published score: 75.5 % top-1 (ROME-c, ROME, Table 5). This code: not run.
+"""
+
+from rome_jax import config as config_lib
+
+
+def get_config():
+  """Returns the config."""
+  config = config_lib.defaults()
+  config.name = 'imagenet_direct'
+  config.dataset = 'imagenet'
+  config.image_size = 224
+  config.stem = 'imagenet'
+
+  search = config.search
+  search.epochs = 30
+  search.batch_size = 256
+  search.k = 3
+  search.fraction_theta = .1
+  search.fraction_alpha = .1
+  search.augment = 'imagenet'
+
+  evaluate = config.evaluate
+  evaluate.cells = 14
+  evaluate.channels = 48
+  evaluate.epochs = 250
+  evaluate.batch_size = 1024
+  evaluate.lr = .5
+  evaluate.warmup_epochs = 5
+  evaluate.weight_decay = 3e-5
+  evaluate.label_smoothing = .1
+  evaluate.drop_path = 0.
+  evaluate.cutout = 0
+  evaluate.augment = 'imagenet'
+  return config

@@ -1,0 +1,45 @@
+"""A whole ROME-v2 run on real images, small enough for a laptop.
+
+scikit-learn's digits (1,797 images, 8x8 grey, inside its wheel): search,
+derive, retrain with three seeds, compare with three random architectures.
+
+  python -m rome_jax.main --config=configs/quickstart.py
+
+Hardware: 2 CPU cores. Time: not run (meant to be under 5 minutes).
+Published score: none. This code: not run.
+"""
+
+from rome_jax import config as config_lib
+
+
+def get_config():
+  """Returns the config."""
+  config = config_lib.defaults()
+  config.name = 'quickstart'
+  config.dataset = 'digits'
+  config.log_every = 10
+  config.checkpoint_every = 100
+
+  search = config.search
+  search.cells = 5
+  search.channels = 8
+  search.epochs = 8
+  search.k = 4
+  # A search of some 90 steps: DARTS' 3e-4 is meant for 19,500.
+  search.alpha_lr = .02
+  search.augment = 'shift'
+
+  evaluate = config.evaluate
+  evaluate.cells = 5
+  evaluate.channels = 8
+  evaluate.epochs = 10
+  evaluate.batch_size = 64
+  evaluate.lr = .05
+  evaluate.augment = 'shift'
+  # The 2x2 maps at 2/3 of the depth are too small for a second classifier.
+  evaluate.auxiliary = False
+  evaluate.cutout = 0
+  evaluate.drop_path = 0.
+  evaluate.seeds = 3
+  evaluate.random_architectures = 3
+  return config

@@ -1,0 +1,499 @@
+"""Cells: one sampled architecture as a compact program, and a genotype's cell.
+
+`SearchCell` evaluates the M active edges of a sampled cell in one `lax.scan`
+with a single switch over operations in its body. A direct translation (a
+switch per edge, differentiated by JAX) keeps the residuals of every branch
+and takes minutes to compile. Here the cell is one `custom_vjp`: the forward
+pass keeps the cell's inputs and its output, and the output holds all node
+states; the backward pass walks the edges in reverse and recomputes the
+operation that was sampled, inside the switch. So memory is that of one path,
+whatever the number of candidate operations (ROME, Sec. 4.5).
+
+`jax.vmap` over architectures would turn the switch into a `select` that runs
+every operation for every sample. The switch is a `custom_vmap` whose rule
+runs the samples one after the other; all that surrounds it is batched.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+from jax.custom_batching import custom_vmap
+
+from rome_jax import ops as ops_lib
+from rome_jax.sampling import CellArch
+from rome_jax.spaces import Space
+
+# Groups of the parameter tree of a search cell: edges at the cell's stride,
+# and (in a reduction cell) those that leave the cell's inputs.
+EDGES, STRIDED = 'edges', 'strided_edges'
+
+
+def _preprocessors(features, reduction_prev, norm):
+  """The modules that bring s0 and s1 to `features` channels and one size."""
+  first = ops_lib.FactorizedReduce if reduction_prev else ops_lib.ReluConvNorm
+  return (first(features, norm, name='preprocess0', parent=None),
+          ops_lib.ReluConvNorm(features, norm, name='preprocess1', parent=None))
+
+
+# ------------------------------------------------------- branches of a cell
+
+
+@dataclasses.dataclass(frozen=True)
+class _Variant:
+  """One branch of the switch: an operation on one kind of edge.
+
+  Attributes:
+    op, group: names; together the place in the cell's parameters.
+    module: the Flax module.
+    bank: which array of states it reads (0 the first).
+    edges: the edges it may be sampled on; the leading axis of its parameters.
+    leaves: (path, shape) of one edge's parameters, in tree order.
+    treedef: their structure.
+  """
+
+  op: str
+  group: str
+  module: nn.Module
+  bank: int
+  edges: tuple[int, ...]
+  shapes: tuple[tuple[int, ...], ...]
+  treedef: jax.tree_util.PyTreeDef
+
+  @property
+  def size(self):
+    """Number of parameters of one edge."""
+    return sum(int(np.prod(s)) for s in self.shapes)
+
+  def unflatten(self, flat):
+    """[P] (its first `size` entries) to the module's variables."""
+    leaves, start = [], 0
+    for shape in self.shapes:
+      stop = start + int(np.prod(shape))
+      leaves.append(flat[start:stop].reshape(shape))
+      start = stop
+    return jax.tree.unflatten(self.treedef, leaves)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+  """All that is static in a search cell; hashable, so that traces are shared.
+
+  A normal cell has one bank of states, [2+N,B,H,W,C]: inputs and nodes. A
+  reduction cell has two, inputs [2,B,H,W,C] and nodes [N,B,h,w,C].
+  """
+
+  space: Space
+  features: int
+  reduction: bool
+
+  @property
+  def bank_starts(self):
+    """First state of each bank."""
+    return (0, self.space.num_inputs) if self.reduction else (0,)
+
+  @functools.cached_property
+  def variants(self) -> tuple[_Variant, ...]:
+    kinds = ((0, 2, STRIDED), (1, 1, EDGES)) if self.reduction else (
+        (0, 1, EDGES),)
+    from_input = self.space.edge_preds < self.space.num_inputs
+    found = []
+    for bank, stride, group in kinds:
+      mine = from_input == (bank == 0) if self.reduction else (
+          np.ones_like(from_input))
+      edges = tuple(int(e) for e in np.flatnonzero(mine))
+      for op in self.space.ops:
+        module = ops_lib.build(
+            op, ops_lib.Context(stride, ops_lib.BatchStatistics, True))
+        tree = self._init_shapes(module)
+        leaves, treedef = jax.tree.flatten(tree)
+        found.append(_Variant(
+            op, group, module, bank, edges,
+            tuple(leaf.shape for leaf in leaves), treedef))
+    return tuple(found)
+
+  def _init_shapes(self, module):
+    x = jax.ShapeDtypeStruct((1, 2, 2, self.features), jnp.float32)
+    return jax.eval_shape(module.init, jax.random.key(0), x).get('params', {})
+
+  @property
+  def groups(self):
+    """Names of the groups that have parameters."""
+    return tuple(sorted({v.group for v in self.variants if v.size}))
+
+  @property
+  def num_parameters(self):
+    """P: parameters of the largest operation, at least 1."""
+    return max(1, *(v.size for v in self.variants))
+
+  def variant_index(self, preds, ops):
+    """[M] operations to [M] numbers of `variants`."""
+    if not self.reduction:
+      return ops
+    return ops + len(self.space.ops) * (preds >= self.space.num_inputs)
+
+  def gather(self, weights, edges, index):
+    """The parameters of the M sampled operations, [M,P], padded with zeros.
+
+    Args:
+      weights: the cell's parameters, leaves [edges of the group, ...].
+      edges: [M] int.
+      index: [M] int, of `variants`.
+    """
+    rows = jnp.zeros((edges.shape[0], self.num_parameters))
+    for number, variant in enumerate(self.variants):
+      if not variant.size:
+        continue
+      position = np.zeros(self.space.num_edges, np.int32)
+      position[list(variant.edges)] = np.arange(len(variant.edges))
+      leaves = jax.tree.leaves(weights[variant.group][variant.op])
+      flat = jnp.concatenate(
+          [leaf.reshape(leaf.shape[0], -1) for leaf in leaves], 1)
+      flat = flat[jnp.asarray(position)[edges]]
+      flat = jnp.where((index == number)[:, None], flat, 0)
+      rows = rows.at[:, :variant.size].add(flat)
+    return rows
+
+
+@functools.lru_cache(maxsize=None)
+def _plan(space, features, reduction):
+  """One plan object per key: its variants are built once."""
+  return _Plan(space, features, reduction)
+
+
+# ------------------------------------------------------ one sampled operation
+
+
+def _one_by_one(function):
+  """`function`, whose vmap runs the examples in a loop.
+
+  So a `lax.switch` in it keeps an unbatched index and runs one branch.
+  """
+  mapped = custom_vmap(function)
+
+  @mapped.def_vmap
+  def rule(axis_size, in_batched, *args):
+    def example(i):
+      # custom_vmap again, for a vmap around this one.
+      return mapped(*jax.tree.map(
+          lambda a, batched: a[i] if batched else a, args, tuple(in_batched)))
+    out = lax.map(example, jnp.arange(axis_size))
+    return out, jax.tree.map(lambda _: True, out)
+
+  return mapped
+
+
+@functools.lru_cache(maxsize=None)
+def _operation(plan):
+  """y = f(index, xs, w): the sampled operation of one edge.
+
+  xs holds the edge's predecessor in each bank, of which the branch reads its
+  own; w is [P].
+  """
+
+  def branch(variant):
+    def run(xs, w):
+      return variant.module.apply(
+          {'params': variant.unflatten(w)}, xs[variant.bank])
+    return run
+
+  return [branch(v) for v in plan.variants]
+
+
+@functools.lru_cache(maxsize=None)
+def _forward_switch(plan):
+  branches = _operation(plan)
+  return _one_by_one(lambda index, xs, w: lax.switch(index, branches, xs, w))
+
+
+@functools.lru_cache(maxsize=None)
+def _backward_switch(plan, wants_weights, wants_gates):
+  """(dxs, dw or None, dgate or None) of gate * f(index, xs, w).
+
+  Recomputes the operation. What nobody asked for is left out here, where it
+  is static; XLA could not remove it from a branch.
+  """
+
+  def branch(run):
+    def pull(xs, w, gate, g):
+      if wants_weights:
+        y, pullback = jax.vjp(run, xs, w)
+        dxs, dw = pullback(gate.astype(g.dtype) * g)
+      else:
+        y, pullback = jax.vjp(lambda xs: run(xs, w), xs)
+        (dxs,), dw = pullback(gate.astype(g.dtype) * g), None
+      dgate = None
+      if wants_gates:
+        dgate = (y * g).sum(dtype=gate.dtype)
+      return dxs, dw, dgate
+    return pull
+
+  branches = [branch(run) for run in _operation(plan)]
+  return _one_by_one(
+      lambda index, xs, w, gate, g: lax.switch(
+          index, branches, xs, w, gate, g))
+
+
+# ------------------------------------------------------------ the whole DAG
+
+
+def _reads(plan, pred):
+  """Per bank, the row that holds state `pred` (any row if it does not)."""
+  starts = (*plan.bank_starts, plan.space.num_inputs + plan.space.num_nodes)
+  return [jnp.clip(pred - a, 0, b - a - 1)
+          for a, b in zip(starts, starts[1:])]
+
+
+def _rows(banks, indices):
+  return [lax.dynamic_index_in_dim(bank, i, keepdims=False)
+          for bank, i in zip(banks, indices)]
+
+
+def _add_to(bank, row, value):
+  # Unlike bank.at[row].add, which is a scatter, this stays in place.
+  old = lax.dynamic_index_in_dim(bank, row, keepdims=False)
+  return lax.dynamic_update_index_in_dim(bank, old + value, row, 0)
+
+
+def _edge_arrays(plan, edges, ops):
+  space = plan.space
+  preds = jnp.asarray(space.edge_preds)[edges]
+  # The row of each edge's node in the last bank.
+  rows = (jnp.asarray(space.edge_nodes)[edges] + space.num_inputs
+          - plan.bank_starts[-1])
+  return preds, rows, plan.variant_index(preds, ops)
+
+
+def _banks(plan, inputs, nodes):
+  if plan.reduction:
+    return inputs, nodes
+  return (jnp.concatenate([inputs, nodes]),)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _run_edges(plan, weights, gates, edges, ops, inputs):
+  """Node states [N,B,h,w,C] from preprocessed inputs [2,B,H,W,C]."""
+  preds, rows, index = _edge_arrays(plan, edges, ops)
+  slots = preds, rows, index, gates, plan.gather(weights, edges, index)
+  b, h, w, c = inputs.shape[1:]
+  stride = 2 if plan.reduction else 1
+  nodes = jnp.zeros((plan.space.num_nodes, b, -(-h // stride),
+                     -(-w // stride), c), inputs.dtype)
+
+  def body(banks, slot):
+    pred, row, variant, gate, flat = slot
+    xs = _rows(banks, _reads(plan, pred))
+    y = _forward_switch(plan)(variant, xs, flat)
+    *others, last = banks
+    return (*others, _add_to(last, row, gate.astype(y.dtype) * y)), None
+
+  banks, _ = lax.scan(body, _banks(plan, inputs, nodes), slots)
+  return banks[-1][-plan.space.num_nodes:]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _pull_edges(plan, wants_weights, wants_gates, weights, gates, edges, ops,
+                inputs, nodes, g):
+  """Cotangents (weights, gates, inputs) of `_run_edges` at nodes' g."""
+  preds, rows, index = _edge_arrays(plan, edges, ops)
+  flat, pull_gather = jax.vjp(
+      lambda weights: plan.gather(weights, edges, index), weights)
+  slots = preds, rows, index, gates, flat
+  banks = _banks(plan, inputs, nodes)
+  pull = _backward_switch(plan, wants_weights, wants_gates)
+
+  def body(cotangents, slot):
+    pred, row, variant, gate, w = slot
+    reads = _reads(plan, pred)
+    xs = _rows(banks, reads)
+    g = lax.dynamic_index_in_dim(cotangents[-1], row, keepdims=False)
+    dxs, dw, dgate = pull(variant, xs, w, gate, g)
+    cotangents = tuple(map(_add_to, cotangents, reads, dxs))
+    return cotangents, (dw, dgate)
+
+  zeros = jnp.zeros_like(inputs)
+  cotangents, (dflat, dgates) = lax.scan(
+      body, _banks(plan, zeros, g), slots, reverse=True)
+  dweights = pull_gather(dflat)[0] if wants_weights else None
+  return dweights, dgates, cotangents[0][:plan.space.num_inputs]
+
+
+# ------------------------------------------------------- the cell as a whole
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class _Wants:
+  """Which cotangents the backward pass has to compute."""
+
+  weights: bool
+  gates: bool
+
+
+def _preprocess(pair, weights, s0, s1):
+  return jnp.stack([
+      module.apply({'params': weights[module.name]}, s)
+      for module, s in zip(pair, (s0, s1))])
+
+
+def _to_output(nodes):
+  """[N,B,h,w,C] -> [B,h,w,N*C], the concatenation of the nodes."""
+  n, b, h, w, c = nodes.shape
+  return jnp.moveaxis(nodes, 0, 3).reshape(b, h, w, n * c)
+
+
+def _to_nodes(output, num_nodes):
+  b, h, w, c = output.shape
+  return jnp.moveaxis(
+      output.reshape(b, h, w, num_nodes, c // num_nodes), 3, 0)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _search_cell(plan, pair, weights, gates, edges, ops, s0, s1):
+  inputs = _preprocess(pair, weights, s0, s1)
+  return _to_output(_run_edges(plan, weights, gates, edges, ops, inputs))
+
+
+def _search_cell_fwd(plan, pair, *primals):
+  wants = _Wants(*(
+      any(p.perturbed for p in jax.tree.leaves(
+          tree, is_leaf=lambda p: hasattr(p, 'perturbed')))
+      for tree in primals[:2]))
+  values = jax.tree.map(lambda p: p.value, primals,
+                        is_leaf=lambda p: hasattr(p, 'perturbed'))
+  output = _search_cell(plan, pair, *values)
+  return output, (wants, values, output)
+
+
+def _search_cell_bwd(plan, pair, residuals, g):
+  wants, (weights, gates, edges, ops, s0, s1), output = residuals
+  if isinstance(g, SymbolicZero):
+    g = jnp.zeros(g.shape, g.dtype)
+  n = plan.space.num_nodes
+  inputs, pull_preprocess = jax.vjp(
+      functools.partial(_preprocess, pair), weights, s0, s1)
+  dweights, dgates, dinputs = _pull_edges(
+      plan, wants.weights, wants.gates, weights, gates, edges, ops, inputs,
+      _to_nodes(output, n), _to_nodes(g, n))
+  dpreprocess, ds0, ds1 = pull_preprocess(dinputs)
+  if wants.weights:
+    dweights = jax.tree.map(jnp.add, dweights, dpreprocess)
+  return dweights, dgates, None, None, ds0, ds1
+
+
+_search_cell.defvjp(_search_cell_fwd, _search_cell_bwd, symbolic_zeros=True)
+
+
+class SearchCell(nn.Module):
+  """A cell of a supernet: every candidate's weights, one path evaluated.
+
+  Attributes:
+    space: the search space.
+    features: C, channels of each node.
+    reduction: whether edges from the inputs have stride 2.
+    reduction_prev: whether the cell before was a reduction.
+  """
+
+  space: Space
+  features: int
+  reduction: bool
+  reduction_prev: bool
+
+  @nn.compact
+  def __call__(self, s0, s1, arch: CellArch):
+    """s0, s1 [B,H,W,.] and a sampled cell to [B,h,w,N*C]."""
+    plan = _plan(self.space, self.features, self.reduction)
+    pair = _preprocessors(
+        self.features, self.reduction_prev, ops_lib.BatchStatistics)
+    weights = {
+        module.name: self.param(
+            module.name,
+            lambda rng, x, module=module: module.init(rng, x)['params'], s)
+        for module, s in zip(pair, (s0, s1))}
+    for group in plan.groups:
+      weights[group] = self.param(group, _init_edges, plan, group)
+    if self.is_initializing():
+      # Compiling the cell to throw its output away would cost a minute.
+      return _output_like(self, s1)
+    return _search_cell(
+        plan, pair, weights, arch.gates, arch.edges, arch.ops, s0, s1)
+
+
+def _output_like(cell, s1):
+  b, h, w, _ = s1.shape
+  stride = 2 if cell.reduction else 1
+  return jnp.zeros((b, -(-h // stride), -(-w // stride),
+                    cell.space.num_nodes * cell.features), s1.dtype)
+
+
+def _init_edges(rng, plan, group):
+  """Initial parameters {operation: tree}, leaves [edges of the group, ...].
+
+  The law is `ops.torch_init`'s; one draw serves all operations, since each
+  draw costs compile time and a supernet has a hundred kernels.
+  """
+  variants = [v for v in plan.variants if v.group == group and v.size]
+  edges = len(variants[0].edges) if variants else 0
+  draw = jax.random.uniform(
+      rng, (edges, sum(v.size for v in variants)), minval=-1., maxval=1.)
+  tree, start = {}, 0
+  for variant in variants:
+    stop = start + variant.size
+    kernels = jax.vmap(variant.unflatten)(draw[:, start:stop])
+    tree[variant.op] = jax.tree.map(
+        lambda w: w * ops_lib.init_bound(w.shape[1:]), kernels)
+    start = stop
+  return tree
+
+
+# ------------------------------------------------------------ discrete cell
+
+
+class DiscreteCell(nn.Module):
+  """A cell of a derived network.
+
+  Attributes:
+    nodes: per node, its (operation, predecessor) pairs.
+    concat: the states that form the output.
+    features: C.
+    reduction, reduction_prev: as in `SearchCell`.
+    norm: function that makes a normalisation layer.
+  """
+
+  nodes: tuple[tuple[tuple[str, int], ...], ...]
+  concat: tuple[int, ...]
+  features: int
+  reduction: bool
+  reduction_prev: bool
+  norm: Callable
+
+  @nn.compact
+  def __call__(self, s0, s1, drop_path=None):
+    """[B,H,W,.] twice to [B,h,w,len(concat)*C].
+
+    Args:
+      s0, s1: outputs of the two cells before.
+      drop_path: function applied to the output of every operation but the
+        identity, or None.
+    """
+    pair = _preprocessors(self.features, self.reduction_prev, self.norm)
+    states = [m.clone(parent=self)(s) for m, s in zip(pair, (s0, s1))]
+    for number, node in enumerate(self.nodes):
+      terms = []
+      for i, (op, pred) in enumerate(node):
+        stride = 2 if self.reduction and pred < 2 else 1
+        module = ops_lib.build(
+            op, ops_lib.Context(stride, self.norm, False))
+        y = module.clone(name=f'node{number}_{i}_{op}')(states[pred])
+        if drop_path is not None and not (
+            op == 'skip_connect' and stride == 1):
+          y = drop_path(y)
+        terms.append(y)
+      states.append(sum(terms[1:], terms[0]))
+    return jnp.concatenate([states[i] for i in self.concat], -1)

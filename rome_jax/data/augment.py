@@ -1,0 +1,307 @@
+"""Augmentations: pure functions of (images, rng) on the host.
+
+They run here and not on the device so that batches are the same bytes on
+every kind of device, and take the same way for images that need decoding. The
+price is below a millisecond and a half for 96 images of CIFAR, in the
+background of a step (`benchmarks/augment.py`: jitted code takes about two
+thirds of that, but in the foreground). `rng` is a `np.random.Generator`; every
+function draws for the whole batch, so what an image gets does not depend on
+threads.
+
+Letters: B images of H x W pixels and C channels.
+"""
+
+import functools
+import math
+
+import numpy as np
+
+from rome_jax import errors
+from rome_jax.data import splits
+
+# torchvision's RandomResizedCrop: tries, and range of width / height.
+_CROP_TRIES = 10
+_CROP_RATIO = (3 / 4, 4 / 3)
+# DARTS trains and tests ImageNet so (cnn/train_imagenet.py).
+_JITTER = {'brightness': .4, 'contrast': .4, 'saturation': .4, 'hue': .2}
+_TEST_SCALE = 256 / 224
+
+
+def random_crop(images, rng, pad):
+  """Pads with black by `pad` pixels and cuts the old size out at random.
+
+  Args:
+    images: [B, H, W, C] uint8.
+    rng: draws the B offsets, each uniform over the (2 pad + 1)^2 possible.
+    pad: pixels on each side; 4 for CIFAR (DARTS).
+
+  Returns:
+    [B, H, W, C] uint8.
+  """
+  batch, height, width, _ = images.shape
+  offsets = rng.integers(0, 2 * pad + 1, (2, batch))
+  padded = np.zeros((batch, height + 2 * pad, width + 2 * pad,
+                     images.shape[3]), np.uint8)
+  padded[:, pad:pad + height, pad:pad + width] = images
+  cropped = np.empty_like(images)
+  for i, (y, x) in enumerate(offsets.T.tolist()):
+    cropped[i] = padded[i, y:y + height, x:x + width]
+  return cropped
+
+
+def flip(images, rng):
+  """Mirrors each image left to right with probability 1/2."""
+  mirrored = rng.random(len(images)) < .5
+  images = np.ascontiguousarray(images)
+  result = images.copy()
+  # Whole pixels move, as items of C bytes: half the time of single bytes.
+  old, new = (a.view(f'V{a.shape[3]}')[..., 0] for a in (images, result))
+  for i in np.flatnonzero(mirrored).tolist():
+    new[i] = old[i, :, ::-1]
+  return result
+
+
+def normalize(images, mean, std):
+  """(images / 255 - mean) / std, per channel.
+
+  Args:
+    images: [B, H, W, C] uint8.
+    mean, std: C floats each, for images in 0..1.
+
+  Returns:
+    [B, H, W, C] float32.
+  """
+  # One row of the constants: NumPy is slow over an innermost axis of C.
+  repeat = images.shape[2]
+  scale = np.tile(1 / (255 * np.asarray(std)), repeat).astype(np.float32)
+  shift = np.tile(np.asarray(mean) / std, repeat).astype(np.float32)
+  rows = images.reshape(*images.shape[:2], -1) * scale
+  rows -= shift
+  return rows.reshape(images.shape)
+
+
+def cutout(images, rng, size):
+  """Sets a square of each image to 0 (DeVries & Taylor 2017).
+
+  The centre is uniform over the pixels and the square is clipped at the
+  borders, as in DARTS; on normalised images 0 is the mean.
+
+  Args:
+    images: [B, H, W, C] float32.
+    rng: draws the B centres.
+    size: side of the square in pixels; 2 (size // 2) are cut, as in DARTS.
+
+  Returns:
+    [B, H, W, C] float32.
+  """
+  images = images.copy()
+  cut_squares(images, rng, size)
+  return images
+
+
+def cut_squares(images, rng, size):
+  """`cutout` in place, of an array that nobody else holds."""
+  batch, height, width, _ = images.shape
+  y = rng.integers(0, height, batch).tolist()
+  x = rng.integers(0, width, batch).tolist()
+  half = size // 2
+  for i in range(batch):
+    images[i, max(y[i] - half, 0):y[i] + half,
+           max(x[i] - half, 0):x[i] + half] = 0
+
+
+def random_resized_crop(images, rng, size, scale=(.08, 1.)):
+  """Resizes a random part of each image to a square (Szegedy et al. 2015).
+
+  torchvision's RandomResizedCrop: of ten draws of an area (share of the
+  image, uniform in `scale`) and a shape (log-uniform in 3/4 to 4/3) the
+  first that fits is cut out at a uniform place; if none fits, the largest
+  centred part of an allowed shape. Bilinear, antialiased.
+
+  Args:
+    images: list of B images [h, w, C] uint8 of any sizes, or an array.
+    rng: draws for the whole batch.
+    size: height and width of the result.
+    scale: smallest and largest share of the area.
+
+  Returns:
+    [B, size, size, C] uint8.
+  """
+  batch = len(images)
+  areas = rng.uniform(*scale, (batch, _CROP_TRIES))
+  ratios = np.exp(rng.uniform(*np.log(_CROP_RATIO), (batch, _CROP_TRIES)))
+  places = rng.random((batch, 2))
+  return np.stack([
+      splits.resize(_cut(image, *draws), (size, size))
+      for image, *draws in zip(images, areas, ratios, places)])
+
+
+def _cut(image, areas, ratios, place):
+  """The part of one image that RandomResizedCrop keeps."""
+  full = image.shape[:2]
+  height, width = crop_shape(*full, areas, ratios)
+  found = height > 0
+  if not found:
+    height, width = _centre_shape(*full)
+    place = (.5, .5)
+  top = int(place[0] * (full[0] - height + found))
+  left = int(place[1] * (full[1] - width + found))
+  return image[top:top + height, left:left + width]
+
+
+def crop_shape(height, width, areas, ratios):
+  """(h, w) of the first draw that fits into height x width, or (0, 0)."""
+  for area, ratio in zip(areas * (height * width), ratios):
+    w = round(math.sqrt(area * ratio))
+    h = round(math.sqrt(area / ratio))
+    if 0 < w <= width and 0 < h <= height:
+      return h, w
+  return 0, 0
+
+
+def _centre_shape(height, width):
+  """The largest (h, w) inside an image whose shape is allowed."""
+  low, high = _CROP_RATIO
+  if width / height < low:
+    return round(width / low), width
+  if width / height > high:
+    return height, round(height * high)
+  return height, width
+
+
+def color_jitter(images, rng, brightness=0., contrast=0., saturation=0.,
+                 hue=0.):
+  """Changes the colours of each image at random (torchvision's ColorJitter).
+
+  Each of the four changes is drawn for each image, and so is their order:
+  a factor uniform in [max(0, 1 - v), 1 + v], for hue a shift uniform in
+  [-v, v] turns. They are torchvision's on 8-bit images, through Pillow. Gray
+  images have neither saturation nor hue.
+
+  Args:
+    images: [B, H, W, C] uint8.
+    rng: draws for the whole batch.
+    brightness: v.
+    contrast: v.
+    saturation: v.
+    hue: v, at most .5.
+
+  Returns:
+    [B, H, W, C] uint8.
+  """
+  strengths = np.array([brightness, contrast, saturation])
+  factors = rng.uniform(np.maximum(0, 1 - strengths), 1 + strengths,
+                        (len(images), 3))
+  shifts = rng.uniform(-hue, hue, (len(images), 1))
+  orders = rng.permuted(np.tile(np.arange(4), (len(images), 1)), axis=1)
+  return np.stack([
+      _jitter(image, order, amounts) for image, order, amounts
+      in zip(images, orders, np.concatenate([factors, shifts], 1))])
+
+
+def _jitter(image, order, amounts):
+  """The changes 0 brightness, 1 contrast, 2 saturation, 3 hue, in order."""
+  Image = splits.require('PIL.Image', 'colour jitter')
+  ImageEnhance = splits.require('PIL.ImageEnhance', 'colour jitter')
+  enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast,
+               ImageEnhance.Color)
+  gray = image.shape[2] == 1
+  picture = Image.fromarray(image[:, :, 0] if gray else image)
+  for change in order:
+    if change < 2 or (change == 2 and not gray):
+      picture = enhancers[change](picture).enhance(float(amounts[change]))
+    # Without a shift, going to HSV and back would still round.
+    elif change == 3 and not gray and amounts[3]:
+      picture = _turn_hue(Image, picture, amounts[3])
+  return np.asarray(picture).reshape(image.shape)
+
+
+def _turn_hue(Image, picture, turns):
+  """Shifts the hue by a share of the full circle."""
+  h, s, v = picture.convert('HSV').split()
+  h = np.asarray(h) + np.uint8(int(turns * 255) % 256)  # wraps around
+  return Image.merge('HSV', (Image.fromarray(h), s, v)).convert('RGB')
+
+
+def _none(size, train):
+  del train
+  return lambda images, rng: splits.fit_all(images, size)
+
+
+def _shift(size, train):
+  # A digit mirrored is another sign, so images are only moved: by 1 pixel of
+  # 8 x 8, by 2 of anything larger than 16 x 16.
+  if not train:
+    return _none(size, train)
+  pad = 1 if size <= 16 else 2
+  return lambda images, rng: random_crop(
+      splits.fit_all(images, size), rng, pad)
+
+
+def _crop_and_flip(size, train):
+  if not train:
+    return _none(size, train)
+  return lambda images, rng: flip(
+      random_crop(splits.fit_all(images, size), rng, 4), rng)
+
+
+def _imagenet(size, train):
+  if not train:
+    short = round(size * _TEST_SCALE)
+    return lambda images, rng: np.stack([
+        splits.fit(image, size, short) for image in images])
+  def augment(images, rng):
+    images = flip(random_resized_crop(images, rng, size), rng)
+    return color_jitter(images, rng, **_JITTER)
+  return augment
+
+
+# Each takes (size, train) and returns a function of (images, rng) that yields
+# [B, size, size, C] uint8; facts of each in the docstring of `make_transform`.
+KINDS = {
+    'none': _none,
+    'shift': _shift,
+    'cifar': _crop_and_flip,
+    'svhn': _crop_and_flip,
+    'imagenet': _imagenet,
+}
+
+
+def make_transform(kind, dataset, train, *, cutout=0):
+  """Composes an augmentation, normalisation and cutout.
+
+  'none' only fits images to the size of the data set; 'shift' moves them by
+  1 pixel (2 above 16 x 16); 'cifar' and 'svhn' crop out of 4 pixels of
+  padding and flip (DARTS, RobustDARTS); 'imagenet' is RandomResizedCrop,
+  flip and ColorJitter(.4, .4, .4, hue .2) to train, and a centre crop of 7/8
+  of the shorter side to test (DARTS).
+
+  Args:
+    kind: one of `KINDS`.
+    dataset: a `Dataset`, for size, mean and std.
+    train: whether to augment.
+    cutout: side of the square cut out of training images; 0 for none.
+
+  Returns:
+    A pure function of (images, rng), images being uint8 [B, H, W, C] or a
+    list of [h, w, C], that returns float32 [B, size, size, C].
+
+  Raises:
+    UserError: unknown kind, negative cutout.
+  """
+  if kind not in KINDS:
+    raise errors.UserError(
+        f'augmentation {kind!r} is unknown; known: {", ".join(KINDS)}'
+        f'{errors.near_miss(kind, KINDS)}')
+  if cutout < 0:
+    raise errors.UserError(f'cutout={cutout} must be at least 0')
+  return functools.partial(
+      _apply, KINDS[kind](dataset.image_size, train), dataset.mean,
+      dataset.std, cutout if train else 0)
+
+
+def _apply(geometry, mean, std, cutout_size, images, rng=None):
+  images = normalize(geometry(images, rng), mean, std)
+  if cutout_size:
+    cut_squares(images, rng, cutout_size)
+  return images

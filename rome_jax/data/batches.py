@@ -1,0 +1,247 @@
+"""Batches as pure functions of (seed, step), and reading them ahead."""
+
+import collections
+import concurrent.futures
+import functools
+import math
+import os
+import time
+
+import numpy as np
+
+from rome_jax import errors
+from rome_jax.data import splits
+
+# Words of Philox's counter that keep the streams of one key apart.
+_ORDER, _AUGMENTATION, _HALVES = range(3)
+
+
+def generator(seed, number, stream):
+  """A NumPy generator that depends on nothing but its three arguments."""
+  return np.random.Generator(np.random.Philox(
+      key=[seed % 2**64, number], counter=[0, 0, 0, stream]))
+
+
+def halves(labels, fraction_theta, fraction_alpha, seed):
+  """Two disjoint parts of the training data (ROME Algorithm 1: D_t, D_s).
+
+  Fractions that add up to 1 cut one fixed random order in two, as DARTS
+  does. Smaller ones take that share of each class (rounded down, at least
+  one image), as in the search on 10% + 10% of ImageNet.
+
+  Args:
+    labels: [n] integers.
+    fraction_theta: share of the data for the weights.
+    fraction_alpha: share for the architecture.
+    seed: of the order.
+
+  Returns:
+    (indices_theta, indices_alpha): disjoint int arrays.
+
+  Raises:
+    UserError: a fraction is not positive, their sum is above 1, or a part
+      has no images.
+  """
+  for field, value in (('fraction_theta', fraction_theta),
+                       ('fraction_alpha', fraction_alpha)):
+    if not 0 < value < 1:
+      raise errors.UserError(f'{field}={value} must lie between 0 and 1')
+  total = fraction_theta + fraction_alpha
+  if total > 1 + 1e-9:
+    raise errors.UserError(
+        f'fraction_theta={fraction_theta} and '
+        f'fraction_alpha={fraction_alpha} add up to {total:.6g}; at most 1 '
+        'is possible')
+  if total > 1 - 1e-9:
+    order = generator(seed, 0, _HALVES).permutation(len(labels))
+    cut = round(fraction_theta * len(labels))
+    parts = order[:cut], order[cut:]
+  else:
+    parts = _class_shares(labels, fraction_theta, fraction_alpha, seed)
+  if not len(parts[0]) or not len(parts[1]):
+    raise errors.UserError(
+        f'{len(labels)} images are too few to cut into parts of '
+        f'{fraction_theta} and {fraction_alpha}')
+  return parts
+
+
+def _class_shares(labels, fraction_theta, fraction_alpha, seed):
+  theta, alpha = [], []
+  for indices in splits.class_permutations(labels, seed):
+    n = len(indices)
+    # 1e-9: .1 * 130 must give 13 in floating point too.
+    a, b = (max(math.floor(f * n + 1e-9), 1)
+            for f in (fraction_theta, fraction_alpha))
+    theta.append(indices[:a])
+    alpha.append(indices[a:a + b])
+  return np.concatenate(theta), np.concatenate(alpha)
+
+
+class Batches:
+  """Training batches: `batches(step)` is a pure function of (seed, step).
+
+  Each epoch is a new random order of `indices`; a resumed run that asks for
+  the same step gets the same bytes, whatever was asked for before.
+  """
+
+  def __init__(self, split, indices, batch_size, seed, transform,
+               drop_last=True):
+    """Fixes what batches are made of.
+
+    Args:
+      split: an `ArraySplit` or `LazySplit`.
+      indices: [n] int, the images to use; None for all.
+      batch_size: B.
+      seed: of order and augmentation; give two streams of one run two seeds.
+      transform: function of (images, rng), see `make_transform`.
+      drop_last: skip the images of an epoch that fill no batch; otherwise
+        its last batch is smaller.
+
+    Raises:
+      UserError: batch_size is below 1 or above the number of images.
+    """
+    self.split = split
+    self.indices = np.arange(len(split)) if indices is None else (
+        np.asarray(indices))
+    if not 1 <= batch_size <= len(self.indices):
+      raise errors.UserError(
+          f'batch_size={batch_size} must lie between 1 and '
+          f'{len(self.indices)}, the number of images')
+    self.batch_size = batch_size
+    self.seed = seed
+    self.transform = transform
+    full, rest = divmod(len(self.indices), batch_size)
+    self.steps_per_epoch = full + (rest > 0 and not drop_last)
+    # Only saves time: the order of an epoch is the same whenever drawn.
+    self._order = functools.lru_cache(maxsize=2)(self._draw_order)
+
+  def _draw_order(self, epoch):
+    return generator(self.seed, epoch, _ORDER).permutation(self.indices)
+
+  def batch_indices(self, step):
+    """Which images of the split make up batch `step`: [B] int."""
+    epoch, position = divmod(int(step), self.steps_per_epoch)
+    start = position * self.batch_size
+    return self._order(epoch)[start:start + self.batch_size]
+
+  def __call__(self, step):
+    """Batch `step` (0, 1, ..., across epochs).
+
+    Returns:
+      dict of image float32 [B, H, W, C] and label int32 [B].
+    """
+    chosen = self.batch_indices(step)
+    images = self.transform(
+        self.split.get(chosen), generator(self.seed, int(step), _AUGMENTATION))
+    return {'image': images, 'label': self.split.labels[chosen]}
+
+
+class EvaluationBatches:
+  """Every image of a split once, in order; iterable, with a length.
+
+  `batches(i)` is batch i, so `prefetch` reads these ahead too. The last one
+  is filled up with zeros; `mask` is 1 for images and 0 for filling, so one
+  compiled function serves all.
+  """
+
+  def __init__(self, split, batch_size, transform):
+    if batch_size < 1:
+      raise errors.UserError(f'batch_size={batch_size} must be at least 1')
+    self.split = split
+    self.batch_size = batch_size
+    self.transform = transform
+
+  def __len__(self):
+    return -(-len(self.split) // self.batch_size)
+
+  def __iter__(self):
+    return (self(i) for i in range(len(self)))
+
+  def __call__(self, i):
+    """Batch i: image float32 [B, H, W, C], label int32 [B], mask float [B]."""
+    start = int(i) * self.batch_size
+    chosen = np.arange(start, min(start + self.batch_size, len(self.split)))
+    batch = {
+        'image': self.transform(self.split.get(chosen), None),
+        'label': self.split.labels[chosen],
+        'mask': np.ones(len(chosen), np.float32),
+    }
+    missing = self.batch_size - len(chosen)
+    return {key: np.pad(value, [(0, missing)] + [(0, 0)] * (value.ndim - 1))
+            if missing else value for key, value in batch.items()}
+
+
+def evaluation_batches(split, batch_size, transform):
+  """`EvaluationBatches` of a split, with a transform made for testing."""
+  return EvaluationBatches(split, batch_size, transform)
+
+
+class prefetch:  # noqa: N801 -- an iterator made like map() or zip()
+  """Iterates over batches(start), ..., batches(stop - 1), made ahead.
+
+  Background threads call the pure function `batches`, so the order and the
+  bytes are those of a plain loop. An exception in a thread is raised by the
+  `next` that would have returned its batch. Use it as a context manager, or
+  call `close`, to stop early.
+
+  Attributes:
+    wait_seconds: how long the consumer has waited so far, in total.
+  """
+
+  def __init__(self, batches, start, stop, depth=2, workers=None):
+    """Starts the threads.
+
+    Args:
+      batches: `Batches` or `EvaluationBatches`.
+      start: first step.
+      stop: one past the last step.
+      depth: how many batches to hold ready, at least 1.
+      workers: threads; default 1, for images that need decoding one per
+        processor but at most 8 (each holds a batch).
+    """
+    if workers is None:
+      lazy = getattr(getattr(batches, 'split', None), 'lazy', False)
+      workers = min(8, os.cpu_count() or 1) if lazy else 1
+    self.wait_seconds = 0.
+    self._batches = batches
+    self._steps = iter(range(start, stop))
+    self._pool = concurrent.futures.ThreadPoolExecutor(
+        workers, thread_name_prefix='batches')
+    self._pending = collections.deque()
+    for _ in range(max(depth, workers, 1)):
+      self._submit()
+
+  def _submit(self):
+    for step in self._steps:
+      self._pending.append(self._pool.submit(self._batches, step))
+      return
+
+  def __iter__(self):
+    return self
+
+  def __next__(self):
+    if not self._pending:
+      self.close()
+      raise StopIteration
+    began = time.perf_counter()
+    try:
+      batch = self._pending.popleft().result()
+    except BaseException:  # KeyboardInterrupt too must stop the threads
+      self.close()
+      raise
+    finally:
+      self.wait_seconds += time.perf_counter() - began
+    self._submit()
+    return batch
+
+  def close(self):
+    """Drops what is ready and waits for the threads to end."""
+    self._steps = iter(())
+    self._pending.clear()
+    self._pool.shutdown(wait=True, cancel_futures=True)
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self.close()

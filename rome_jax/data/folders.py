@@ -1,0 +1,120 @@
+"""Folders of image files, one folder per class."""
+
+import os
+import pathlib
+
+import numpy as np
+
+from rome_jax import errors
+from rome_jax.data import splits
+
+SUFFIXES = frozenset((
+    '.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp', '.ppm', '.pgm', '.tif',
+    '.tiff'))
+_TEST_NAMES = ('test', 'val', 'validation')
+
+
+def open_folder(root, *, need_train=False, channels=0):
+  """Finds the splits of a folder and lists their images.
+
+  Args:
+    root: holds train/ and test/ (or val/), each with a folder per class; or
+      the class folders themselves.
+    need_train: refuse the second form.
+    channels: 1 or 3; 0 to look at some images.
+
+  Returns:
+    (classes, train, test, channels): sorted class names; lazy splits (test
+    is None for a folder of classes); 1 if every looked-at image is gray, else
+    3.
+
+  Raises:
+    UserError: no such folder, no classes, a class without images, a test
+      class that train lacks.
+  """
+  root = pathlib.Path(root)
+  if not root.is_dir():
+    raise errors.UserError(f'data_dir={str(root)!r} is not a folder')
+  if not (root / 'train').is_dir():
+    if need_train:
+      raise errors.UserError(
+          f'{root} has no folder train; expected train/ and val/, each with a '
+          'folder per class')
+    classes = class_names(root)
+    files = list_files(root, classes)
+    channels = channels or probe_channels(files)
+    return classes, file_split(files, channels), None, channels
+  test = next((root / n for n in _TEST_NAMES if (root / n).is_dir()), None)
+  if test is None:
+    raise errors.UserError(
+        f'{root} has a folder train but none of {", ".join(_TEST_NAMES)}')
+  classes = class_names(root / 'train')
+  extra = sorted(set(class_names(test)) - set(classes))
+  if extra:
+    raise errors.UserError(
+        f'{test / extra[0]} is a class that {root / "train"} does not have')
+  files = list_files(root / 'train', classes)
+  test_files = list_files(test, [c for c in classes if (test / c).is_dir()],
+                          classes)
+  channels = channels or probe_channels(files)
+  return (classes, file_split(files, channels),
+          file_split(test_files, channels), channels)
+
+
+def class_names(folder):
+  """The sorted names of a folder's folders; UserError if there are none."""
+  names = sorted(entry.name for entry in os.scandir(folder)
+                 if entry.is_dir() and not entry.name.startswith('.'))
+  if not names:
+    raise errors.UserError(
+        f'{folder} has no folders; expected one folder of images per class')
+  return names
+
+
+def list_files(folder, names, classes=None):
+  """The image files of some class folders, in a fixed order.
+
+  Args:
+    folder: holds the class folders.
+    names: which of them to read.
+    classes: all classes, for the labels (default: names).
+
+  Returns:
+    (paths, labels [n] int32).
+  """
+  classes = classes or names
+  paths, labels = [], []
+  for name in names:
+    found = sorted(
+        entry.path for entry in os.scandir(pathlib.Path(folder) / name)
+        if os.path.splitext(entry.name)[1].lower() in SUFFIXES
+        and not entry.name.startswith('.'))
+    if not found:
+      raise errors.UserError(
+          f'{pathlib.Path(folder) / name} holds no images; expected files '
+          f'that end in one of {", ".join(sorted(SUFFIXES))}')
+    paths += found
+    labels += [classes.index(name)] * len(found)
+  return paths, np.array(labels, np.int32)
+
+
+def file_split(files, channels):
+  """The lazy split of (paths, labels)."""
+  paths, labels = files
+  return splits.LazySplit(
+      lambda i: splits.decode(paths[i], channels, paths[i]), labels)
+
+
+def probe_channels(files):
+  """1 if all of 64 evenly spaced images are gray, else 3."""
+  paths, _ = files
+  Image = splits.require('PIL.Image', 'reading a folder of images')
+  for i in splits.spread(64, len(paths)):
+    try:
+      with Image.open(paths[i]) as image:
+        if image.mode not in ('1', 'L', 'LA', 'I', 'I;16', 'F'):
+          return 3
+    except (OSError, SyntaxError, ValueError):
+      splits.decode(paths[i], 3, paths[i])  # says what is wrong with it
+      return 3
+  return 1

@@ -1,0 +1,277 @@
+"""Readers of the file formats that image sets are published in.
+
+Every reader returns NumPy arrays and raises a `UserError` of one sentence,
+with the file, for anything that is not the format.
+"""
+
+import gzip
+import io
+import lzma
+import math
+import pathlib
+import pickle
+import zipfile
+import zlib
+
+import numpy as np
+
+from rome_jax import errors
+from rome_jax.data import splits
+
+_DAMAGE = (OSError, EOFError, ValueError, KeyError, zlib.error, lzma.LZMAError,
+           zipfile.BadZipFile, NotImplementedError)
+
+
+def reason(error):
+  """The first line of an exception's text, or its type."""
+  return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def read_bytes(path):
+  """The content of a file; `.gz` files are unpacked.
+
+  Raises:
+    UserError: missing, unreadable, or damaged compression.
+  """
+  path = pathlib.Path(path)
+  try:
+    data = path.read_bytes()
+    return gzip.decompress(data) if path.suffix == '.gz' else data
+  except FileNotFoundError as error:
+    raise errors.UserError(f'{path} does not exist') from error
+  except (OSError, EOFError, zlib.error) as error:
+    raise errors.UserError(
+        f'{path} cannot be read: {reason(error)}') from error
+
+
+def read_cifar_binary(path, label_bytes):
+  """Reads a file of CIFAR's binary version.
+
+  A record is `label_bytes` labels (CIFAR-10: 1; CIFAR-100: coarse, fine) and
+  3072 bytes of a 32x32 image, channel by channel.
+
+  Returns:
+    (images [n, 32, 32, 3] uint8, labels [n] int, the last label byte).
+  """
+  data = read_bytes(path)
+  size = label_bytes + 3072
+  if not data or len(data) % size:
+    raise errors.UserError(
+        f'{path} has {len(data)} bytes; expected a multiple of {size}, the '
+        'size of one record')
+  records = np.frombuffer(data, np.uint8).reshape(-1, size)
+  return _planar(records[:, label_bytes:]), records[:, label_bytes - 1]
+
+
+def read_cifar_python(path, key):
+  """Reads a file of CIFAR's python version, through `read_arrays`.
+
+  Args:
+    path: the file, such as data_batch_1.
+    key: 'labels' or 'fine_labels'.
+
+  Returns:
+    (images [n, 32, 32, 3] uint8, labels [n] int).
+  """
+  content = read_arrays(path)
+  found = isinstance(content, dict) and {
+      _text(k): v for k, v in content.items()}
+  if not found or 'data' not in found or key not in found:
+    raise errors.UserError(
+        f'{path} is not a CIFAR batch; expected a dictionary with data and '
+        f'{key}')
+  images = found['data']
+  if (not isinstance(images, np.ndarray) or images.ndim != 2
+      or images.shape[1] != 3072):
+    raise errors.UserError(
+        f'{path}: data has shape {np.shape(images)}; expected [n, 3072] uint8')
+  try:
+    labels = np.asarray(found[key])
+  except ValueError as error:
+    raise errors.UserError(f'{path}: {key} is no list of integers') from error
+  return _planar(images), labels
+
+
+def _planar(pixels):
+  """[n, 3072] channel-first bytes -> [n, 32, 32, 3]."""
+  return pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+
+
+def _text(key):
+  return key.decode('latin1') if isinstance(key, bytes) else key
+
+
+class _Array:
+  """What stands for a NumPy array while a file is read: its plain parts."""
+
+  def __init__(self):
+    self.state = None
+
+  def __setstate__(self, state):
+    self.state = state
+
+  def to_numpy(self):
+    """The array of uint8 that the parts describe; ValueError if none."""
+    _, shape, dtype, fortran, data = self.state
+    if not (isinstance(dtype, _Dtype) and dtype.is_bytes):
+      raise ValueError('an array is not of type uint8')
+    if isinstance(data, str):  # protocol 0 of Python 2
+      data = data.encode('latin1')
+    if not isinstance(data, bytes | bytearray) or len(data) != math.prod(shape):
+      raise ValueError('an array and its shape differ in size')
+    order = 'F' if fortran else 'C'
+    return np.frombuffer(data, np.uint8).reshape(shape, order=order)
+
+
+class _Dtype:
+  """What stands for a NumPy dtype: whether it is uint8."""
+
+  def __init__(self, code):
+    self.is_bytes = code in ('u1', b'u1', '|u1', b'|u1')
+
+  def __setstate__(self, state):
+    del state  # byte order and alignment mean nothing for single bytes
+
+
+class _ArrayReader(pickle.Unpickler):
+  """Reads Python's array container and can construct nothing but data.
+
+  No name in the file is ever imported. The few that NumPy writes for an
+  array are answered by functions of ours that record the array's parts, any
+  other one ends the reading; what remains is dictionaries, lists, text,
+  bytes and numbers. So a file made to run code when it is loaded cannot.
+  """
+
+  def find_class(self, module, name):
+    if module == 'numpy' and name == 'ndarray':
+      return 'ndarray'  # only ever an argument of _reconstruct
+    if module == 'numpy' and name == 'dtype':
+      # Fresh functions each time: a file cannot alter one for the next.
+      return lambda code, *_: _Dtype(code)
+    if name == '_reconstruct' and module in (
+        'numpy.core.multiarray', 'numpy._core.multiarray'):
+      return lambda *_: _Array()
+    if name == '_frombuffer' and module in (
+        'numpy.core.numeric', 'numpy._core.numeric'):
+      return lambda *parts: _array_from_buffer(*parts)
+    if (module, name) == ('_codecs', 'encode'):
+      return lambda text, *_: text.encode('latin1')
+    raise pickle.UnpicklingError(f'{module}.{name} is not allowed')
+
+  def persistent_load(self, pid):
+    raise pickle.UnpicklingError('references to other files are not allowed')
+
+
+def _array_from_buffer(data, dtype, shape, order):
+  array = _Array()
+  array.state = (1, shape, dtype, order == 'F', bytes(data))
+  return array
+
+
+def read_arrays(path):
+  """Reads a file of CIFAR's python version without running what it says.
+
+  The python version is stored as pickles, a format that can carry code. This
+  reader admits uint8 arrays in dictionaries, lists, tuples, bytes, text and
+  numbers, and refuses everything else (see `_ArrayReader`).
+
+  Returns:
+    the stored value, its arrays as NumPy arrays.
+
+  Raises:
+    UserError: missing, damaged, or something other than the above.
+  """
+  data = read_bytes(path)
+  try:
+    return _to_numpy(_ArrayReader(io.BytesIO(data), encoding='bytes').load())
+  # A damaged stream of opcodes can fail in any way whatever.
+  except Exception as error:
+    raise errors.UserError(
+        f'{path} is damaged or not a plain file of arrays '
+        f'({reason(error)})') from error
+
+
+def _to_numpy(value):
+  if isinstance(value, _Array):
+    return value.to_numpy()
+  if isinstance(value, dict):
+    return {k: _to_numpy(v) for k, v in value.items()}
+  if isinstance(value, list | tuple):
+    return [_to_numpy(v) for v in value]
+  if value is None or isinstance(value, bytes | bytearray | str | int | float):
+    return value
+  raise ValueError(f'a {type(value).__name__} is not allowed')
+
+
+def read_idx(path, dimensions):
+  """Reads an idx file of unsigned bytes (MNIST's format), perhaps gzipped.
+
+  Args:
+    path: the file.
+    dimensions: 3 for images, 1 for labels.
+
+  Returns:
+    uint8 array of that many dimensions.
+  """
+  data = read_bytes(path)
+  header = 4 + 4 * dimensions
+  magic = bytes([0, 0, 8, dimensions])
+  if data[:4] != magic or len(data) < header:
+    raise errors.UserError(
+        f'{path} begins with {data[:4].hex() or "nothing"}; expected '
+        f'{magic.hex()}, an idx file of {dimensions} dimension'
+        f'{"s" if dimensions > 1 else ""}')
+  shape = tuple(map(int, np.frombuffer(data, '>u4', dimensions, 4)))
+  expected = header + math.prod(shape)
+  if len(data) != expected:
+    raise errors.UserError(
+        f'{path} has {len(data)} bytes; expected {expected} from its header')
+  return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
+
+
+def read_svhn(path):
+  """Reads a cropped-digits file of SVHN (MATLAB v5).
+
+  Returns:
+    (images [n, 32, 32, 3] uint8, labels [n] int, the file's 10 as digit 0).
+  """
+  matlab = splits.require('scipy.io', 'svhn')
+  if not pathlib.Path(path).exists():
+    raise errors.UserError(f'{path} does not exist')
+  try:
+    content = matlab.loadmat(path)
+    images, labels = content['X'], content['y']
+  # scipy's reader raises a different error for each kind of damage.
+  except Exception as error:
+    raise errors.UserError(
+        f'{path} is damaged or not a MATLAB v5 file with X and y '
+        f'({reason(error)})') from error
+  if images.ndim != 4 or images.shape[:3] != (32, 32, 3):
+    raise errors.UserError(
+        f'{path}: X has shape {images.shape}; expected [32, 32, 3, n]')
+  labels = labels.reshape(-1)
+  if labels.size and labels.min() < 1:
+    raise errors.UserError(
+        f'{path}: label {labels.min()} is out of range; expected 1 to 10')
+  return (images.transpose(3, 0, 1, 2),
+          np.where(labels == 10, 0, labels))
+
+
+def read_npz(path):
+  """Reads every array of an .npz file; object arrays are refused.
+
+  Returns:
+    dict of arrays.
+  """
+  try:
+    # NumPy leaves a damaged file open that it has opened itself.
+    with open(path, 'rb') as stream:
+      with np.load(stream, allow_pickle=False) as file:
+        return {key: file[key] for key in file.files}
+  except FileNotFoundError as error:
+    raise errors.UserError(f'{path} does not exist') from error
+  # An .npy file gives an array, which has no `files`.
+  except (*_DAMAGE, AttributeError, TypeError) as error:
+    raise errors.UserError(
+        f'{path} is damaged or not an .npz file of plain arrays '
+        f'({reason(error)})') from error

@@ -1,0 +1,308 @@
+"""Image sets by name: `load` turns a name and a folder into a `Dataset`.
+
+A source is a function of (name, data_dir, options) in `SOURCES`. It opens
+the files and checks them; sizes and statistics are added here for all alike.
+"""
+
+import os
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+
+from rome_jax import errors
+from rome_jax.data import folders, formats, splits, tfds
+
+# Mean and standard deviation per channel, of images in 0..1, as published with
+# the search code for each set: DARTS (CIFAR-10, ImageNet), RobustDARTS (the
+# others). Sets that are not listed are measured.
+_IMAGENET = ((.485, .456, .406), (.229, .224, .225))
+_CIFAR10 = ((.49139968, .48215827, .44653124),
+            (.24703233, .24348505, .26158768))
+_CIFAR100 = ((.5071, .4865, .4409), (.2673, .2564, .2762))
+_SVHN = ((.4377, .4438, .4728), (.1980, .2010, .1970))
+STATISTICS = {
+    'cifar10': _CIFAR10, 'cifar100': _CIFAR100, 'svhn': _SVHN,
+    'imagenet': _IMAGENET, 'imagenet2012': _IMAGENET, 'svhn_cropped': _SVHN,
+}
+# Sizes of sets whose images have none in common.
+_SIZES = {'imagenet': 224, 'imagenet2012': 224}
+# Up to this many bytes, images that need decoding are decoded once.
+_MEMORY_LIMIT = 2**29
+_CIFAR10_CLASSES = ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog',
+                    'frog', 'horse', 'ship', 'truck')
+
+
+class Opened(NamedTuple):
+  """What a source returns: splits of images in their own sizes.
+
+  Attributes:
+    train, test: splits; test is None where the source does not divide.
+    num_classes: labels are below it.
+    channels: 1 or 3.
+    class_names: per class, or ().
+  """
+
+  train: splits.Split
+  test: splits.Split | None
+  num_classes: int
+  channels: int
+  class_names: tuple[str, ...] = ()
+
+
+def load(name, data_dir='', *, image_size=0, test_fraction=.2, seed=0,
+         lazy=None):
+  """Opens an image set.
+
+  Args:
+    name: one of `SOURCES`, or 'tfds:NAME' for a set of TensorFlow Datasets.
+    data_dir: the folder of the files (the file itself for 'npz'); not used
+      by 'digits'. Nothing is ever downloaded.
+    image_size: height and width to fit images to; 0 for their own (224 for
+      ImageNet).
+    test_fraction: share of each class held out where a folder, an .npz or a
+      TFDS set has no test split.
+    seed: of that cut.
+    lazy: whether images of folders and TFDS are decoded at each use, in their
+      full size, rather than once; None decides by memory (512 MiB).
+      ImageNet is always lazy.
+
+  Returns:
+    A `Dataset`.
+
+  Raises:
+    UserError: the name is unknown, a file is missing, damaged or of wrong
+      shape, labels are out of range, or a needed package is not installed.
+  """
+  data_dir = os.path.expanduser(data_dir)
+  key = 'tfds' if tfds.base_name(name) else name
+  if key not in SOURCES:
+    known = (*(k for k in SOURCES if k != 'tfds'), 'tfds:NAME')
+    raise errors.UserError(
+        f'data name {name!r} is unknown; known: {", ".join(known)}'
+        f'{errors.near_miss(name, known)}')
+  if image_size < 0:
+    raise errors.UserError(
+        f'image_size={image_size} must be at least 1, or 0 for the size of '
+        'the images')
+  if key != 'digits' and key != 'tfds' and not data_dir:
+    raise errors.UserError(
+        f'data_dir is empty; {name} needs the path of its files')
+  try:
+    opened = SOURCES[key](name, data_dir)
+  except OSError as error:  # no permission, a disk that fails
+    raise errors.UserError(
+        f'cannot read {error.filename or data_dir}: '
+        f'{error.strerror or error}') from error
+  if opened.test is None:
+    train, test = splits.stratified(opened.train.labels, test_fraction, seed)
+    opened = opened._replace(train=splits.take(opened.train, train),
+                             test=splits.take(opened.train, test))
+  return _finish(name, opened, image_size, lazy)
+
+
+def _finish(name, opened, image_size, lazy):
+  """Fits images to one size and measures what is not known of them."""
+  known = tfds.base_name(name) or name
+  size = image_size or _SIZES.get(known) or native_size(opened.train, name)
+  train, test = opened.train, opened.test
+  if known in _SIZES:
+    lazy = True
+  elif lazy is None:
+    total = (len(train) + len(test)) * size**2 * opened.channels
+    lazy = total > _MEMORY_LIMIT
+  if not lazy:
+    train, test = (splits.in_memory(s, size) for s in (train, test))
+  mean, std = STATISTICS.get(known) or splits.statistics(train, size)
+  return splits.Dataset(
+      name, train, test, opened.num_classes, size, opened.channels, mean, std,
+      tuple(opened.class_names))
+
+
+def native_size(split, name):
+  """The common height and width of a split's images.
+
+  Raises:
+    UserError: they differ (looking at 64 of a lazy split) or are not square.
+  """
+  images = split.get(splits.spread(64 if split.lazy else 1, len(split)))
+  shapes = sorted({image.shape[:2] for image in images})
+  height, width = shapes[0]
+  if len(shapes) > 1:
+    raise errors.UserError(
+        f'{name}: images differ in size ({height}x{width}, '
+        f'{shapes[-1][0]}x{shapes[-1][1]}); set image_size')
+  if height != width:
+    raise errors.UserError(
+        f'{name}: images are {height}x{width}, not square; set image_size')
+  return height
+
+
+def _arrays(train, test, num_classes, where, class_names=()):
+  """`Opened` of two (images, labels) pairs, checked."""
+  checked = [splits.array_split(*pair, num_classes, f'{where} {split}')
+             for pair, split in ((train, 'train'), (test, 'test'))]
+  shapes = [s.images.shape[1:] for s in checked]
+  if shapes[0] != shapes[1]:
+    raise errors.UserError(
+        f'{where}: images are {shapes[0]} in train but {shapes[1]} in test')
+  return Opened(*checked, num_classes, shapes[0][-1], class_names)
+
+
+def _digits(name, data_dir):
+  """scikit-learn's 1,797 handwritten digits, 8x8; always the same cut."""
+  del data_dir
+  content = splits.require('sklearn.datasets', name).load_digits()
+  images = np.rint(content.images * (255 / 16)).astype(np.uint8)
+  labels = content.target
+  train, test = splits.stratified(labels, .2, seed=0)
+  return _arrays((images[train], labels[train]), (images[test], labels[test]),
+                 10, name, tuple('0123456789'))
+
+
+class _Layout(NamedTuple):
+  """Where CIFAR keeps its files in one of its two versions."""
+
+  folder: str
+  train: tuple[str, ...]
+  test: str
+  read: str  # 'binary' or 'python'
+
+
+_BATCHES = tuple(f'data_batch_{i}' for i in range(1, 6))
+_CIFAR_LAYOUTS = {
+    'cifar10': (
+        _Layout('cifar-10-batches-bin', tuple(f'{b}.bin' for b in _BATCHES),
+                'test_batch.bin', 'binary'),
+        _Layout('cifar-10-batches-py', _BATCHES, 'test_batch', 'python')),
+    'cifar100': (
+        _Layout('cifar-100-binary', ('train.bin',), 'test.bin', 'binary'),
+        _Layout('cifar-100-python', ('train',), 'test', 'python')),
+}
+
+
+def _cifar(name, data_dir):
+  """CIFAR-10 and CIFAR-100 in the binary and the python version."""
+  fine = name == 'cifar100'
+  folder, layout = _find_layout(name, pathlib.Path(data_dir))
+  def read(file):
+    if layout.read == 'binary':
+      return formats.read_cifar_binary(folder / file, 1 + fine)
+    return formats.read_cifar_python(
+        folder / file, 'fine_labels' if fine else 'labels')
+  parts = [read(file) for file in layout.train]
+  train = [np.concatenate(part) for part in zip(*parts)]
+  classes = () if fine else _CIFAR10_CLASSES
+  return _arrays(train, read(layout.test), 100 if fine else 10, str(folder),
+                 classes)
+
+
+def _find_layout(name, root):
+  """(folder, layout) of the first layout of which any file is there."""
+  for layout in _CIFAR_LAYOUTS[name]:
+    for folder in (root, root / layout.folder):
+      files = [folder / f for f in (*layout.train, layout.test)]
+      if any(f.is_file() for f in files):
+        missing = [f for f in files if not f.is_file()]
+        if missing:
+          raise errors.UserError(f'{missing[0]} does not exist')
+        return folder, layout
+  wanted = ' or '.join(f'{layout.folder} ({layout.train[0]}, ...)'
+                       for layout in _CIFAR_LAYOUTS[name])
+  raise errors.UserError(
+      f'{root} does not hold {name}; expected the files of {wanted}')
+
+
+def _svhn(name, data_dir):
+  """SVHN's cropped digits: the train and test files, without extra."""
+  root = pathlib.Path(data_dir)
+  train, test = (formats.read_svhn(root / f'{split}_32x32.mat')
+                 for split in ('train', 'test'))
+  return _arrays(train, test, 10, f'{name} {root}', tuple('0123456789'))
+
+
+_FASHION_CLASSES = ('t-shirt', 'trouser', 'pullover', 'dress', 'coat',
+                    'sandal', 'shirt', 'sneaker', 'bag', 'ankle boot')
+
+
+def _mnist(name, data_dir):
+  """MNIST and Fashion-MNIST: four idx files, gzipped or not."""
+  root = pathlib.Path(data_dir)
+  train, test = (
+      (formats.read_idx(_idx_file(root, f'{split}-images', 3), 3),
+       formats.read_idx(_idx_file(root, f'{split}-labels', 1), 1))
+      for split in ('train', 't10k'))
+  classes = _FASHION_CLASSES if name == 'fashion_mnist' else '0123456789'
+  return _arrays(train, test, 10, f'{name} {root}', tuple(classes))
+
+
+def _idx_file(root, stem, dimensions):
+  """The idx file under any of the names that it goes by."""
+  names = [f'{stem}{dot}idx{dimensions}-ubyte{end}'
+           for dot in '-.' for end in ('', '.gz')]
+  for name in names:
+    if (root / name).is_file():
+      return root / name
+  raise errors.UserError(
+      f'{root / names[0]} does not exist, nor does {names[1]}')
+
+
+def _npz(name, data_dir):
+  """Arrays x_train, y_train[, x_test, y_test], or images, labels."""
+  content = formats.read_npz(data_dir)
+  keys = next((k for k in (('x_train', 'y_train'), ('images', 'labels'))
+               if set(k) <= set(content)), None)
+  if keys is None:
+    raise errors.UserError(
+        f'{data_dir} has the arrays {", ".join(content) or "(none)"}; '
+        'expected x_train and y_train, or images and labels')
+  images, labels = (content[k] for k in keys)
+  num_classes = _count_classes(labels, data_dir)
+  if keys[0] == 'x_train' and 'x_test' in content:
+    if 'y_test' not in content:
+      raise errors.UserError(f'{data_dir} has x_test but no y_test')
+    return _arrays((images, labels), (content['x_test'], content['y_test']),
+                   num_classes, str(data_dir))
+  train = splits.array_split(images, labels, num_classes, str(data_dir))
+  return Opened(train, None, num_classes, train.images.shape[-1])
+
+
+def _count_classes(labels, where):
+  """One more than the largest label; UserError if they are not integers."""
+  if not labels.size or not np.issubdtype(labels.dtype, np.integer):
+    raise errors.UserError(
+        f'{where}: labels have shape {labels.shape} and type {labels.dtype}; '
+        'expected one integer per image')
+  return int(labels.max()) + 1
+
+
+def _folder(name, data_dir):
+  """A folder of images per class, in train/ and test/ or undivided."""
+  imagenet = name == 'imagenet'
+  classes, train, test, channels = folders.open_folder(
+      data_dir, need_train=imagenet, channels=3 * imagenet)
+  return Opened(train, test, len(classes), channels, tuple(classes))
+
+
+def _tfds(name, data_dir):
+  """Any classification set that `tfds.data_source` opens."""
+  classes, train, test, channels = tfds.open_tfds(name, data_dir)
+  train, test = (
+      split and splits.LazySplit(split.read, splits.check_labels(
+          split.labels, len(classes), f'{name} {kind}'))
+      for split, kind in ((train, 'train'), (test, 'test')))
+  return Opened(train, test, len(classes), channels, tuple(classes))
+
+
+SOURCES = {
+    'digits': _digits,
+    'cifar10': _cifar,
+    'cifar100': _cifar,
+    'svhn': _svhn,
+    'mnist': _mnist,
+    'fashion_mnist': _mnist,
+    'folder': _folder,
+    'npz': _npz,
+    'imagenet': _folder,
+    'tfds': _tfds,
+}

@@ -1,0 +1,329 @@
+"""What a data set is: labelled images of a train and a test split."""
+
+import concurrent.futures
+import dataclasses
+import importlib
+import math
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from rome_jax import errors
+
+# What `pip install` needs for a module that only some sources read.
+_REQUIREMENTS = {
+    'PIL.Image': 'pillow',
+    'PIL.ImageEnhance': 'pillow',
+    'scipy.io': 'scipy',
+    'sklearn.datasets': 'scikit-learn',
+    'tensorflow_datasets': "'rome_jax[tfds]'",
+}
+_STATISTICS_IMAGES = 512
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ArraySplit:
+  """A split held in memory.
+
+  Attributes:
+    images: [n, H, W, C] uint8.
+    labels: [n] int32.
+  """
+
+  images: np.ndarray
+  labels: np.ndarray
+  lazy = False
+
+  def __len__(self):
+    return len(self.labels)
+
+  def get(self, indices):
+    """The images [len(indices), H, W, C] uint8 at `indices`."""
+    return self.images[indices]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LazySplit:
+  """A split whose images are decoded when they are asked for.
+
+  Attributes:
+    read: index -> image [h, w, C] uint8, of any size; called by threads.
+    labels: [n] int32.
+  """
+
+  read: Callable[[int], np.ndarray]
+  labels: np.ndarray
+  lazy = True
+
+  def __len__(self):
+    return len(self.labels)
+
+  def get(self, indices):
+    """A list of the images [h, w, C] uint8 at `indices`."""
+    return [self.read(int(i)) for i in indices]
+
+
+Split = ArraySplit | LazySplit
+
+
+class Dataset(NamedTuple):
+  """Two splits and what networks and augmentations must know of them.
+
+  Attributes:
+    name: as given to `load`.
+    train: the split that is searched and trained on.
+    test: the held-out split.
+    num_classes: labels are 0..num_classes-1.
+    image_size: height and width, in pixels, of what a transform returns.
+    image_channels: 1 (gray) or 3 (RGB).
+    mean: per channel, of images scaled to 0..1.
+    std: likewise.
+    class_names: one per label, or () where the source has none.
+  """
+
+  name: str
+  train: Split
+  test: Split
+  num_classes: int
+  image_size: int
+  image_channels: int
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
+  class_names: tuple[str, ...] = ()
+
+
+def require(module, why):
+  """Imports a module that only one source needs.
+
+  Raises:
+    UserError: it is not installed; the sentence says how to install it.
+  """
+  try:
+    return importlib.import_module(module)
+  except ImportError as error:
+    raise errors.UserError(
+        f'{why} needs {module}, which is not installed ({error}); '
+        f'pip install {_REQUIREMENTS[module]}') from error
+
+
+def decode(file, channels, where):
+  """Decodes an image file with Pillow.
+
+  Args:
+    file: a path or a binary file object.
+    channels: 1 or 3.
+    where: what to call the file in an error.
+
+  Returns:
+    [h, w, channels] uint8.
+
+  Raises:
+    UserError: the file is missing, truncated or no image.
+  """
+  Image = require('PIL.Image', 'decoding images')
+  try:
+    with Image.open(file) as image:
+      pixels = np.asarray(image.convert('L' if channels == 1 else 'RGB'))
+  except (OSError, SyntaxError, ValueError, EOFError,
+          Image.DecompressionBombError) as error:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    raise errors.UserError(
+        f'{where} is not a readable image ({reason})') from error
+  return pixels[:, :, None] if channels == 1 else pixels
+
+
+def fit(image, size, short=None):
+  """Resizes an image to `size` x `size` pixels, keeping its proportions.
+
+  The shorter side is resized to `short` (default `size`) with an antialiased
+  bilinear filter, then the centre is cut out: torchvision's `Resize(short)`
+  and `CenterCrop(size)`.
+
+  Args:
+    image: [h, w, C] uint8.
+    size: height and width of the result.
+    short: at least `size`.
+
+  Returns:
+    [size, size, C] uint8.
+  """
+  short = short or size
+  height, width = image.shape[:2]
+  if (height, width) == (size, size) and short == size:
+    return image
+  scale = short / min(height, width)
+  image = resize(image, (max(short, int(height * scale)),
+                         max(short, int(width * scale))))
+  top = round((image.shape[0] - size) / 2)
+  left = round((image.shape[1] - size) / 2)
+  return image[top:top + size, left:left + size]
+
+
+def resize(image, shape):
+  """Bilinear, antialiased resizing of [h, w, C] uint8 to `shape` (h, w)."""
+  Image = require('PIL.Image', 'resizing images')
+  gray = image.shape[2] == 1
+  picture = Image.fromarray(image[:, :, 0] if gray else image)
+  pixels = np.asarray(
+      picture.resize((shape[1], shape[0]), Image.Resampling.BILINEAR))
+  return pixels[:, :, None] if gray else pixels
+
+
+def fit_all(images, size):
+  """`fit` of every image: [B, size, size, C] uint8.
+
+  Args:
+    images: [B, H, W, C] uint8, or a list of [h, w, C] of any sizes.
+    size: height and width of the result.
+  """
+  if isinstance(images, np.ndarray) and images.shape[1:3] == (size, size):
+    return images
+  return np.stack([fit(image, size) for image in images])
+
+
+def in_memory(split, size, threads=None):
+  """Decodes a whole split into an `ArraySplit` of `size` x `size` images."""
+  if not split.lazy:
+    return ArraySplit(fit_all(split.images, size), split.labels)
+  threads = threads or min(16, os.cpu_count() or 1)
+  with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+    images = list(pool.map(
+        lambda i: fit(split.read(i), size), range(len(split))))
+  return ArraySplit(np.stack(images), split.labels)
+
+
+def spread(count, total):
+  """At most `count` indices, evenly spaced over range(total)."""
+  return np.unique(np.linspace(0, total - 1, min(count, total)).astype(int))
+
+
+def statistics(split, size):
+  """Mean and standard deviation per channel of a split's images.
+
+  Of every image in memory; of 512 evenly spaced ones where images have to be
+  decoded. Exact integer sums, so the same everywhere.
+
+  Args:
+    split: the training split.
+    size: height and width to which images are fitted first.
+
+  Returns:
+    (mean, std): tuples of C floats, of images scaled to 0..1.
+  """
+  indices = (spread(_STATISTICS_IMAGES, len(split)) if split.lazy
+             else np.arange(len(split)))
+  counts = 0
+  for start in range(0, len(indices), 1024):  # bounds the temporary memory
+    images = fit_all(split.get(indices[start:start + 1024]), size)
+    counts += np.stack([
+        np.bincount(images[..., c].ravel(), minlength=256)
+        for c in range(images.shape[-1])])
+  values = np.arange(256) / 255
+  weights = counts / counts.sum(1, keepdims=True)
+  mean = weights @ values
+  std = np.sqrt(np.sum(weights * (values - mean[:, None])**2, 1))
+  # An empty channel must not divide by zero: one grey level is the floor.
+  return (tuple(map(float, mean)),
+          tuple(float(s) for s in np.maximum(std, 1 / 255)))
+
+
+def check_labels(labels, num_classes, where):
+  """Returns labels as [n] int32 after checking that they are classes.
+
+  Raises:
+    UserError: not integers, not one per image, or outside
+      0..num_classes-1.
+  """
+  labels = np.asarray(labels)
+  if labels.ndim == 2 and labels.shape[1] == 1:
+    labels = labels[:, 0]
+  if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+    raise errors.UserError(
+        f'{where}: labels have shape {labels.shape} and type {labels.dtype}; '
+        'expected one integer per image')
+  if not len(labels):
+    raise errors.UserError(f'{where} holds no images')
+  if labels.min() < 0 or labels.max() >= num_classes:
+    wrong = labels.min() if labels.min() < 0 else labels.max()
+    raise errors.UserError(
+        f'{where}: label {wrong} is out of range; expected 0 to '
+        f'{num_classes - 1}')
+  return labels.astype(np.int32)
+
+
+def array_split(images, labels, num_classes, where):
+  """Checks arrays and makes an `ArraySplit` of them.
+
+  Args:
+    images: uint8 [n, S, S] or [n, S, S, C] with C of 1 or 3.
+    labels: integers [n] in 0..num_classes-1.
+    num_classes: how many classes there are.
+    where: the file, for errors.
+
+  Raises:
+    UserError: wrong type, shape, number or labels.
+  """
+  images = np.asarray(images)
+  if images.ndim == 3:
+    images = images[..., None]
+  if (images.dtype != np.uint8 or images.ndim != 4
+      or images.shape[-1] not in (1, 3)):
+    raise errors.UserError(
+        f'{where}: images have shape {images.shape} and type {images.dtype}; '
+        'expected uint8 of [n, height, width] or [n, height, width, 1 or 3]')
+  labels = check_labels(labels, num_classes, where)
+  if len(images) != len(labels):
+    raise errors.UserError(
+        f'{where}: {len(images)} images but {len(labels)} labels; expected '
+        'one label per image')
+  return ArraySplit(np.ascontiguousarray(images), labels)
+
+
+def class_permutations(labels, seed):
+  """Per class, the indices of its images in a fixed random order."""
+  rng = np.random.Generator(np.random.Philox(key=[seed % 2**64, 0]))
+  return [rng.permutation(np.flatnonzero(labels == c))
+          for c in np.unique(labels)]
+
+
+def stratified(labels, test_fraction, seed):
+  """Cuts one split into train and test, class by class.
+
+  Args:
+    labels: [n] integers.
+    test_fraction: share of each class (rounded, at least one image of a class
+      of two or more) that goes to test; in (0, 1).
+    seed: of the permutation.
+
+  Returns:
+    (train, test): sorted, disjoint index arrays that cover range(n).
+
+  Raises:
+    UserError: test_fraction outside (0, 1), or it leaves a side empty.
+  """
+  if not 0 < test_fraction < 1:
+    raise errors.UserError(
+        f'test_fraction={test_fraction} must lie between 0 and 1')
+  train, test = [], []
+  for indices in class_permutations(labels, seed):
+    n = len(indices)
+    cut = min(max(math.floor(test_fraction * n + .5), 1), n - 1)
+    test.append(indices[:cut])
+    train.append(indices[cut:])
+  train, test = np.sort(np.concatenate(train)), np.sort(np.concatenate(test))
+  if not len(test):
+    raise errors.UserError(
+        f'test_fraction={test_fraction} leaves no test images of '
+        f'{len(labels)}')
+  return train, test
+
+
+def take(split, indices):
+  """The split that holds only the images at `indices`."""
+  if not split.lazy:
+    return ArraySplit(split.images[indices], split.labels[indices])
+  indices = np.asarray(indices)
+  return LazySplit(lambda i: split.read(int(indices[i])),
+                   split.labels[indices])

@@ -1,0 +1,373 @@
+"""Genotypes: discrete cells as values, with their text and JSON forms.
+
+State indices count the two cell inputs first (0 is the cell before the last,
+1 the last cell), then the nodes 2, 3, ... as in DARTS (Liu et al. 2019).
+"""
+
+import ast
+import os
+import pathlib
+import reprlib
+import warnings
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rome_jax import errors, files, published, spaces
+
+# Operations without weights of their own (a strided skip has some); their
+# share of a normal cell measures the collapse of a search (RobustDARTS).
+PARAMETERLESS = ('none', 'max_pool_3x3', 'avg_pool_3x3', 'skip_connect')
+
+_RANGE_LIMIT = 1000  # a `range` in a text form is no longer than this
+
+
+class Genotype(NamedTuple):
+  """A normal and a reduction cell.
+
+  Attributes:
+    normal: a tuple of nodes; a node is a tuple of (operation, predecessor)
+      pairs, summed; any number of pairs, an edge may come twice (GDAS).
+    normal_concat: the nodes whose outputs are concatenated on channels.
+    reduce: like `normal`; pairs that leave an input have stride 2.
+    reduce_concat: like `normal_concat`.
+  """
+
+  normal: tuple
+  normal_concat: tuple
+  reduce: tuple
+  reduce_concat: tuple
+
+
+class Published(NamedTuple):
+  """A published genotype and where it stands."""
+
+  genotype: Genotype
+  source: str
+
+
+class Record(NamedTuple):
+  """A genotype and what is known of it.
+
+  Attributes:
+    genotype: the value.
+    info: `space`, `seed`, `step` and more from a run's file; `source` of a
+      published one; {} from a bare file.
+  """
+
+  genotype: Genotype
+  info: dict
+
+
+# --- The value
+
+
+def validate(
+    genotype: Genotype,
+    ops=None,
+    *,
+    num_inputs: int = 2,
+    where: str = 'genotype',
+) -> Genotype:
+  """Checks that the cells are DAGs over known states, and returns them.
+
+  Args:
+    genotype: the value to check.
+    ops: names that are allowed; None allows every name.
+    num_inputs: input states of a cell.
+    where: what the message calls the genotype.
+
+  Raises:
+    UserError: naming the cell, the node and the entry that is wrong.
+  """
+  for cell in spaces.CELL_TYPES:
+    nodes = getattr(genotype, cell)
+    if not isinstance(nodes, (list, tuple)) or not nodes:
+      raise errors.UserError(
+          f'{where}: {cell}={_short(nodes)} must be a list of nodes')
+    for i, node in enumerate(nodes, start=num_inputs):
+      _check_node(node, f'{where}: {cell} node {i}', i - 1, ops)
+    _check_concat(
+        getattr(genotype, f'{cell}_concat'), f'{where}: {cell}_concat',
+        num_inputs, num_inputs + len(nodes) - 1)
+  return genotype
+
+
+def _check_node(node, name, last, ops):
+  """Checks the pairs of one node, which may read states up to `last`."""
+  if not isinstance(node, (list, tuple)) or not node:
+    raise errors.UserError(
+        f'{name}={_short(node)} must be a list of (operation, predecessor) '
+        'pairs')
+  for pair in node:
+    if not _is_pair(pair):
+      raise errors.UserError(
+          f'{name} has {_short(pair)} where an (operation, predecessor) pair '
+          'of a string and an integer must stand')
+    op, pred = pair
+    if ops is not None and op not in ops:
+      raise errors.UserError(
+          f'{name} has the operation {op!r}; allowed: {", ".join(ops)}'
+          f'{errors.near_miss(op, ops)}')
+    if not 0 <= pred <= last:
+      raise errors.UserError(
+          f'{name} reads state {pred}; allowed: 0 to {last}')
+
+
+def _check_concat(concat, name, low, high):
+  if not isinstance(concat, (list, tuple)) or not concat or any(
+      type(state) is not int for state in concat):
+    raise errors.UserError(
+        f'{name}={_short(concat)} must be a list of integers')
+  for state in concat:
+    if not low <= state <= high:
+      raise errors.UserError(
+          f'{name} has state {state}; allowed: the nodes {low} to {high}')
+  if len(set(concat)) < len(concat):
+    raise errors.UserError(f'{name}={_short(concat)} has a node twice')
+
+
+def _is_pair(value):
+  return (
+      isinstance(value, (list, tuple)) and len(value) == 2
+      and isinstance(value[0], str) and type(value[1]) is int)
+
+
+def _short(value):
+  return reprlib.repr(value)
+
+
+def parameterless(genotype: Genotype) -> dict[str, int]:
+  """Counts the pooling, skip and none entries of each cell."""
+  return {
+      cell: sum(
+          op in PARAMETERLESS
+          for node in getattr(genotype, cell) for op, _ in node)
+      for cell in spaces.CELL_TYPES}
+
+
+def random(space: spaces.Space, rng: np.random.Generator) -> Genotype:
+  """Draws an architecture of `space` uniformly.
+
+  Every node gets `space.in_degrees` distinct predecessors and, on each of
+  these edges, an operation; all choices are equally likely.
+  """
+
+  def cell():
+    nodes = []
+    for i, degree in enumerate(space.in_degrees):
+      preds = rng.choice(space.num_inputs + i, degree, replace=False)
+      ops = rng.integers(len(space.ops), size=degree)
+      nodes.append(tuple(
+          (space.ops[op], int(pred)) for op, pred in zip(ops, sorted(preds))))
+    return tuple(nodes)
+
+  concat = tuple(range(space.num_inputs, space.num_inputs + space.num_nodes))
+  return Genotype(cell(), concat, cell(), concat)
+
+
+# --- Text and JSON forms
+
+
+def to_text(genotype: Genotype) -> str:
+  """Writes the notation of the DARTS family.
+
+  The pairs stand in one flat list if every node has two of them, as in
+  DARTS; otherwise in a list per node.
+  """
+
+  def cell(nodes):
+    if all(len(node) == 2 for node in nodes):
+      return [pair for node in nodes for pair in node]
+    return [list(node) for node in nodes]
+
+  return (
+      f'Genotype(normal={cell(genotype.normal)}, '
+      f'normal_concat={list(genotype.normal_concat)}, '
+      f'reduce={cell(genotype.reduce)}, '
+      f'reduce_concat={list(genotype.reduce_concat)})')
+
+
+def from_text(text: str, where: str = 'genotype text') -> Genotype:
+  """Reads `Genotype(normal=[...], ...)`, also after `NAME =`.
+
+  The text is parsed, never evaluated: lists, tuples, strings, integers and
+  `range` of integers are all that it may hold. A flat list of pairs is cut
+  in twos; a list of lists has a node each.
+
+  Raises:
+    UserError: the text is something else, or no valid genotype.
+  """
+  call = _parse_call(text, where)
+  fields = {}
+  for keyword in call.keywords:
+    try:
+      value = _literal(keyword.value)
+    except (ValueError, TypeError, SyntaxError, RecursionError) as error:
+      raise errors.UserError(
+          f'{where}: {keyword.arg} must be a plain list of (operation, '
+          'predecessor) pairs or of integers') from error
+    # GDAS's own texts carry further fields, all None.
+    if value is not None:
+      fields[keyword.arg] = value
+  return _from_fields(fields, where)
+
+
+def _parse_call(text, where):
+  """Returns the syntax tree of the one call of `Genotype` in a text."""
+  try:
+    with warnings.catch_warnings():
+      # A doubtful escape in a string is a mistake here, not a warning.
+      warnings.simplefilter('error')
+      body = ast.parse(text.strip()).body
+  except (SyntaxError, ValueError, RecursionError, MemoryError):
+    body = []
+  value = getattr(body[0], 'value', None) if len(body) == 1 else None
+  name = value.func if isinstance(value, ast.Call) else None
+  name = getattr(name, 'id', getattr(name, 'attr', None))
+  if name != 'Genotype' or value.args:
+    raise errors.UserError(
+        f'{where} must be of the form Genotype(normal=[...], '
+        'normal_concat=..., reduce=[...], reduce_concat=...)')
+  return value
+
+
+def _literal(node):
+  """The value of a literal, or of a short `range` of literal integers."""
+  if isinstance(node, ast.Call):
+    if getattr(node.func, 'id', None) != 'range' or node.keywords:
+      raise ValueError('only range may be called')
+    values = range(*(ast.literal_eval(arg) for arg in node.args))
+    if len(values) > _RANGE_LIMIT:
+      raise ValueError('the range is too long')
+    return list(values)
+  return ast.literal_eval(node)
+
+
+def to_json(genotype: Genotype) -> dict[str, Any]:
+  """Makes a JSON object; cells are lists of nodes, lists of pairs."""
+  return {
+      field: [[list(pair) for pair in node] for node in value]
+      if field in spaces.CELL_TYPES else list(value)
+      for field, value in genotype._asdict().items()}
+
+
+def from_json(value, where: str = 'genotype') -> Genotype:
+  """Reads what `to_json` makes; cells may also be flat lists of pairs.
+
+  Raises:
+    UserError: the object has other fields or is no valid genotype.
+  """
+  if not isinstance(value, dict):
+    raise errors.UserError(
+        f'{where} must be a JSON object with the fields '
+        f'{", ".join(Genotype._fields)}')
+  return _from_fields(value, where)
+
+
+def _from_fields(fields, where):
+  """A checked `Genotype` from nested lists or tuples."""
+  for field in fields:
+    if field not in Genotype._fields:
+      raise errors.UserError(
+          f'{where}: unknown field {field!r}; known: '
+          f'{", ".join(Genotype._fields)}'
+          f'{errors.near_miss(field, Genotype._fields)}')
+  missing = [field for field in Genotype._fields if field not in fields]
+  if missing:
+    raise errors.UserError(f'{where}: {", ".join(missing)} is missing')
+  return validate(Genotype(**{
+      field: _nodes(value, f'{where}: {field}')
+      if field in spaces.CELL_TYPES else _tuple(value)
+      for field, value in fields.items()}), where=where)
+
+
+def _nodes(value, name):
+  """Nodes from a list of nodes or, cut in twos, from a list of pairs."""
+  if not isinstance(value, (list, tuple)):
+    return value  # `validate` says what is wrong with it.
+  if value and all(map(_is_pair, value)):
+    if len(value) % 2:
+      raise errors.UserError(
+          f'{name} has {len(value)} pairs in a flat list, which must come in '
+          'twos; write a list per node instead')
+    value = [value[i:i + 2] for i in range(0, len(value), 2)]
+  return tuple(
+      tuple(map(_tuple, node)) if isinstance(node, (list, tuple)) else node
+      for node in value)
+
+
+def _tuple(value):
+  return tuple(value) if isinstance(value, list) else value
+
+
+PUBLISHED = {
+    name: Published(from_text(text, name), source)
+    for name, (text, source) in published.TEXTS.items()}
+
+
+# --- Files
+
+
+def save(path, genotype: Genotype, *, space, seed, step, **extra):
+  """Writes a run's genotype file: JSON with the value and its origin.
+
+  Args:
+    path: the file; replaced in one step.
+    genotype: the value.
+    space: a `Space` or its name.
+    seed: seed of the search.
+    step: step of the search after which the genotype was derived.
+    **extra: more JSON values to keep.
+
+  Raises:
+    UserError: the file cannot be written.
+  """
+  files.write_json(path, {
+      'genotype': to_json(genotype), 'space': getattr(space, 'name', space),
+      'seed': seed, 'step': step, **extra})
+
+
+def read(path_or_name) -> Record:
+  """Finds a genotype: a published name, a file, or the text form itself.
+
+  A file is the JSON of `save`, the bare JSON of `to_json`, or (any suffix
+  but .json) the text form.
+
+  Raises:
+    UserError: unknown name, missing, unreadable or damaged file.
+  """
+  name = str(path_or_name)
+  if name in PUBLISHED:
+    genotype, source = PUBLISHED[name]
+    return Record(genotype, {'source': source})
+  if name.startswith('Genotype('):
+    return Record(from_text(name), {})
+  path = pathlib.Path(name)
+  # What has neither a folder nor a suffix was meant as a name.
+  if path.name == name and not path.suffix and not os.path.exists(name):
+    raise errors.UserError(
+        f'{name!r} is neither a file nor a published genotype; known: '
+        f'{", ".join(PUBLISHED)}{errors.near_miss(name, PUBLISHED)}')
+  if path.suffix != '.json':
+    return Record(from_text(_read_text(path), name), {})
+  value = files.read_json(path)
+  if not isinstance(value, dict) or 'genotype' not in value:
+    return Record(from_json(value, name), {})
+  info = {key: item for key, item in value.items() if key != 'genotype'}
+  return Record(from_json(value['genotype'], name), info)
+
+
+def load(path_or_name) -> Genotype:
+  """Like `read`, the genotype only."""
+  return read(path_or_name).genotype
+
+
+def _read_text(path):
+  try:
+    return path.read_text(encoding='utf-8')
+  except OSError as error:
+    raise errors.UserError(
+        f'cannot read {path}: {error.strerror or error}') from error
+  except UnicodeDecodeError as error:
+    raise errors.UserError(f'{path} is not a text file') from error

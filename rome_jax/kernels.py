@@ -1,0 +1,288 @@
+"""Depthwise convolution and pooling with gradients that XLA can fuse.
+
+XLA's CPU backend runs `lax.conv_general_dilated(feature_group_count=C)` and
+the gradient of `reduce_window` an order of magnitude slower than the sum (or
+maximum) over k*k shifted copies of the image, which it fuses into one loop
+over memory. Each function here therefore has two implementations: shifted
+copies on the CPU and the stock operation elsewhere. `_on_cpu` is the one
+place that chooses.
+
+All images are NHWC. Padding is d*(k//2) on each side, so that stride 1 keeps
+the size and stride 2 gives ceil(H/2).
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+
+def _on_cpu(shifted, stock, *args):
+  """Runs `shifted` on the CPU backend, else `stock`.
+
+  The choice is the default backend's, at trace time: `lax.platform_dependent`
+  would trace both for every operation of a supernet.
+  """
+  return (shifted if jax.default_backend() == 'cpu' else stock)(*args)
+
+
+def _pad(x, p, value=0.):
+  return jnp.pad(
+      x, ((0, 0), (p, p), (p, p), (0, 0)), constant_values=value)
+
+
+def _tap(padded, i, j, stride, size):
+  """The [B, *size, C] window that starts at (i, j) of a padded image."""
+  h, w = size
+  return lax.slice(
+      padded, (0, i, j, 0),
+      (padded.shape[0], i + stride * (h - 1) + 1, j + stride * (w - 1) + 1,
+       padded.shape[3]),
+      (1, stride, stride, 1))
+
+
+def _out_size(x, stride):
+  return tuple(-(-n // stride) for n in x.shape[1:3])
+
+
+def _dilate(g, stride, size):
+  """Puts zeros between the pixels of `g` [B,h,w,C]: [B,*size,C]."""
+  if stride == 1:
+    return g
+  low_high_interior = [
+      (0, n - ((m - 1) * stride + 1), stride - 1)
+      for n, m in zip(size, g.shape[1:3])]
+  return lax.pad(
+      g, jnp.zeros((), g.dtype),
+      [(0, 0, 0), *low_high_interior, (0, 0, 0)])
+
+
+# --------------------------------------------------- depthwise convolution
+
+
+def _depthwise_shifted(x, w, stride, dilation):
+  k = w.shape[0]
+  size = _out_size(x, stride)
+  padded = _pad(x, dilation * (k // 2))
+  return sum(
+      _tap(padded, i * dilation, j * dilation, stride, size) * w[i, j]
+      for i in range(k) for j in range(k))
+
+
+def _depthwise_stock(x, w, stride, dilation):
+  p = dilation * (w.shape[0] // 2)
+  return lax.conv_general_dilated(
+      x, w[:, :, None, :], (stride, stride), ((p, p), (p, p)),
+      rhs_dilation=(dilation, dilation),
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+      feature_group_count=x.shape[3])
+
+
+def _weight_gradient_shifted(x, g, k, stride, dilation):
+  """[k,k,C]: the sum of x*g at each tap, image by image.
+
+  One image and its gradient stay in the cache for all k*k taps; reducing the
+  whole batch tap by tap reads memory k*k times instead.
+  """
+  size = g.shape[1:3]
+  padded = _pad(x, dilation * (k // 2))
+
+  def one_image(pair):
+    image, gradient = (a[None] for a in pair)
+    return jnp.stack([
+        (_tap(image, i * dilation, j * dilation, stride, size)
+         * gradient).sum((0, 1, 2))
+        for i in range(k) for j in range(k)])
+
+  taps = lax.map(one_image, (padded, g)).sum(0)
+  return taps.reshape(k, k, x.shape[3])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def depthwise_conv(x, w, stride=1, dilation=1):
+  """Depthwise convolution without bias.
+
+  Args:
+    x: [B,H,W,C] images.
+    w: [k,k,C] kernel, k odd.
+    stride: 1 or 2, both directions.
+    dilation: spacing of the kernel's taps.
+
+  Returns:
+    [B,ceil(H/stride),ceil(W/stride),C].
+  """
+  options = dict(stride=stride, dilation=dilation)
+  return _on_cpu(
+      functools.partial(_depthwise_shifted, **options),
+      functools.partial(_depthwise_stock, **options), x, w)
+
+
+def _depthwise_fwd(x, w, stride, dilation):
+  return depthwise_conv(x, w, stride, dilation), (x, w)
+
+
+def _depthwise_bwd(stride, dilation, residuals, g):
+  x, w = residuals
+
+  def shifted(x, w, g):
+    spread = _dilate(g, stride, x.shape[1:3])
+    dx = _depthwise_shifted(spread, w[::-1, ::-1], 1, dilation)
+    dw = _weight_gradient_shifted(x, g, w.shape[0], stride, dilation)
+    return dx, dw
+
+  def stock(x, w, g):
+    forward = functools.partial(
+        _depthwise_stock, stride=stride, dilation=dilation)
+    return jax.vjp(forward, x, w)[1](g)
+
+  return _on_cpu(shifted, stock, x, w, g)
+
+
+depthwise_conv.defvjp(_depthwise_fwd, _depthwise_bwd)
+
+
+# ------------------------------------------------------------------ pooling
+
+
+def _max_with_tap(x, stride):
+  """3x3 maximum and the number 0..8 of the first tap that attains it."""
+  size = _out_size(x, stride)
+  padded = _pad(x, 1, -jnp.inf)
+  best = _tap(padded, 0, 0, stride, size)
+  tap = jnp.zeros(best.shape, jnp.int8)
+  for t in range(1, 9):
+    value = _tap(padded, t // 3, t % 3, stride, size)
+    tap = jnp.where(value > best, jnp.int8(t), tap)
+    best = jnp.maximum(best, value)
+  return best, tap
+
+
+def _max_pool_stock(x, stride):
+  return lax.reduce_window(
+      x, -np.inf, lax.max, (1, 3, 3, 1),
+      (1, stride, stride, 1), ((0, 0), (1, 1), (1, 1), (0, 0)))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def max_pool(x, stride=1):
+  """3x3 max pooling with padding 1; [B,H,W,C] -> [B,ceil(H/s),ceil(W/s),C].
+
+  The gradient goes to the first maximum of each window in row order, as in
+  PyTorch.
+  """
+  return _on_cpu(
+      lambda x: _max_with_tap(x, stride)[0],
+      lambda x: _max_pool_stock(x, stride), x)
+
+
+def _max_pool_fwd(x, stride):
+  return max_pool(x, stride), x
+
+
+def _max_pool_bwd(stride, x, g):
+
+  def shifted(x, g):
+    _, tap = _max_with_tap(x, stride)
+    # Without the barrier XLA recomputes the nine comparisons at each tap.
+    tap = lax.optimization_barrier(tap)
+    size = x.shape[1:3]
+    # A pixel is tap t of the window whose centre lies at minus t's offset.
+    g = _pad(_dilate(g, stride, size), 1)
+    tap = _pad(_dilate(tap + jnp.int8(1), stride, size), 1, 0)
+    return (sum(
+        jnp.where(_tap(tap, 2 - t // 3, 2 - t % 3, 1, size) == t + 1,
+                  _tap(g, 2 - t // 3, 2 - t % 3, 1, size), 0)
+        for t in range(9)),)
+
+  def stock(x, g):
+    return jax.vjp(lambda x: _max_pool_stock(x, stride), x)[1](g)
+
+  return _on_cpu(shifted, stock, x, g)
+
+
+max_pool.defvjp(_max_pool_fwd, _max_pool_bwd)
+
+
+def _window_sum(x, stride):
+  size = _out_size(x, stride)
+  padded = _pad(x, 1)
+  # Rows first, then columns: six additions instead of nine.
+  rows = sum(
+      lax.slice_in_dim(padded, i, i + stride * (size[0] - 1) + 1, stride, 1)
+      for i in range(3))
+  return sum(
+      lax.slice_in_dim(rows, j, j + stride * (size[1] - 1) + 1, stride, 2)
+      for j in range(3))
+
+
+def _window_pixels(x, stride):
+  """[1,h,w,1]: how many pixels of each window lie inside the image."""
+  return _window_sum(jnp.ones((1, *x.shape[1:3], 1), x.dtype), stride)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def avg_pool(x, stride=1):
+  """3x3 average pooling, padding 1 that is not counted in the mean.
+
+  [B,H,W,C] -> [B,ceil(H/s),ceil(W/s),C].
+  """
+  return _window_sum(x, stride) / _window_pixels(x, stride)
+
+
+def _avg_pool_fwd(x, stride):
+  # Only the shape of x is needed, but a residual must be an array; XLA drops
+  # the values, which nothing reads.
+  return avg_pool(x, stride), x
+
+
+def _avg_pool_bwd(stride, x, g):
+  g = g / _window_pixels(x, stride)
+  return (_window_sum(_dilate(g, stride, x.shape[1:3]), 1),)
+
+
+avg_pool.defvjp(_avg_pool_fwd, _avg_pool_bwd)
+
+
+# ------------------------------------------------------ batch normalisation
+
+
+def _moments(x):
+  mean = x.mean((0, 1, 2))
+  centred = x - mean
+  return centred, (centred * centred).mean((0, 1, 2))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def batch_norm(x, epsilon=1e-5):
+  """Normalises each channel by the statistics of this batch, without affine.
+
+  Args:
+    x: [B,H,W,C]; computed in float32 at least.
+    epsilon: added to the (biased) variance.
+
+  Returns:
+    The same shape and dtype.
+  """
+  return _batch_norm_fwd(x, epsilon)[0]
+
+
+def _batch_norm_fwd(x, epsilon):
+  wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  centred, variance = _moments(wide)
+  scale = lax.rsqrt(variance + epsilon)
+  y = (centred * scale).astype(x.dtype)
+  return y, (y, scale)
+
+
+def _batch_norm_bwd(epsilon, residuals, g):
+  del epsilon
+  y, scale = residuals
+  wide_y, wide_g = y.astype(scale.dtype), g.astype(scale.dtype)
+  projection = (wide_g * wide_y).mean((0, 1, 2))
+  dx = scale * (wide_g - wide_g.mean((0, 1, 2)) - wide_y * projection)
+  return (dx.astype(y.dtype),)
+
+
+batch_norm.defvjp(_batch_norm_fwd, _batch_norm_bwd)

@@ -1,0 +1,242 @@
+"""Networks: stem, a stack of cells, head; supernet and discrete network.
+
+Both are one skeleton with another kind of cell (DARTS, Liu et al. 2019,
+`model_search.py`, `model.py`): two stems, reduction cells at a third and two
+thirds of the depth that double the channels, global average pooling and a
+linear layer.
+"""
+
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rome_jax import cells as cells_lib
+from rome_jax import genotypes, ops
+from rome_jax.spaces import Space
+
+STEM_MULTIPLIER = 3
+
+
+def reductions(cells: int) -> tuple[int, ...]:
+  """Positions of the reduction cells: (2, 5) of 8, (6, 13) of 20."""
+  return tuple(sorted({cells // 3, 2 * cells // 3}))
+
+
+def _conv3x3(features, stride, name):
+  return nn.Conv(features, (3, 3), (stride, stride), ((1, 1), (1, 1)),
+                 use_bias=False, kernel_init=ops.torch_init, name=name)
+
+
+class Linear(nn.Module):
+  """Linear layer; weights and bias start in U(+-1/sqrt(fan_in))."""
+
+  features: int
+
+  @nn.compact
+  def __call__(self, x):
+    bound = x.shape[-1] ** -.5
+
+    def bias_init(rng, shape, dtype=jnp.float32):
+      return jax.random.uniform(rng, shape, dtype, -bound, bound)
+
+    w = self.param(
+        'kernel', ops.torch_init, (x.shape[-1], self.features))
+    b = self.param('bias', bias_init, (self.features,))
+    return x @ w.astype(x.dtype) + b.astype(x.dtype)
+
+
+def _cifar_stem(x, channels, norm):
+  """3x3 convolution to 3C and normalisation; both cell inputs."""
+  x = norm(name='stem_norm')(
+      _conv3x3(STEM_MULTIPLIER * channels, 1, 'stem_conv')(x))
+  return x, x, False
+
+
+def _imagenet_stem(x, channels, norm):
+  """Strided 3x3 convolutions: s0 at a quarter of the size, s1 at an eighth."""
+  x = norm(name='stem_norm0')(_conv3x3(channels // 2, 2, 'stem_conv0')(x))
+  s0 = norm(name='stem_norm1')(
+      _conv3x3(channels, 2, 'stem_conv1')(nn.relu(x)))
+  s1 = norm(name='stem_norm2')(
+      _conv3x3(channels, 2, 'stem_conv2')(nn.relu(s0)))
+  return s0, s1, True
+
+
+# Each: (images, C, norm) -> (s0, s1, whether s1 is half the size of s0).
+STEMS: dict[str, Callable] = {
+    'cifar': _cifar_stem, 'imagenet': _imagenet_stem}
+
+
+def _stack(images, *, stem, channels, cells, stem_norm, make_cell):
+  """The outputs of all cells, in order.
+
+  Args:
+    images: [B,H,W,.].
+    stem: name in STEMS.
+    channels: C of the first cells.
+    cells: number of cells.
+    stem_norm: function that makes the stem's normalisation.
+    make_cell: (i, features, reduction, reduction_prev) -> f(s0, s1).
+  """
+  s0, s1, reduction_prev = STEMS[stem](images, channels, stem_norm)
+  outputs = []
+  for i in range(cells):
+    reduction = i in reductions(cells)
+    channels *= 2 if reduction else 1
+    s0, s1 = s1, make_cell(i, channels, reduction, reduction_prev)(s0, s1)
+    reduction_prev = reduction
+    outputs.append(s1)
+  return outputs
+
+
+class AffineBatchStatistics(nn.Module):
+  """Stateless BatchNorm with affine: the stem of a supernet."""
+
+  @nn.compact
+  def __call__(self, x):
+    c = x.shape[-1]
+    scale = self.param('scale', nn.initializers.ones, (c,))
+    bias = self.param('bias', nn.initializers.zeros, (c,))
+    return ops.BatchStatistics()(x) * scale + bias
+
+
+class Supernet(nn.Module):
+  """All candidate weights; evaluates one sampled architecture.
+
+  `apply({'params': params}, images, arch)` is a pure function without state:
+  BatchNorm uses the statistics of the batch.
+
+  Attributes:
+    space: the search space.
+    cells: number of cells (8 in the papers).
+    channels: C (16 in the papers).
+    num_classes: size of the output.
+    stem: 'cifar' or 'imagenet'.
+  """
+
+  space: Space
+  cells: int
+  channels: int
+  num_classes: int
+  stem: str = 'cifar'
+
+  @nn.compact
+  def __call__(self, images, arch):
+    """Logits [B,classes] of images [B,H,W,.] at arch {'normal','reduce'}."""
+
+    def make_cell(i, features, reduction, reduction_prev):
+      cell = cells_lib.SearchCell(
+          self.space, features, reduction, reduction_prev, name=f'cell{i}')
+      kind = 'reduce' if reduction else 'normal'
+      return functools.partial(cell, arch=arch[kind])
+
+    outputs = _stack(
+        images, stem=self.stem, channels=self.channels, cells=self.cells,
+        stem_norm=AffineBatchStatistics, make_cell=make_cell)
+    return Linear(self.num_classes, name='head')(outputs[-1].mean((1, 2)))
+
+
+class AuxiliaryHead(nn.Module):
+  """The auxiliary classifier after the second reduction cell.
+
+  ReLU, 5x5 average pooling, 1x1 to 128, 2x2 to 768, linear (DARTS,
+  `model.py`). The ImageNet form strides by 2 and, as in the published code,
+  lacks the second normalisation.
+  """
+
+  num_classes: int
+  stem: str
+  norm: Callable
+
+  @nn.compact
+  def __call__(self, x):
+    imagenet = self.stem == 'imagenet'
+    stride = 2 if imagenet else 3
+    x = nn.relu(x)
+    size = min(5, x.shape[1], x.shape[2])
+    x = nn.avg_pool(x, (size, size), (stride, stride))
+    x = nn.relu(self.norm()(ops.Pointwise(128, name='conv0')(x)))
+    # Small images leave one pixel; then the 2x2 convolution sees padding.
+    pad = tuple((0, max(0, 2 - n)) for n in x.shape[1:3])
+    x = nn.Conv(768, (2, 2), padding=pad, use_bias=False,
+                kernel_init=ops.torch_init, name='conv1')(x)
+    x = nn.relu(x if imagenet else self.norm()(x))
+    # The published head sees a 1x1 map at 32 (224) pixels; a mean keeps it
+    # the same there and defines it for other sizes.
+    return Linear(self.num_classes, name='head')(x.mean((1, 2)))
+
+
+class Network(nn.Module):
+  """The network of a genotype, an ordinary Flax module.
+
+  Collections: `params` and, for BatchNorm, `batch_stats`. With `train`, pass
+  `mutable=['batch_stats']` and, with drop_path > 0, an rng 'drop_path'.
+
+  Attributes:
+    genotype: a `genotypes.Genotype`.
+    cells: number of cells (20 on CIFAR, 14 on ImageNet).
+    channels: C (36 on CIFAR, 48 on ImageNet).
+    num_classes: size of the output.
+    stem: 'cifar' or 'imagenet'.
+    auxiliary: whether training returns auxiliary logits too.
+  """
+
+  genotype: genotypes.Genotype
+  cells: int
+  channels: int
+  num_classes: int
+  stem: str = 'cifar'
+  auxiliary: bool = False
+
+  @nn.compact
+  def __call__(self, images, train=False, drop_path=0.):
+    """Logits [B,classes] of images [B,H,W,.].
+
+    Args:
+      images: float images, NHWC.
+      train: batch statistics and drop path instead of running statistics.
+      drop_path: probability of dropping an operation's output, per example;
+        may be traced.
+
+    Returns:
+      logits, or (logits, auxiliary logits) with `train` and `auxiliary`.
+    """
+    norm = functools.partial(
+        nn.BatchNorm, use_running_average=not train, momentum=.9,
+        epsilon=1e-5)
+    drop = self._drop_path(drop_path) if train else None
+
+    def make_cell(i, features, reduction, reduction_prev):
+      g = self.genotype
+      nodes, concat = ((g.reduce, g.reduce_concat) if reduction else
+                       (g.normal, g.normal_concat))
+      cell = cells_lib.DiscreteCell(
+          nodes, concat, features, reduction, reduction_prev, norm,
+          name=f'cell{i}')
+      return functools.partial(cell, drop_path=drop)
+
+    outputs = _stack(
+        images, stem=self.stem, channels=self.channels, cells=self.cells,
+        stem_norm=norm, make_cell=make_cell)
+    logits = Linear(self.num_classes, name='head')(outputs[-1].mean((1, 2)))
+    if not self.auxiliary:
+      return logits
+    # Built in evaluation too, so that `init` makes its parameters.
+    auxiliary = AuxiliaryHead(
+        self.num_classes, self.stem, norm, name='auxiliary')(
+            outputs[2 * self.cells // 3])
+    return (logits, auxiliary) if train else logits
+
+  def _drop_path(self, rate):
+    if isinstance(rate, (int, float)) and rate == 0:
+      return None
+
+    def drop(x):
+      keep = 1 - jnp.asarray(rate, x.dtype)
+      mask = jax.random.bernoulli(
+          self.make_rng('drop_path'), keep, (x.shape[0], 1, 1, 1))
+      return jnp.where(mask, x / keep, 0)
+    return drop

@@ -1,0 +1,256 @@
+"""Sampling of architectures: pure functions, noise is an argument.
+
+Equation numbers are those of ROME (Wang et al., ICCV 2023; arXiv 2011.11233).
+Everything here is for one sample and one cell ("unbatched"); `jax.vmap` over
+the noise gives K samples.
+
+A hard choice keeps the gradient of its relaxation: `hard + (soft -
+stop_gradient(soft))` has exactly the hard value, since the parenthesis is
+exactly zero.
+"""
+
+import itertools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from rome_jax.spaces import Space
+
+
+class CellArch(NamedTuple):
+  """One sampled cell in compact form: its M active edges, node by node.
+
+  Attributes:
+    edges: [M] int32, edge numbers; a node's edges in rising order.
+    ops: [M] int32, the operation on each.
+    gates: [M] float, exactly 1; carries the gradient to alpha and beta.
+  """
+
+  edges: jax.Array
+  ops: jax.Array
+  gates: jax.Array
+
+
+def straight_through(hard, soft):
+  """Value `hard`, gradient of `soft`."""
+  return hard + (soft - lax.stop_gradient(soft))
+
+
+def _perturbed(logits, noise, tau):
+  """(log p + g) and its softmax at temperature tau (Eq. 5, 8, 15, 16)."""
+  scores = jax.nn.log_softmax(logits) + noise
+  return scores, jax.nn.softmax(scores / tau)
+
+
+def gumbel_max(logits, noise, tau):
+  """One choice out of n by Gumbel-Max, straight-through (Eq. 5-8, 12, 14).
+
+  Args:
+    logits: [..., n] alpha, or beta over pairs.
+    noise: [..., n] Gumbel(0, 1).
+    tau: temperature of the relaxation.
+
+  Returns:
+    [..., n] one-hot, with the gradient of the Gumbel-Softmax.
+  """
+  scores, soft = _perturbed(logits, noise, tau)
+  hard = jax.nn.one_hot(
+      jnp.argmax(scores, -1), logits.shape[-1], dtype=soft.dtype)
+  return straight_through(hard, soft)
+
+
+def gumbel_top_k(logits, noise, tau, k):
+  """k choices out of n without replacement (Eq. 15-17, Gumbel-Top-k).
+
+  Args:
+    logits: [n] beta of one node's edges.
+    noise: [n] Gumbel(0, 1).
+    tau: temperature of the relaxation.
+    k: number of choices, at most n.
+
+  Returns:
+    [n] with k ones. The relaxation (Eq. 16) sums to 1 although k are chosen;
+    only its gradient is used.
+  """
+  scores, soft = _perturbed(logits, noise, tau)
+  hard = jax.nn.one_hot(
+      lax.top_k(scores, k)[1], logits.shape[-1], dtype=soft.dtype).sum(0)
+  return straight_through(hard, soft)
+
+
+def subsets(n: int, k: int) -> np.ndarray:
+  """[n over k, n] 0/1: the sets of k out of n edges, in lexical order.
+
+  For k = 2 these are the pairs (i, k), i < k, of ROME-v1.
+  """
+  sets = list(itertools.combinations(range(n), k))
+  table = np.zeros((len(sets), n), np.int32)
+  for row, chosen in enumerate(sets):
+    table[row, list(chosen)] = 1
+  return table
+
+
+# --------------------------------------------------------- edges of a cell
+
+
+def sample_all_edges(space: Space, beta, noise, tau):
+  """Every edge active: GDAS, which has no topology parameters."""
+  del beta, noise, tau
+  return jnp.ones(space.num_edges)
+
+
+def pair_sizes(space: Space) -> tuple[int, ...]:
+  """Per node, the number of its edge subsets (1, 3, 6, 10 in S0)."""
+  return tuple(
+      len(subsets(b - a, d))
+      for (a, b), d in zip(space.node_edges, space.in_degrees))
+
+
+def sample_pairs(space: Space, beta, noise, tau):
+  """ROME-v1: one pair of edges per node (Eq. 10-14).
+
+  Args:
+    space: of in-degree d; the "pairs" are its d-subsets.
+    beta: [sum of pair_sizes] logits, node by node.
+    noise: the same shape, Gumbel(0, 1).
+    tau: temperature.
+
+  Returns:
+    B, [E]: 1 on the active edges.
+  """
+  masks, start = [], 0
+  for (a, b), d in zip(space.node_edges, space.in_degrees):
+    table = subsets(b - a, d)
+    part = slice(start, start + len(table))
+    indicator = gumbel_max(beta[part], noise[part], tau)  # I_j, Eq. 12, 14
+    masks.append(indicator @ table.astype(indicator.dtype))  # Eq. 13
+    start += len(table)
+  return jnp.concatenate(masks)
+
+
+def sample_top_k(space: Space, beta, noise, tau):
+  """ROME-v2: Gumbel-Top2 over each node's edges (Eq. 15-17).
+
+  Args:
+    space: of in-degree d.
+    beta: [E] logits.
+    noise: [E] Gumbel(0, 1).
+    tau: temperature.
+
+  Returns:
+    B, [E]: 1 on the active edges.
+  """
+  return jnp.concatenate([
+      gumbel_top_k(beta[a:b], noise[a:b], tau, d)
+      for (a, b), d in zip(space.node_edges, space.in_degrees)])
+
+
+def compact(space: Space, edge_mask, op_mask, degrees) -> CellArch:
+  """Masks of one cell to the list of its active edges.
+
+  Args:
+    space: the search space.
+    edge_mask: B, [E], with `degrees[i]` ones among node i's edges.
+    op_mask: A, [E,O], one-hot rows.
+    degrees: active edges per node, static.
+
+  Returns:
+    The CellArch; gates are B * A at the chosen entries (Eq. 4).
+  """
+  edges = jnp.concatenate([
+      a + jnp.sort(lax.top_k(lax.stop_gradient(edge_mask[a:b]), d)[1])
+      for (a, b), d in zip(space.node_edges, degrees)])
+  ops = jnp.argmax(op_mask, -1)[edges]
+  gates = edge_mask[edges] * op_mask[edges, ops]
+  return CellArch(edges.astype(jnp.int32), ops.astype(jnp.int32), gates)
+
+
+# ------------------------------------------------------------- strict fair
+
+
+def strict_fair_ops(rng, num_samples: int, num_edges: int, num_ops: int):
+  """Each operation once per edge over every `num_ops` samples.
+
+  FairNAS's strict fairness (Chu et al. 2021), here over the K samples of one
+  weight step: per edge, independent random permutations of the operations.
+
+  Args:
+    rng: PRNG key.
+    num_samples: K, a multiple of num_ops.
+    num_edges: E.
+    num_ops: O.
+
+  Returns:
+    [K,E] int32 operations.
+  """
+  rounds = num_samples // num_ops
+  order = jnp.broadcast_to(
+      jnp.arange(num_ops)[None, :, None], (rounds, num_ops, num_edges))
+  return jax.random.permutation(
+      rng, order, axis=1, independent=True).reshape(num_samples, num_edges)
+
+
+# ------------------------------------------------------ laws and diagnostics
+
+
+def log_prob_top_k(logits, mask):
+  """Log-probability that Gumbel-Top-k selects exactly the set `mask`.
+
+  Sums over the orders in which the set can be drawn without replacement;
+  for one edge it is the log-softmax, and for a pair p_i p_j/(1-p_i) +
+  p_i p_j/(1-p_j) (ROME, Sec. 3.3).
+
+  Args:
+    logits: [n].
+    mask: [n] static 0/1 (NumPy).
+  """
+  p = jax.nn.softmax(logits)
+  chosen = np.flatnonzero(mask)
+  total = 0.
+  for order in itertools.permutations(chosen):
+    term, left = 1., 1.
+    for i in order:
+      term = term * p[i] / left
+      left = left - p[i]
+    total = total + term
+  return jnp.log(total)
+
+
+def log_prob_ops(alpha, edges, ops):
+  """Sum of log p(o_i | e_i; alpha) over the active edges (Eq. 18).
+
+  Args:
+    alpha: [E,O].
+    edges: [M] int.
+    ops: [M] int.
+  """
+  return jax.nn.log_softmax(alpha)[edges, ops].sum()
+
+
+def entropy(logits):
+  """Entropy in nats of softmax(logits) over the last axis."""
+  log_p = jax.nn.log_softmax(logits)
+  return -(jnp.exp(log_p) * log_p).sum(-1)
+
+
+def margin(logits):
+  """p(first) - p(second) of softmax(logits); 0 for a single choice."""
+  if logits.shape[-1] < 2:
+    return jnp.zeros(logits.shape[:-1])
+  top = lax.top_k(jax.nn.softmax(logits), 2)[0]
+  return top[..., 0] - top[..., 1]
+
+
+def tau_at(progress, start, end, schedule='linear'):
+  """Temperature at a progress of 0 to 1 through the search.
+
+  'linear': GDAS's 10 -> 0.1; 'exponential': geometric; 'constant': start.
+  """
+  if schedule == 'linear':
+    return start + (end - start) * progress
+  if schedule == 'exponential':
+    return start * (end / start) ** progress
+  return start + 0. * progress

@@ -1,0 +1,391 @@
+import json
+import os
+import pathlib
+import re
+
+import jax
+import ml_collections
+import pytest
+
+from rome_jax import config as config_lib
+from rome_jax import errors, spaces
+
+REPOSITORY = pathlib.Path(__file__).parents[1]
+CONFIGS = sorted((REPOSITORY / 'configs').glob('*.py'))
+
+
+def load_config(path, *flags):
+  return config_lib.load([f'--config={path}', *flags]).config
+
+
+def quickstart(*flags):
+  return load_config('quickstart', *flags)
+
+
+def write_config(tmp_path, body, name='mine.py'):
+  path = tmp_path / name
+  path.write_text(
+      'from rome_jax import config as config_lib\n'
+      'def get_config():\n'
+      '  config = config_lib.defaults()\n'
+      f'  {body}\n'
+      '  return config\n')
+  return path
+
+
+def test_defaults_are_valid_and_locked():
+  config = config_lib.defaults()
+  config_lib.validate(config)
+  assert config.is_locked and config.search.is_locked
+  with pytest.raises(AttributeError):
+    config.search.cels = 3
+
+
+def test_defaults_are_the_published_search_and_retraining():
+  # DARTS train_search.py and train.py, ROME Section 4: not read from the code.
+  config = config_lib.defaults()
+  search, evaluate = config.search, config.evaluate
+  assert (search.cells, search.channels, search.batch_size, search.epochs,
+          search.k) == (8, 16, 64, 50, 7)
+  assert (search.lr, search.lr_end, search.weight_decay, search.clip_norm) == (
+      .05, .001, 3e-4, 5.)
+  assert (search.alpha_lr, search.alpha_b1, search.alpha_b2,
+          search.alpha_weight_decay) == (3e-4, .5, .999, 1e-3)
+  assert (evaluate.cells, evaluate.channels, evaluate.batch_size,
+          evaluate.epochs, evaluate.cutout) == (20, 36, 96, 600, 16)
+  assert (evaluate.lr, evaluate.drop_path, evaluate.auxiliary_weight) == (
+      .025, .2, .4)
+
+
+@pytest.mark.parametrize('name, field', config_lib.FIELDS.items())
+def test_every_field_has_a_meaning_and_an_allowed_default(name, field):
+  assert field.meaning
+  assert type(field.default) in (int, float, str, bool)
+  assert field.choices == () or field.default in field.choices
+  assert f'--config.{name}=' in config_lib.help_text()
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_every_config_loads_and_round_trips(path):
+  loaded = config_lib.load([f'--config={path}'])
+  assert loaded.workdir == os.path.join('runs', path.stem)
+  assert loaded.options.help == ''
+  text = json.dumps(config_lib.to_json(loaded.config))
+  again = config_lib.from_json(json.loads(text))
+  assert again == loaded.config and again.is_locked
+  assert json.dumps(config_lib.to_json(again)) == text
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_every_config_says_what_it_costs_and_reaches(path):
+  text = path.read_text()
+  docstring = text.split('"""')[1]
+  for words in ('python -m rome_jax.main --config=configs/', 'Hardware:',
+                'Time:', 'Published score:', 'This code:'):
+    assert words in docstring
+  assert len(text.splitlines()) < 80
+
+
+def test_imagenet_recipe():
+  config = load_config('imagenet_direct')
+  search, evaluate = config.search, config.evaluate
+  assert (search.cells, search.channels, search.k, search.epochs,
+          search.batch_size, search.fraction_theta, search.fraction_alpha) == (
+              8, 16, 3, 30, 256, .1, .1)
+  assert (evaluate.cells, evaluate.channels, evaluate.batch_size, evaluate.lr,
+          evaluate.warmup_epochs, evaluate.weight_decay,
+          evaluate.label_smoothing, evaluate.epochs, evaluate.drop_path,
+          evaluate.cutout, evaluate.auxiliary_weight) == (
+              14, 48, 1024, .5, 5, 3e-5, .1, 250, 0., 0, .4)
+  assert config.image_size == 224
+
+
+def test_overrides_are_typed_by_the_field():
+  config = quickstart(
+      '--config.search.k=3', '--config.search.lr=1', '--config.seed', '5',
+      '--config.evaluate.nesterov=true', '--config.evaluate.auxiliary=False',
+      '--config.data_dir=a=b', '--config.search.alpha_lr=1e-2',
+      '--config.search.k=2')
+  assert config.search.k == 2
+  assert type(config.search.lr) is float and config.search.lr == 1
+  assert config.search.alpha_lr == .01
+  assert config.seed == 5
+  assert config.evaluate.nesterov is True
+  assert config.evaluate.auxiliary is False
+  assert config.data_dir == 'a=b'
+
+
+def test_workdir():
+  assert config_lib.load(
+      ['--workdir=x/y', '--config=quickstart']).workdir == 'x/y'
+  assert config_lib.load(
+      ['--config', 'quickstart.py', '--workdir', 'z']).workdir == 'z'
+
+
+def test_help_needs_nothing_else():
+  loaded = config_lib.load(['--help'])
+  assert loaded.config is None
+  assert 'usage: python -m rome_jax.main' in loaded.options.help
+  assert '--config.search.tau_start=10.0' in loaded.options.help
+
+
+def test_config_files_are_found_from_the_working_folder(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  write_config(tmp_path, 'config.seed = 3')
+  assert load_config('mine.py').seed == 3
+  (tmp_path / 'configs').mkdir()
+  write_config(tmp_path / 'configs', 'config.seed = 4', 'other.py')
+  assert load_config('other').seed == 4
+  assert load_config('configs/other.py').seed == 4
+  assert load_config('quickstart').dataset == 'digits'
+
+
+def test_config_files_take_an_argument(tmp_path):
+  path = tmp_path / 'mine.py'
+  path.write_text(
+      'from rome_jax.config import defaults\n'
+      'def get_config(seed="1"):\n'
+      '  config = defaults()\n'
+      '  config.seed = int(seed)\n'
+      '  return config\n')
+  assert load_config(path).seed == 1
+  loaded = config_lib.load([f'--config={path}:7'])
+  assert loaded.config.seed == 7
+  assert loaded.workdir == os.path.join('runs', 'mine_7')
+  assert list(tmp_path.iterdir()) == [path]  # No bytecode beside it.
+
+
+@pytest.mark.parametrize('flags, words', [
+    ([], '--config=PATH is missing'),
+    (['--config='], '--config=PATH is missing'),
+    (['--config'], '--config needs a value'),
+    (['--config=quickstrat'], "does not exist; did you mean 'quickstart'?"),
+    (['--config=no/such/file.py'], 'no/such/file.py does not exist'),
+    (['--config=configs'], 'config file configs does not exist'),
+    (['--config=quickstart:5'], "takes no argument, got '5'"),
+    (['quickstart'], "'quickstart' is no flag"),
+    (['--confg=quickstart'], "--confg is unknown; did you mean 'config'?"),
+    (['--config=quickstart', '--workdri=x'], "did you mean 'workdir'?"),
+    (['--config=quickstart', '--search.k=3'],
+     "did you mean 'config.search.k'?"),
+    (['--config=quickstart', '--config.search.cels=3'],
+     "search.cels is unknown; did you mean 'search.cells'?"),
+    (['--config=quickstart', '--config.serach.k=3'],
+     "did you mean 'search.k'?"),
+    (['--config=quickstart', '--config.cells=3'],
+     "did you mean 'search.cells' or 'evaluate.cells'?"),
+    (['--config=quickstart', '--config.tau_strat=3'],
+     "did you mean 'search.tau_start'?"),
+    (['--config=quickstart', '--config.search=3'],
+     'config.search is a section'),
+    (['--config=quickstart', '--config.search.k=many'],
+     "config.search.k='many' must be a whole number"),
+    (['--config=quickstart', '--config.search.k=1.5'],
+     'must be a whole number'),
+    (['--config=quickstart', '--config.search.lr=fast'],
+     "config.search.lr='fast' must be a number"),
+    (['--config=quickstart', '--config.evaluate.auxiliary=maybe'],
+     "='maybe' must be true or false"),
+    (['--config=quickstart', '--config.search.k'], 'needs a value'),
+])
+def test_bad_command_lines(flags, words, monkeypatch):
+  monkeypatch.chdir(REPOSITORY)
+  with pytest.raises(errors.UserError, match=re.escape(words)) as caught:
+    config_lib.load(flags)
+  assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('name, value, words', [
+    ('search.k', 0, 'at least 1'),
+    ('search.k', True, 'a whole number'),
+    ('search.tau_start', 0., 'above 0'),
+    ('search.tau_end', -1., 'above 0'),
+    ('search.tau_start', float('nan'), 'a finite number above 0'),
+    ('search.lr', float('inf'), 'a finite number above 0'),
+    ('search.lr', -.1, 'above 0'),
+    ('search.cells', 0, 'at least 1'),
+    ('search.epochs', -1, 'at least 0'),
+    ('search.max_steps', -1, 'at least 0'),
+    ('search.parallel', 'vmpa', "scan, vmap; did you mean 'vmap'?"),
+    ('search.sampler', 'fair', 'iid, strict_fair'),
+    ('search.order', 'alpha', 'alpha_first, theta_first'),
+    ('search.theta_reduce', 'max', 'sum, mean'),
+    ('search.augment', 'cifar10', "did you mean 'cifar'?"),
+    ('search.fraction_theta', 0., 'above 0 and at most 1'),
+    ('search.fraction_alpha', .6, 'add up to at most 1'),
+    ('search.momentum', 1., 'at least 0 and below 1'),
+    ('method', 'rome_v3', "did you mean 'rome_v2'?"),
+    ('method', 'gdas', "search.k=7 must be 1 with config.method='gdas'"),
+    ('space', 's00', "did you mean 's0'?"),
+    ('stem', 'resnet', 'auto, cifar, imagenet'),
+    ('seed', -1, 'at least 0'),
+    ('seed', 2**32, 'at most 4294967295'),
+    ('dataset', '', 'must name a data set'),
+    ('test_fraction', 1., 'above 0 and below 1'),
+    ('keep_checkpoints', 0, 'at least 1'),
+    ('evaluate.drop_path', 1., 'below 1'),
+    ('evaluate.epochs', -5, 'at least 0'),
+    ('evaluate.warmup_epochs', 600, 'below config.evaluate.epochs=600'),
+    ('evaluate.label_smoothing', -.1, 'at least 0'),
+    ('evaluate.seeds', 0, 'at least 1'),
+    ('evaluate.random_architectures', -1, 'at least 0'),
+])
+def test_bad_values(name, value, words):
+  section, _, last = name.rpartition('.')
+  config = config_lib.defaults()
+  setattr(config[section] if section else config, last, value)
+  with pytest.raises(errors.UserError, match=re.escape(words)) as caught:
+    config_lib.validate(config)
+  assert last in str(caught.value) and '\n' not in str(caught.value)
+
+
+def test_largest_seed_is_one_that_jax_takes():
+  config = config_lib.defaults()
+  config.seed = 2**32 - 1
+  config_lib.validate(config)
+  jax.random.key(config.seed)
+
+
+def test_strict_fair_needs_whole_rounds_of_the_operations():
+  config = config_lib.defaults()
+  config.search.sampler = 'strict_fair'
+  operations = len(spaces.get_space(config.space).ops)
+  for k in (operations, 2 * operations):
+    config.search.k = k
+    config_lib.validate(config)
+  config.search.k = operations + 1
+  with pytest.raises(errors.UserError, match='multiple of the 7 operations'):
+    config_lib.validate(config)
+
+
+def test_imagenet_stem_needs_even_channels():
+  config = config_lib.defaults()
+  config.evaluate.channels = 35
+  config_lib.validate(config)
+  config.image_size = 224
+  with pytest.raises(errors.UserError, match='evaluate.channels=35 must be'):
+    config_lib.validate(config)
+
+
+def test_one_architecture_a_step_is_gdas():
+  config = config_lib.defaults()
+  config.method, config.search.k = 'gdas', 1
+  config_lib.validate(config)
+
+
+def test_fields_of_the_wrong_set_or_type_are_found():
+  values = config_lib.to_json(config_lib.defaults())
+  values['search'].pop('k')
+  with pytest.raises(errors.UserError, match=r'config\.search\.k is missing'):
+    config_lib.validate(ml_collections.ConfigDict(values))
+  values['search']['k'] = '7'
+  with pytest.raises(errors.UserError, match="k='7' must be a whole number"):
+    config_lib.validate(ml_collections.ConfigDict(values))
+  with pytest.raises(errors.UserError, match='whole number'):
+    config_lib.from_json(values)
+  values['search'].update(k=7, kk=7)
+  with pytest.raises(errors.UserError, match='search.kk is unknown'):
+    config_lib.validate(ml_collections.ConfigDict(values))
+  with pytest.raises(errors.UserError, match='search.kk is unknown'):
+    config_lib.from_json(values)
+  with pytest.raises(errors.UserError, match='not a list'):
+    config_lib.from_json([])
+
+
+@pytest.mark.parametrize('body, words', [
+    ('config.search.cels = 3',
+     "mine.py, line 4: field cels is unknown; did you mean 'search.cells' or"),
+    ('config.sed = 3', "field sed is unknown; did you mean 'seed'?"),
+    ('config.search.k = 1.5', 'mine.py, line 4: TypeError'),
+    ('config.search.k = 0', 'config.search.k=0 must be a whole number at'),
+    ('config = {}', 'must return a ConfigDict, not a dict'),
+    ('config =', 'mine.py, line 4: invalid syntax'),
+    ('1 / 0', 'mine.py, line 4: ZeroDivisionError: division by zero'),
+    ('raise SystemExit(3)', 'mine.py, line 4: SystemExit: 3'),
+    ('import no_such_module', 'ModuleNotFoundError: No module named'),
+    ("open('/no/such/file')", 'mine.py, line 4: FileNotFoundError'),
+])
+def test_bad_config_files(body, words, tmp_path):
+  path = write_config(tmp_path, body)
+  with pytest.raises(errors.UserError, match=re.escape(words)) as caught:
+    load_config(path)
+  assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('content, words', [
+    (b'', 'has no function get_config()'),
+    (b'get_config = 3', 'has no function get_config()'),
+    (b'\0', 'mine.py'),
+    (b'\xff\xfe', 'mine.py'),
+    (b'def get_config(a, b): pass', 'TypeError'),
+    (b'def get_config(): pass', 'not a NoneType'),
+])
+def test_files_that_are_no_config(content, words, tmp_path):
+  path = tmp_path / 'mine.py'
+  path.write_bytes(content)
+  with pytest.raises(errors.UserError, match=re.escape(words)) as caught:
+    load_config(path)
+  assert '\n' not in str(caught.value)
+
+
+def test_workdir_belongs_to_one_config(tmp_path):
+  workdir = tmp_path / 'a' / 'run'
+  config = quickstart()
+  config_lib.check_workdir(workdir, config)
+  saved = json.loads((workdir / 'config.json').read_text())
+  assert saved == config_lib.to_json(config)
+  config_lib.check_workdir(workdir, config)
+  assert [path.name for path in workdir.iterdir()] == ['config.json']
+
+  other = quickstart('--config.search.k=11', '--config.seed=9',
+                     '--config.log_every=7')
+  with pytest.raises(errors.UserError) as caught:
+    config_lib.check_workdir(workdir, other)
+  message = str(caught.value)
+  assert f'search.k ({config.search.k} there, 11 now)' in message
+  assert 'seed (0 there, 9 now)' in message
+  assert 'log_every' not in message
+  assert json.loads((workdir / 'config.json').read_text()) == saved
+
+
+def test_workdir_takes_new_values_of_free_fields(tmp_path):
+  config_lib.check_workdir(tmp_path, quickstart())
+  config_lib.check_workdir(tmp_path, quickstart(
+      '--config.log_every=7', '--config.checkpoint_every=9',
+      '--config.keep_checkpoints=3', '--config.compilation_cache=',
+      '--config.data_dir=elsewhere'))
+  saved = json.loads((tmp_path / 'config.json').read_text())
+  assert saved['log_every'] == 7 and saved['data_dir'] == 'elsewhere'
+
+
+def test_fields_that_a_version_lacks_are_named(tmp_path):
+  values = config_lib.to_json(quickstart())
+  del values['search']['parallel']
+  values['old'] = 'absent'
+  (tmp_path / 'config.json').write_text(json.dumps(values))
+  with pytest.raises(errors.UserError) as caught:
+    config_lib.check_workdir(tmp_path, quickstart())
+  assert 'search.parallel (absent there, "scan" now)' in str(caught.value)
+  assert 'old ("absent" there, absent now)' in str(caught.value)
+
+
+@pytest.mark.parametrize('content', ['', '{"seed": ', '[]'])
+def test_damaged_config_of_a_workdir(content, tmp_path):
+  (tmp_path / 'config.json').write_text(content)
+  with pytest.raises(errors.UserError, match='config.json'):
+    config_lib.check_workdir(tmp_path, quickstart())
+
+
+def test_unusable_workdir(tmp_path):
+  (tmp_path / 'file').write_text('')
+  for workdir in (tmp_path / 'file', tmp_path / 'file' / 'below', '/proc/run'):
+    with pytest.raises(errors.UserError, match='cannot write'):
+      config_lib.check_workdir(workdir, quickstart())
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason='root may write everywhere')
+def test_read_only_workdir(tmp_path):
+  config_lib.check_workdir(tmp_path, quickstart())
+  tmp_path.chmod(0o500)
+  with pytest.raises(errors.UserError, match='not writable'):
+    config_lib.check_workdir(tmp_path, quickstart())

@@ -1,0 +1,45 @@
+import signal
+import threading
+
+import pytest
+
+from rome_jax import interrupt
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_first_signal_sets_the_flag(number):
+  before = signal.getsignal(number)
+  with interrupt.Interrupt() as stop:
+    assert not stop.requested
+    signal.raise_signal(number)
+    assert stop.requested and stop.signal == number
+  assert signal.getsignal(number) is before
+
+
+def test_second_ctrl_c_is_not_held_back():
+  with pytest.raises(KeyboardInterrupt):
+    with interrupt.Interrupt():
+      signal.raise_signal(signal.SIGINT)
+      signal.raise_signal(signal.SIGINT)
+  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_handlers_come_back_after_an_error():
+  before = signal.getsignal(signal.SIGTERM)
+  with pytest.raises(ValueError):
+    with interrupt.Interrupt():
+      raise ValueError
+  assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_other_threads_can_use_it():
+  seen = []
+
+  def work():
+    with interrupt.Interrupt() as stop:
+      seen.append(stop.requested)
+
+  thread = threading.Thread(target=work)
+  thread.start()
+  thread.join()
+  assert seen == [False]

@@ -1,0 +1,191 @@
+"""The page about a run: well-formed, self-contained, escaped, tolerant."""
+
+import html.parser
+import json
+import math
+
+import pytest
+
+from rome_jax import errors, genotypes, metrics, plotting, report
+
+VOID = {'meta', 'br', 'hr', 'img', 'input', 'link'}
+TEXT = (
+    "Genotype(normal=[('skip_connect', 0), ('skip_connect', 1), "
+    "('max_pool_3x3', 0), ('sep_conv_3x3', 2)], normal_concat=[2, 3], "
+    "reduce=[('sep_conv_3x3', 0), ('sep_conv_3x3', 1), "
+    "('max_pool_3x3', 0), ('sep_conv_3x3', 2)], reduce_concat=[2, 3])")
+
+
+class Page(html.parser.HTMLParser):
+  """Collects text and ids; fails at unbalanced tags and external loads."""
+
+  def __init__(self, text):
+    super().__init__()
+    self.open, self.ids, self.headings, self.text = [], [], [], []
+    self.references = []
+    self.feed(text)
+    self.close()
+    assert self.open == []
+
+  def handle_starttag(self, tag, attrs):
+    if tag not in VOID:
+      self.open.append(tag)
+    self.look(tag, attrs)
+
+  def handle_startendtag(self, tag, attrs):
+    self.look(tag, attrs)
+
+  def look(self, tag, attrs):
+    assert tag not in ('script', 'link', 'iframe', 'object')
+    for name, value in attrs:
+      assert not name.startswith('on')
+      if name == 'id':
+        self.ids.append(value)
+      if name in ('src', 'href', 'xlink:href', 'srcset', 'data'):
+        assert value.startswith('#'), (tag, name, value)
+        self.references.append(value[1:])
+
+  def handle_endtag(self, tag):
+    assert self.open.pop() == tag
+
+  def handle_data(self, data):
+    if self.open and self.open[-1] == 'h2':
+      self.headings.append(data)
+    if 'style' not in self.open and 'svg' not in self.open:
+      self.text.append(data)
+
+
+def read_page(workdir):
+  path = report.write_report(workdir)
+  assert path == workdir / 'report.html'
+  text = path.read_text(encoding='utf-8')
+  page = Page(text)
+  page.text = ' '.join(page.text)
+  assert len(set(page.ids)) == len(page.ids)
+  assert set(page.references) <= set(page.ids)
+  assert '@import' not in text and 'http' not in text
+  return page
+
+
+def evaluation(kind, seed, accuracy):
+  return {'name': f'{kind}-{seed}', 'kind': kind, 'seed': seed,
+          'test_accuracy': accuracy, 'params': 3349342, 'macs': 528359040,
+          'train_seconds': 3675.0}
+
+
+RESULT = {
+    'format': 1, 'method': 'rome_v2', 'space': 's0', 'dataset': 'digits',
+    'seed': 3, 'genotype': TEXT, 'params': 3349342, 'macs': 528359040,
+    'search': {
+        'valid_accuracy': 0.875, 'valid_loss': 0.5, 'seconds': 42.0,
+        'images_per_second': 1234.5, 'compile_seconds': 7.0, 'steps': 500,
+        'peak_memory_bytes': 300 * 2**20,
+        'parameterless': {'normal': 3, 'reduce': 1}},
+    'evaluations': [
+        evaluation('derived', 0, 0.96), evaluation('derived', 1, 0.98),
+        evaluation('random', 0, 0.90), evaluation('random', 1, 0.94)],
+    'device': 'cpu <b>&', 'versions': {'jax': '0.9.0'}, 'created': 'today'}
+
+
+def make_run(workdir):
+  genotype = genotypes.from_text(TEXT)
+  genotypes.save(workdir / 'genotype.json', genotype, space='s0', seed=3,
+                 step=500)
+  (workdir / 'config.json').write_text(json.dumps(
+      {'dataset': '<script>alert("x")</script>', 'search': {'k': 7},
+       'data_dir': ''}))
+  with metrics.MetricsWriter(workdir, tensorboard=False) as out:
+    for step in (1, 2):
+      out.write('search', step, {
+          'epoch': step / 2, 'train_loss': 1 / step, 'tau': math.nan,
+          'alpha_entropy_normal': 1.25})
+      out.write('evaluate/derived-0', step, {'train_loss': 1 / step})
+  plotting.save_run(workdir, metrics.read(workdir), genotype)
+  return workdir
+
+
+@pytest.fixture(name='run', scope='module')
+def _run(tmp_path_factory):
+  return make_run(tmp_path_factory.mktemp('run'))
+
+
+def test_whole_run(run):
+  (run / 'result.json').write_text(json.dumps(RESULT))
+  page = read_page(run)
+  assert page.headings == [
+      'Result', 'Cells', 'Curves', 'Collapse diagnostics', 'Search',
+      'Environment', 'Configuration']
+  for text in (
+      'rome_v2 on digits',
+      '97.00 ± 1.41% (n = 2)',  # std of the sample: .02 / sqrt(2)
+      '92.00 ± 2.83% (n = 2)', '5.00 points above',
+      'standard error of 2.24 points.',  # sqrt(1.41^2 / 2 + 2.83^2 / 2)
+      '1:01:15', '3.349 M', '528.359 M', '300 MiB', '87.50%', '42.0 s',
+      '3 of the 4 operations of the normal cell have no weights',
+      'cpu <b>&', '<script>alert', 'search.k', "('max_pool_3x3', 0)", '1.25'):
+    assert text in page.text, text
+  text = (run / 'report.html').read_text()
+  assert text.count('<svg') == 4
+  assert '&lt;script&gt;alert' in text
+
+
+def test_unfinished_run(run):
+  (run / 'result.json').unlink(missing_ok=True)
+  page = read_page(run)
+  assert page.headings == [
+      'State', 'Cells', 'Curves', 'Collapse diagnostics', 'Configuration']
+  assert 'not finished' in page.text and 'evaluate/derived-0' in page.text
+
+
+def test_empty_folder(tmp_path):
+  page = read_page(tmp_path)
+  assert page.headings == ['State']
+
+
+def test_result_of_a_search_alone(tmp_path):
+  (tmp_path / 'result.json').write_text(json.dumps(
+      {'method': 'gdas', 'search': {'valid_accuracy': None},
+       'evaluations': [], 'device': None}))
+  assert read_page(tmp_path).headings == ['Search']
+
+
+def test_damaged_result_is_one_sentence(tmp_path):
+  (tmp_path / 'result.json').write_text('{"half": ')
+  with pytest.raises(errors.UserError, match='result.json'):
+    report.write_report(tmp_path)
+  assert not (tmp_path / 'report.html').exists()
+
+
+def test_no_warning_for_a_cell_with_weights(tmp_path):
+  genotype = genotypes.from_text(TEXT)
+  swapped = genotype._replace(normal=genotype.reduce, reduce=genotype.normal)
+  genotypes.save(tmp_path / 'genotype.json', swapped, space='s0', seed=0,
+                 step=1)
+  page = read_page(tmp_path)
+  assert 'collapsed' not in page.text
+  assert '1 of 4' in page.text and '3 of 4' in page.text
+
+
+def test_summarise():
+  rows = [evaluation('random', 0, 0.5), evaluation('derived', 0, 0.9),
+          evaluation('derived', 1, 0.8), evaluation('derived', 2, None)]
+  summary = report.summarise(rows)
+  assert list(summary) == ['random', 'derived']
+  assert summary['random'] == {'n': 1, 'mean': 0.5, 'std': None, 'best': 0.5}
+  assert summary['derived']['n'] == 2
+  assert summary['derived']['mean'] == pytest.approx(0.85)
+  assert summary['derived']['std'] == pytest.approx(0.1 / math.sqrt(2))
+  assert summary['derived']['best'] == 0.9
+  assert report.summarise([]) == {}
+
+
+@pytest.mark.parametrize('random, words', [
+    ([0.5], 'says nothing of the spread'),
+    ([0.5, 0.97], 'do not tell the two apart'),
+    ([0.98, 0.99], '3.50 points below')])
+def test_comparison_claims_no_more_than_the_runs_show(
+    tmp_path, random, words):
+  rows = [evaluation('derived', i, a) for i, a in enumerate((0.94, 0.96))]
+  rows += [evaluation('random', i, a) for i, a in enumerate(random)]
+  (tmp_path / 'result.json').write_text(json.dumps({'evaluations': rows}))
+  assert words in read_page(tmp_path).text
