@@ -23,8 +23,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.custom_derivatives import SymbolicZero
 from jax.custom_batching import custom_vmap
+from jax.custom_derivatives import SymbolicZero
 
 from rome_jax import ops as ops_lib
 from rome_jax.sampling import CellArch
@@ -148,7 +148,7 @@ class _Plan:
     """
     rows = jnp.zeros((edges.shape[0], self.num_parameters))
     for number, variant in enumerate(self.variants):
-      if not variant.size:
+      if not (variant.size and variant.edges):
         continue
       position = np.zeros(self.space.num_edges, np.int32)
       position[list(variant.edges)] = np.arange(len(variant.edges))
@@ -161,7 +161,7 @@ class _Plan:
     return rows
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _plan(space, features, reduction):
   """One plan object per key: its variants are built once."""
   return _Plan(space, features, reduction)
@@ -189,7 +189,7 @@ def _one_by_one(function):
   return mapped
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _operation(plan):
   """y = f(index, xs, w): the sampled operation of one edge.
 
@@ -206,13 +206,13 @@ def _operation(plan):
   return [branch(v) for v in plan.variants]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _forward_switch(plan):
   branches = _operation(plan)
   return _one_by_one(lambda index, xs, w: lax.switch(index, branches, xs, w))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _backward_switch(plan, wants_weights, wants_gates):
   """(dxs, dw or None, dgate or None) of gate * f(index, xs, w).
 
@@ -490,7 +490,8 @@ class DiscreteCell(nn.Module):
         stride = 2 if self.reduction and pred < 2 else 1
         module = ops_lib.build(
             op, ops_lib.Context(stride, self.norm, False))
-        y = module.clone(name=f'node{number}_{i}_{op}')(states[pred])
+        y = module.clone(
+            parent=self, name=f'node{number}_{i}_{op}')(states[pred])
         if drop_path is not None and not (
             op == 'skip_connect' and stride == 1):
           y = drop_path(y)

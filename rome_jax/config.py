@@ -202,7 +202,8 @@ _EVALUATE = {
     'label_smoothing': _below_one(0., 'share spread evenly over all classes'),
     'augment': _choice('cifar', 'augmentation', AUGMENTATIONS),
     'seeds': _at_least(
-        1, 1, 'retrainings from scratch, whose mean and spread are shown'),
+        0, 1, 'retrainings from scratch, whose mean and spread are shown; '
+        '0: none'),
     'random_architectures': _at_least(
         0, 0, 'random genotypes of the space retrained alike, to compare'),
     'eval_every': _at_least(1, 1, 'epochs between two tests'),

@@ -20,6 +20,7 @@ from rome_jax import errors
 def _scan(function, samples):
   first = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype),
                        samples)
+  function = jax.jit(function)  # traced once for the shapes and the loop
   total = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype),
                        jax.eval_shape(function, first))
 

@@ -7,22 +7,21 @@ linear layer.
 """
 
 import functools
+import zlib
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
 
 from rome_jax import cells as cells_lib
-from rome_jax import genotypes, ops
-from rome_jax.spaces import Space
+from rome_jax import genotypes, ops, sampling
+from rome_jax.counting import reductions
+from rome_jax.spaces import CELL_TYPES, Space
 
 STEM_MULTIPLIER = 3
-
-
-def reductions(cells: int) -> tuple[int, ...]:
-  """Positions of the reduction cells: (2, 5) of 8, (6, 13) of 20."""
-  return tuple(sorted({cells // 3, 2 * cells // 3}))
 
 
 def _conv3x3(features, stride, name):
@@ -240,3 +239,53 @@ class Network(nn.Module):
           self.make_rng('drop_path'), keep, (x.shape[0], 1, 1, 1))
       return jnp.where(mask, x / keep, 0)
     return drop
+
+
+def initialise(module: nn.Module, seed: int, *args):
+  """The variables of `module.init(key, *args)`, drawn by NumPy.
+
+  The law is that of the modules' own initialisers. `init` would compile one
+  random draw per kernel, which takes longer than training a small network;
+  and these weights are the same on every device and version of JAX.
+
+  Args:
+    module: a Supernet or Network.
+    seed: of the weights.
+    *args: of the module's call; only shapes matter.
+
+  Returns:
+    {collection: tree} of NumPy float32 arrays.
+  """
+  shapes = jax.eval_shape(module.init, jax.random.key(0), *args)
+  kernels = {path[:-1]: _one_edge(path, leaf.shape)
+             for path, leaf in traverse_util.flatten_dict(shapes).items()
+             if path[-1] == 'kernel'}
+
+  def draw(path, leaf):
+    if path[-1] in ('scale', 'var'):
+      return np.ones(leaf.shape, np.float32)
+    if path[:-1] not in kernels:  # BatchNorm's mean and bias
+      return np.zeros(leaf.shape, np.float32)
+    bound = ops.init_bound(kernels[path[:-1]])
+    rng = np.random.Generator(np.random.Philox(
+        key=[seed, zlib.crc32('/'.join(path).encode())]))
+    return rng.uniform(-bound, bound, leaf.shape).astype(np.float32)
+
+  flat = traverse_util.flatten_dict(shapes)
+  return traverse_util.unflatten_dict(
+      {path: draw(path, leaf) for path, leaf in flat.items()})
+
+
+def _one_edge(path, shape):
+  """The kernel's shape without the leading axis of a supernet's edges."""
+  stacked = {cells_lib.EDGES, cells_lib.STRIDED} & set(path)
+  return shape[1:] if stacked else shape
+
+
+def init_supernet(network: Supernet, seed: int, image_size: int,
+                  image_channels: int):
+  """Initial weights of a supernet for square images; see `initialise`."""
+  images = jnp.zeros((1, image_size, image_size, image_channels))
+  cell = sampling.first_cell(network.space)
+  arch = {t: cell for t in CELL_TYPES}
+  return initialise(network, seed, images, arch)['params']

@@ -146,7 +146,8 @@ class Conv7x1(nn.Module):
   @nn.compact
   def __call__(self, x):
     features, s = x.shape[-1], self.stride
-    conv = dict(features=features, use_bias=False, kernel_init=torch_init)
+    conv = dict(features=features, use_bias=False, kernel_init=torch_init,
+                dtype=x.dtype)
     x = nn.relu(x)
     x = nn.Conv(kernel_size=(1, 7), strides=(1, s),
                 padding=((0, 0), (3, 3)), **conv)(x)

@@ -168,6 +168,15 @@ def compact(space: Space, edge_mask, op_mask, degrees) -> CellArch:
   return CellArch(edges.astype(jnp.int32), ops.astype(jnp.int32), gates)
 
 
+def first_cell(space: Space) -> CellArch:
+  """An example: each node's first edges, the first operation on each."""
+  edges = np.concatenate([
+      a + np.arange(d)
+      for (a, _), d in zip(space.node_edges, space.in_degrees)])
+  return CellArch(jnp.asarray(edges, jnp.int32),
+                  jnp.zeros(len(edges), jnp.int32), jnp.ones(len(edges)))
+
+
 # ------------------------------------------------------------- strict fair
 
 

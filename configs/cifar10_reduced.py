@@ -1,0 +1,55 @@
+"""ROME against GDAS on CIFAR-10 at a scale for 2 CPU cores.
+
+CIFAR-10 brought to 16x16 pixels, a 5-cell supernet of 8 channels, at equal
+K x steps: ROME-v2 with K=7, or GDAS with K=1 and seven times the steps.
+alpha's learning rate keeps the total travel of the paper's search (19,500
+steps at 3e-4).
+
+  for method in rome_v2 gdas; do for seed in 0 1 2; do
+    python -m rome_jax.main --config=configs/cifar10_reduced.py:$method \
+      --config.seed=$seed --config.data_dir=DIR --workdir=runs/$method-$seed
+  done; done
+
+Hardware: 2 CPU cores. Time: see the README's table.
+Published score: none at this scale. This code: see the README's table.
+"""
+
+from rome_jax import config as config_lib
+from rome_jax import errors
+
+STEPS = {'rome_v2': 120, 'rome_v1': 120, 'gdas': 840}
+
+
+def get_config(method='rome_v2'):
+  """Returns the config of one method, the argument after the colon."""
+  if method not in STEPS:
+    raise errors.UserError(
+        f'method {method!r} must be one of {", ".join(STEPS)}')
+  config = config_lib.defaults()
+  config.name = f'cifar10_reduced {method}'
+  config.dataset = 'cifar10'
+  config.image_size = 16
+  config.method = method
+  config.log_every = 20
+  config.checkpoint_every = 120
+
+  search = config.search
+  search.cells = 5
+  search.channels = 8
+  search.max_steps = STEPS[method]
+  search.k = 1 if method == 'gdas' else 7
+  # One sample a step: DARTS' rate; ROME doubles it for the sum of K.
+  search.lr = .025 if method == 'gdas' else .05
+  search.lr_per = search.tau_per = 'step'
+  search.alpha_lr = 3e-4 * 19_500 / STEPS[method]
+
+  evaluate = config.evaluate
+  evaluate.cells = 5
+  evaluate.channels = 8
+  evaluate.epochs = 3
+  evaluate.lr = .05
+  evaluate.auxiliary = False
+  evaluate.cutout = 0
+  evaluate.drop_path = 0.
+  evaluate.eval_batch_size = 200
+  return config

@@ -1,0 +1,224 @@
+"""Retraining from scratch: a genotype to a tested network."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from rome_jax import (
+    counting,
+    data,
+    errors,
+    genotypes,
+    loop,
+    networks,
+    search,
+    spaces,
+    training,
+)
+
+
+class Job(NamedTuple):
+  """One retraining.
+
+  Attributes:
+    name: 'derived-0', say; its phase is 'evaluate/<name>'.
+    kind: 'derived', 'given' or 'random'.
+    genotype: what is trained.
+    seed: of weights, data order, augmentation and drop path.
+  """
+
+  name: str
+  kind: str
+  genotype: genotypes.Genotype
+  seed: int
+
+
+class State(NamedTuple):
+  """Everything that a step changes, and the seed that it depends on."""
+
+  step: jax.Array
+  seed: jax.Array
+  params: Any
+  batch_stats: Any
+  opt: Any
+
+
+def jobs(config, genotype) -> list[Job]:
+  """The retrainings a config asks for, the architecture's own first."""
+  section, seed = config.evaluate, config.seed
+  kind = 'given' if config.genotype else 'derived'
+  found = [Job(f'{kind}-{i}', kind, genotype, seed + i)
+           for i in range(section.seeds)]
+  space = spaces.get_space(config.space)
+  for i in range(section.random_architectures):
+    rng = np.random.Generator(np.random.Philox(key=[seed, i]))
+    found.append(Job(f'random-{i}', 'random', genotypes.random(space, rng),
+                     seed + i))
+  return found
+
+
+def make_network(config, dataset, genotype) -> networks.Network:
+  """The network of the config's `evaluate` section."""
+  section = config.evaluate
+  return networks.Network(
+      genotype, section.cells, section.channels, dataset.num_classes,
+      search.stem(config, dataset), section.auxiliary)
+
+
+def make_step(network, section, tx, steps, steps_per_epoch):
+  """(state, batch) -> (state, metrics): one step of DARTS's retraining.
+
+  Args:
+    network: the module.
+    section: config.evaluate.
+    tx: Optax transformation.
+    steps: of the whole training.
+    steps_per_epoch: drop path rises once an epoch, linearly to its end.
+  """
+
+  def loss_fn(params, batch_stats, batch, rate, rng):
+    outputs, updates = network.apply(
+        {'params': params, 'batch_stats': batch_stats}, batch['image'],
+        train=True, drop_path=rate, mutable=['batch_stats'],
+        rngs={'drop_path': rng})
+    logits, auxiliary = outputs if section.auxiliary else (outputs, None)
+    loss = _mean_loss(logits, batch, section)
+    total = loss
+    if section.auxiliary:
+      total += section.auxiliary_weight * _mean_loss(auxiliary, batch, section)
+    accuracy = training.correct(logits, batch['label']).mean()
+    return total, (loss, accuracy, updates.get('batch_stats', {}))
+
+  def step(state, batch):
+    rng = jax.random.fold_in(jax.random.key(state.seed), state.step)
+    rate = 0.
+    if section.drop_path:
+      rate = drop_path_at(section, state.step, steps_per_epoch)
+    (_, (loss, accuracy, batch_stats)), grads = jax.value_and_grad(
+        loss_fn, has_aux=True)(
+            state.params, state.batch_stats, batch, rate, rng)
+    updates, opt = tx.update(grads, state.opt, state.params)
+    state = state._replace(
+        step=state.step + 1, params=optax.apply_updates(state.params, updates),
+        batch_stats=batch_stats, opt=opt)
+    return state, {'train_loss': loss, 'train_accuracy': accuracy,
+                   'grad_norm': optax.global_norm(grads)}
+
+  return step
+
+
+def _mean_loss(logits, batch, section):
+  return training.cross_entropy(
+      logits, batch['label'], section.label_smoothing).mean()
+
+
+def drop_path_at(section, step, steps_per_epoch):
+  """drop_path * epoch / epochs (DARTS, `train.py`)."""
+  return section.drop_path * (step // steps_per_epoch) / section.epochs
+
+
+def make_test(network, dataset, section):
+  """state -> {'test_loss', 'test_accuracy'} over the whole test split."""
+  batches = data.evaluation_batches(
+      dataset.test, section.eval_batch_size or section.batch_size,
+      data.make_transform(section.augment, dataset, train=False))
+
+  @jax.jit
+  def sums(params, batch_stats, batch):
+    logits = network.apply(
+        {'params': params, 'batch_stats': batch_stats}, batch['image'])
+    mask = batch['mask']
+    loss = training.cross_entropy(logits, batch['label'])
+    return (loss * mask).sum(), (
+        training.correct(logits, batch['label']) * mask).sum()
+
+  def test(state):
+    # Floats of the host: added in one order, whatever the device does.
+    loss = correct = 0.
+    with data.prefetch(batches, 0, len(batches)) as ahead:
+      for batch in ahead:
+        a, b = sums(state.params, state.batch_stats, batch)
+        loss, correct = loss + float(a), correct + float(b)
+    count = len(dataset.test.labels)
+    return {'test_loss': loss / count, 'test_accuracy': correct / count}
+
+  return test
+
+
+class Trainer:
+  """Compiles each genotype once and trains it with any seed."""
+
+  def __init__(self, config, dataset):
+    section = config.evaluate
+    self.config, self.dataset = config, dataset
+    self.transform = data.make_transform(
+        section.augment, dataset, train=True, cutout=section.cutout)
+    self.per_epoch = self._batches(0).steps_per_epoch
+    self.steps = section.epochs * self.per_epoch
+    if self.steps < 1:
+      raise errors.UserError(
+          f'config.evaluate.epochs={section.epochs} gives no steps; use at '
+          'least 1, or config.evaluate.seeds=0 to skip the retraining')
+    self.schedule = training.SCHEDULES[section.lr_schedule](
+        section.lr, section.lr_end, self.steps, steps_per_epoch=self.per_epoch,
+        warmup_steps=section.warmup_epochs * self.per_epoch)
+    self.tx = training.sgd(self.schedule, section)
+    self._programs = {}
+
+  def _batches(self, seed):
+    return data.Batches(self.dataset.train, None,
+                        self.config.evaluate.batch_size, seed, self.transform)
+
+  def _init(self, network, seed):
+    size, channels = self.dataset.image_size, self.dataset.image_channels
+    variables = networks.initialise(
+        network, seed, jnp.zeros((2, size, size, channels)))
+    params = variables['params']
+    return State(jnp.zeros((), jnp.int32), jnp.uint32(seed), params,
+                 variables.get('batch_stats', {}), self.tx.init(params))
+
+  def _program(self, network, state):
+    """(compiled step, test, carry) of a network."""
+    section = self.config.evaluate
+    step = make_step(network, section, self.tx, self.steps, self.per_epoch)
+    batch = self._batches(0)(0)
+    carry = loop.init_carry(step, state, batch)
+    if network not in self._programs:
+      self._programs[network] = (
+          loop.compile_step(step, carry, batch),
+          make_test(network, self.dataset, section))
+    return *self._programs[network], carry
+
+  def run(self, job: Job, workdir, writer, stop) -> loop.Outcome:
+    """Trains one job, or goes on with it; see `loop.run`."""
+    section = self.config.evaluate
+    network = make_network(self.config, self.dataset, job.genotype)
+    program, test, carry = self._program(
+        network, self._init(network, job.seed))
+
+    def observe(state, means, memo):
+      last = int(state.step) - 1
+      return means | {
+          'lr': float(self.schedule(last)),
+          'drop_path': float(
+              drop_path_at(section, last, self.per_epoch))}, memo
+
+    phase = loop.Phase(
+        name=f'evaluate/{job.name}', steps=self.steps,
+        steps_per_epoch=self.per_epoch, images_per_step=section.batch_size,
+        batches=self._batches(job.seed), observe=observe, test=test,
+        test_every=section.eval_every * self.per_epoch)
+    return loop.run(phase, program, carry,
+                    search.settings(self.config, workdir), writer, stop)
+
+  def count(self, job: Job) -> counting.Count:
+    """Exact parameters (without the auxiliary head) and multiply-adds."""
+    section, dataset = self.config.evaluate, self.dataset
+    return counting.count(
+        job.genotype, cells=section.cells, channels=section.channels,
+        num_classes=dataset.num_classes, image_size=dataset.image_size,
+        image_channels=dataset.image_channels,
+        stem=search.stem(self.config, dataset))

@@ -1,0 +1,392 @@
+"""Search methods: a table of rows, and the one bilevel step they share.
+
+A row says how a cell's edges are sampled, how many topology parameters that
+takes, and how the genotype is derived. All else is Algorithm 1 of ROME: K
+samples for alpha and beta on one half of the data (gradients averaged, Eq.
+20), K fresh samples for theta on the other half (summed, Eq. 21).
+
+Nothing here knows of networks: the step takes a `loss_fn`.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from rome_jax import genotypes, gradients, sampling
+from rome_jax.spaces import CELL_TYPES, Space
+
+
+class ArchParams(NamedTuple):
+  """Architecture parameters, shared by all cells of a type.
+
+  Attributes:
+    alpha: {'normal', 'reduce'}, each [E,O].
+    beta: {'normal', 'reduce'}, each [size of the method's row].
+  """
+
+  alpha: dict[str, jax.Array]
+  beta: dict[str, jax.Array]
+
+
+class Method(NamedTuple):
+  """One row.
+
+  Attributes:
+    beta_size: space -> number of topology parameters of a cell type.
+    degrees: space -> active edges of each node of a sampled cell.
+    sample_edges: (space, beta, noise, tau) -> edge mask B, [E].
+    derive: (space, alpha, beta) NumPy -> nodes of the genotype's cell.
+    log_prob_edges: (space, beta, edges) -> log p(edges; beta), Eq. 18.
+  """
+
+  beta_size: Callable[[Space], int]
+  degrees: Callable[[Space], tuple[int, ...]]
+  sample_edges: Callable
+  derive: Callable
+  log_prob_edges: Callable
+
+
+# -------------------------------------------------------------- derivation
+
+
+def _with_best_ops(space, alpha, edges):
+  """Nodes from the chosen edges (sorted), each with its likeliest op."""
+  nodes = [[] for _ in range(space.num_nodes)]
+  for e in edges:
+    op = space.ops[int(np.argmax(alpha[e]))]
+    nodes[space.edge_nodes[e]].append((op, int(space.edge_preds[e])))
+  return tuple(map(tuple, nodes))
+
+
+def _derive_pairs(space, alpha, beta):
+  """argmax p(z) of ROME-v1: the likeliest pair of each node."""
+  edges, start = [], 0
+  for (a, b), d in zip(space.node_edges, space.in_degrees):
+    table = sampling.subsets(b - a, d)
+    best = table[int(np.argmax(beta[start:start + len(table)]))]
+    edges += [a + i for i in np.flatnonzero(best)]
+    start += len(table)
+  return _with_best_ops(space, alpha, edges)
+
+
+def _derive_top_k(space, alpha, beta):
+  """argmax p(z) of ROME-v2: the two largest beta of each node.
+
+  It is also the likeliest set under sampling without replacement.
+  """
+  edges = []
+  for (a, b), d in zip(space.node_edges, space.in_degrees):
+    edges += sorted(a + np.argsort(-beta[a:b], kind='stable')[:d])
+  return _with_best_ops(space, alpha, edges)
+
+
+def _derive_gdas(space, alpha, beta):
+  """GDAS: a node's best (edge, operation) pairs, even two of one edge."""
+  del beta
+  shifted = np.exp(alpha - alpha.max(-1, keepdims=True))
+  p = shifted / shifted.sum(-1, keepdims=True)
+  nodes = []
+  for (a, b), d in zip(space.node_edges, space.in_degrees):
+    best = np.argsort(-p[a:b].ravel(), kind='stable')[:d]
+    nodes.append(tuple(
+        (space.ops[int(i % len(space.ops))], int(i // len(space.ops)))
+        for i in best))
+  return tuple(nodes)
+
+
+# ---------------------------------------------- probability of the topology
+
+
+def _log_prob_pairs(space, beta, edges):
+  mask = jnp.zeros(space.num_edges).at[edges].set(1)
+  total, start = 0., 0
+  for (a, b), d in zip(space.node_edges, space.in_degrees):
+    table = sampling.subsets(b - a, d)
+    row = jnp.argmax((table == mask[a:b]).all(-1))
+    total += jax.nn.log_softmax(beta[start:start + len(table)])[row]
+    start += len(table)
+  return total
+
+
+def _log_prob_independent(space, beta, edges):
+  """The product of Eq. 18, p(e_i; beta) as in Eq. 15.
+
+  It ranks architectures; the probability that Gumbel-Top2 draws a given pair
+  is `sampling.log_prob_top_k`.
+  """
+  log_p = jnp.concatenate(
+      [jax.nn.log_softmax(beta[a:b]) for a, b in space.node_edges])
+  return log_p[edges].sum()
+
+
+METHODS: dict[str, Method] = {
+    'rome_v1': Method(
+        beta_size=lambda space: sum(sampling.pair_sizes(space)),
+        degrees=lambda space: space.in_degrees,
+        sample_edges=sampling.sample_pairs,
+        derive=_derive_pairs,
+        log_prob_edges=_log_prob_pairs),
+    'rome_v2': Method(
+        beta_size=lambda space: space.num_edges,
+        degrees=lambda space: space.in_degrees,
+        sample_edges=sampling.sample_top_k,
+        derive=_derive_top_k,
+        log_prob_edges=_log_prob_independent),
+    'gdas': Method(
+        beta_size=lambda space: 0,
+        degrees=lambda space: tuple(b - a for a, b in space.node_edges),
+        sample_edges=sampling.sample_all_edges,
+        derive=_derive_gdas,
+        log_prob_edges=lambda space, beta, edges: jnp.zeros(())),
+}
+
+
+# ------------------------------------------------- parameters and samples
+
+
+def init_arch(method: Method, space: Space, rng, alpha_std=1e-3,
+              beta_std=1e-3) -> ArchParams:
+  """Normal alpha and beta of the given standard deviations (DARTS: 1e-3)."""
+  keys = iter(jax.random.split(rng, 2 * len(CELL_TYPES)))
+
+  def table(std, shape):
+    return {t: std * jax.random.normal(next(keys), shape) for t in CELL_TYPES}
+
+  return ArchParams(
+      table(alpha_std, (space.num_edges, len(space.ops))),
+      table(beta_std, (method.beta_size(space),)))
+
+
+def gumbel_noise(params: ArchParams, rng, k: int) -> ArchParams:
+  """Gumbel(0, 1) noise for K samples: the shapes of `params` after K."""
+  leaves, treedef = jax.tree.flatten(params)
+  return jax.tree.unflatten(treedef, [
+      jax.random.gumbel(key, (k, *leaf.shape), leaf.dtype)
+      for key, leaf in zip(jax.random.split(rng, len(leaves)), leaves)])
+
+
+def sample(method: Method, space: Space, params: ArchParams,
+           noise: ArchParams, tau, ops=None):
+  """One sampled architecture (unbatched).
+
+  Args:
+    method: a row.
+    space: the search space.
+    params: alpha and beta.
+    noise: the same shapes, Gumbel(0, 1).
+    tau: temperature.
+    ops: {cell type: [E] int} to set the operations instead of sampling them.
+
+  Returns:
+    {cell type: CellArch}.
+  """
+  arch = {}
+  for t in CELL_TYPES:
+    edge_mask = method.sample_edges(space, params.beta[t], noise.beta[t], tau)
+    if ops is None:
+      op_mask = sampling.gumbel_max(params.alpha[t], noise.alpha[t], tau)
+    else:
+      op_mask = jax.nn.one_hot(ops[t], len(space.ops))
+    arch[t] = sampling.compact(
+        space, edge_mask, op_mask, method.degrees(space))
+  return arch
+
+
+def log_prob(method: Method, space: Space, params: ArchParams, arch):
+  """log p(z; alpha, beta) of ROME Eq. 18, over both cell types."""
+  return sum(
+      method.log_prob_edges(space, params.beta[t], arch[t].edges)
+      + sampling.log_prob_ops(params.alpha[t], arch[t].edges, arch[t].ops)
+      for t in CELL_TYPES)
+
+
+def derive(method: Method, space: Space,
+           params: ArchParams) -> genotypes.Genotype:
+  """The genotype of the method's rule; every node in the concatenation."""
+  concat = tuple(range(space.num_inputs, space.num_inputs + space.num_nodes))
+  cells = {t: method.derive(space, np.asarray(params.alpha[t]),
+                            np.asarray(params.beta[t])) for t in CELL_TYPES}
+  return genotypes.Genotype(cells['normal'], concat, cells['reduce'], concat)
+
+
+def diagnostics(space: Space, params: ArchParams) -> dict[str, jax.Array]:
+  """Entropy (nats) and top-1 margin of alpha and beta, means per cell type.
+
+  Of alpha the mean is over edges; of beta, over nodes with a choice. Methods
+  without beta have no beta entries.
+  """
+  scalars = {}
+  for t in CELL_TYPES:
+    alpha, beta = params.alpha[t], params.beta[t]
+    scalars[f'alpha_entropy_{t}'] = sampling.entropy(alpha).mean()
+    scalars[f'alpha_margin_{t}'] = sampling.margin(alpha).mean()
+    groups = _beta_groups(space, beta)
+    if groups:
+      scalars[f'beta_entropy_{t}'] = jnp.stack(
+          [sampling.entropy(g) for g in groups]).mean()
+      scalars[f'beta_margin_{t}'] = jnp.stack(
+          [sampling.margin(g) for g in groups]).mean()
+  return scalars
+
+
+def _beta_groups(space, beta):
+  """The logits of each node that has a choice of edges."""
+  if not beta.size:
+    return []
+  per_edge = beta.size == space.num_edges
+  sizes = ([b - a for a, b in space.node_edges] if per_edge
+           else sampling.pair_sizes(space))
+  starts = np.cumsum([0, *sizes])
+  choice = [b - a > d
+            for (a, b), d in zip(space.node_edges, space.in_degrees)]
+  return [beta[a:a + n] for a, n, c in zip(starts, sizes, choice) if c]
+
+
+# --------------------------------------------------------- the bilevel step
+
+
+class State(NamedTuple):
+  """Everything that a step changes; what a checkpoint holds.
+
+  Attributes:
+    step: int32, steps done.
+    seed: uint32; the noise of a step depends on (seed, step) alone, so a
+      resumed search draws what the uninterrupted one would.
+    theta: weights of the supernet.
+    arch: alpha and beta.
+    theta_opt, arch_opt: Optax states.
+  """
+
+  step: jax.Array
+  seed: jax.Array
+  theta: Any
+  arch: ArchParams
+  theta_opt: Any
+  arch_opt: Any
+
+
+class Options(NamedTuple):
+  """Choices of the bilevel step that ROME's text leaves open.
+
+  Attributes:
+    k: K.
+    parallel: how K samples are evaluated, a name of gradients.PARALLEL.
+    sampler: 'iid', or 'strict_fair' operations in the weight step.
+    order: 'alpha_first' (Algorithm 1) or 'theta_first' (GDAS).
+    theta_reduce, alpha_reduce: 'sum' or 'mean' over the K gradients.
+    clip_norm: only to report how often the weight gradient is clipped.
+  """
+
+  k: int = 7
+  parallel: str = 'scan'
+  sampler: str = 'iid'
+  order: str = 'alpha_first'
+  theta_reduce: str = 'sum'
+  alpha_reduce: str = 'mean'
+  clip_norm: float = 5.
+
+
+def init_state(theta, arch, theta_tx, arch_tx, seed: int = 0) -> State:
+  """The state before the first step."""
+  return State(jnp.zeros((), jnp.int32), jnp.uint32(seed), theta, arch,
+               theta_tx.init(theta), arch_tx.init(arch))
+
+
+def make_update(method: Method, space: Space, loss_fn: Callable,
+                theta_tx, arch_tx, tau_fn: Callable,
+                options: Options) -> Callable:
+  """Builds the step of Algorithm 1.
+
+  Args:
+    method: a row of METHODS.
+    space: the search space.
+    loss_fn: (theta, arch, batch) -> (loss, {name: scalar}).
+    theta_tx, arch_tx: Optax transformations of theta and (alpha, beta).
+    tau_fn: step -> temperature.
+    options: see `Options`.
+
+  Returns:
+    update(state, batch_theta, batch_alpha) -> (state, metrics), to be jitted.
+    Metrics are means over the K samples: train_* on theta's batch, valid_* on
+    the architecture's, and tau, grad_norm, clipped.
+  """
+
+  def arch_gradient(theta, params, batch, noise, tau):
+    def objective(params, noise):
+      return loss_fn(theta, sample(method, space, params, noise, tau), batch)
+
+    def one(noise):
+      return jax.value_and_grad(objective, has_aux=True)(params, noise)
+
+    return _over_samples(one, noise, options, options.alpha_reduce)
+
+  def theta_gradient(theta, archs, batch):
+    def one(arch):
+      return jax.value_and_grad(loss_fn, has_aux=True)(theta, arch, batch)
+
+    return _over_samples(one, archs, options, options.theta_reduce)
+
+  def sample_archs(params, rng, tau):
+    rng, fair_rng = jax.random.split(rng)
+    noise = gumbel_noise(params, rng, options.k)
+    ops = None
+    if options.sampler == 'strict_fair':
+      ops = {t: sampling.strict_fair_ops(
+          key, options.k, space.num_edges, len(space.ops))
+             for t, key in zip(CELL_TYPES, jax.random.split(fair_rng))}
+    archs = jax.vmap(
+        lambda noise, ops: sample(method, space, params, noise, tau, ops))(
+            noise, ops)
+    return lax.stop_gradient(archs)
+
+  def update_arch(state, batch, rng, tau):
+    noise = gumbel_noise(state.arch, rng, options.k)
+    (loss, aux), grads = arch_gradient(
+        state.theta, state.arch, batch, noise, tau)
+    updates, arch_opt = arch_tx.update(grads, state.arch_opt, state.arch)
+    state = state._replace(
+        arch=optax.apply_updates(state.arch, updates), arch_opt=arch_opt)
+    return state, {'valid_loss': loss,
+                   **{f'valid_{k}': v for k, v in aux.items()}}
+
+  def update_theta(state, batch, rng, tau):
+    archs = sample_archs(state.arch, rng, tau)
+    (loss, aux), grads = theta_gradient(state.theta, archs, batch)
+    norm = optax.tree.norm(grads)
+    updates, theta_opt = theta_tx.update(grads, state.theta_opt, state.theta)
+    state = state._replace(
+        theta=optax.apply_updates(state.theta, updates), theta_opt=theta_opt)
+    return state, {'train_loss': loss,
+                   **{f'train_{k}': v for k, v in aux.items()},
+                   'grad_norm': norm,
+                   'clipped': (norm > options.clip_norm).astype(norm.dtype)}
+
+  def update(state, batch_theta, batch_alpha):
+    rng = jax.random.fold_in(jax.random.key(state.seed), state.step)
+    arch_rng, theta_rng = jax.random.split(rng)
+    tau = tau_fn(state.step)
+    steps = [(update_arch, batch_alpha, arch_rng),
+             (update_theta, batch_theta, theta_rng)]
+    if options.order == 'theta_first':
+      steps.reverse()
+    metrics = {'tau': tau}
+    for run, batch, key in steps:
+      state, new = run(state, batch, key, tau)
+      metrics |= new
+    return state._replace(step=state.step + 1), metrics
+
+  return update
+
+
+def _over_samples(one, samples, options, reduce):
+  """((mean loss, mean aux), gradient) over K samples."""
+  values, grads = gradients.sum_over_samples(one, samples, options.parallel)
+  values = jax.tree.map(lambda a: a / options.k, values)
+  if reduce == 'mean':
+    grads = jax.tree.map(lambda a: a / options.k, grads)
+  return values, grads

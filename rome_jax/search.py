@@ -1,0 +1,214 @@
+"""The search driver: a config and a data set to a genotype."""
+
+import pathlib
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rome_jax import (
+    data,
+    errors,
+    genotypes,
+    loop,
+    methods,
+    networks,
+    sampling,
+    spaces,
+    training,
+)
+
+
+class Paired(NamedTuple):
+  """Batches of theta and of alpha/beta, step by step."""
+
+  theta: data.Batches
+  alpha: data.Batches
+
+  @property
+  def split(self):
+    """The split both read; tells `data.prefetch` how to read ahead."""
+    return self.theta.split
+
+  def __call__(self, step):
+    return self.theta(step), self.alpha(step)
+
+
+class Search(NamedTuple):
+  """A search ready to run.
+
+  Attributes:
+    phase: for `loop.run`.
+    update: (state, (batch_theta, batch_alpha)) -> (state, metrics).
+    state: before the first step.
+  """
+
+  phase: loop.Phase
+  update: object
+  state: methods.State
+
+
+def stem(config, dataset) -> str:
+  """The config's stem; 'auto' is 'imagenet' from 128 pixels."""
+  if config.stem != 'auto':
+    return config.stem
+  return 'imagenet' if dataset.image_size >= 128 else 'cifar'
+
+
+def make_batches(config, dataset) -> Paired:
+  """The two disjoint streams of a search (Algorithm 1: D_t and D_s)."""
+  section = config.search
+  transform = data.make_transform(
+      section.augment, dataset, train=True, cutout=section.cutout)
+  parts = data.halves(dataset.train.labels, section.fraction_theta,
+                      section.fraction_alpha, config.seed)
+  # Two seeds, so that the streams share neither order nor augmentation.
+  seeds = np.random.SeedSequence(config.seed).generate_state(2, np.uint64)
+  return Paired(*(
+      data.Batches(dataset.train, part, section.batch_size, int(seed),
+                   transform)
+      for part, seed in zip(parts, seeds)))
+
+
+def num_steps(section, steps_per_epoch) -> int:
+  """Steps of the whole search."""
+  steps = section.epochs * steps_per_epoch
+  return min(steps, section.max_steps) if section.max_steps else steps
+
+
+def make_loss(network):
+  """(theta, arch, batch) -> (mean cross entropy, {'accuracy': mean})."""
+
+  def loss_fn(theta, arch, batch):
+    logits = network.apply({'params': theta}, batch['image'], arch)
+    loss = training.cross_entropy(logits, batch['label']).mean()
+    return loss, {'accuracy': training.correct(logits, batch['label']).mean()}
+
+  return loss_fn
+
+
+def make_tau(section, steps, steps_per_epoch):
+  """step -> temperature: from tau_start at the first to tau_end at the last.
+
+  Per epoch, tau(e) = start + (end - start) e/(E-1), as in GDAS's code.
+  """
+  unit = steps_per_epoch if section.tau_per == 'epoch' else 1
+  last = max(1, -(-steps // unit) - 1)
+
+  def tau(step):
+    return sampling.tau_at(
+        jnp.minimum((step // unit) / last, 1.), section.tau_start,
+        section.tau_end, section.tau_schedule)
+
+  return tau
+
+
+def build(config, dataset, on_checkpoint=None) -> Search:
+  """Puts a search together; compiles nothing yet but the initialisation."""
+  section = config.search
+  space = spaces.get_space(config.space)
+  method = methods.METHODS[config.method]
+  batches = make_batches(config, dataset)
+  per_epoch = batches.theta.steps_per_epoch
+  steps = num_steps(section, per_epoch)
+  if steps < 1:
+    raise errors.UserError(
+        f'config.search.epochs={section.epochs} gives no steps; use at least '
+        '1, or set config.genotype to skip the search')
+
+  network = networks.Supernet(
+      space, section.cells, section.channels, dataset.num_classes,
+      stem(config, dataset))
+  arch = methods.init_arch(
+      method, space, jax.random.key(config.seed), section.alpha_init,
+      section.beta_init)
+  theta = networks.init_supernet(
+      network, config.seed, dataset.image_size, dataset.image_channels)
+
+  schedule = training.cosine(
+      section.lr, section.lr_end, steps,
+      steps_per_epoch=per_epoch if section.lr_per == 'epoch' else 1)
+  theta_tx = training.sgd(schedule, section)
+  arch_tx = training.arch_adam(section)
+  tau = make_tau(section, steps, per_epoch)
+  update = methods.make_update(
+      method, space, make_loss(network), theta_tx, arch_tx, tau,
+      methods.Options(
+          k=section.k, parallel=section.parallel, sampler=section.sampler,
+          order=section.order, theta_reduce=section.theta_reduce,
+          alpha_reduce=section.alpha_reduce, clip_norm=section.clip_norm))
+
+  def observe(state, means, logged):
+    genotype = methods.derive(method, space, state.arch)
+    before = methods.derive(method, space, logged)
+    free = genotypes.parameterless(genotype)
+    scalars = {k: v for k, v in means.items() if k != 'clipped'}
+    # The rate of the last step done, not of the next.
+    scalars |= {
+        'clip_rate': means['clipped'],
+        'lr': float(schedule(int(state.step) - 1)),
+        'genotype_changes': _changes(before, genotype),
+        **{f'parameterless_{t}': free[t] for t in spaces.CELL_TYPES},
+        **{k: float(v)
+           for k, v in methods.diagnostics(space, state.arch).items()}}
+    # A copy: the state's own arrays are donated to the next step.
+    return scalars, jax.tree.map(jnp.copy, state.arch)
+
+  phase = loop.Phase(
+      name='search', steps=steps, steps_per_epoch=per_epoch,
+      # Both updates send the batch through K networks.
+      images_per_step=2 * section.k * section.batch_size,
+      batches=batches, observe=observe, memo=jax.tree.map(jnp.copy, arch),
+      on_checkpoint=on_checkpoint)
+  state = methods.init_state(theta, arch, theta_tx, arch_tx, config.seed)
+  return Search(phase, lambda state, batch: update(state, *batch), state)
+
+
+def _changes(before, after):
+  """How many (operation, predecessor) entries of the genotype are new."""
+  return sum(
+      len(set(new) - set(old))
+      for t in spaces.CELL_TYPES
+      for old, new in zip(getattr(before, t), getattr(after, t)))
+
+
+def run(config, dataset, workdir, writer, stop):
+  """Searches, or goes on searching, in `workdir`.
+
+  Writes genotype.json at every checkpoint and at the end.
+
+  Args:
+    config: validated.
+    dataset: a `data.Dataset`.
+    workdir: folder of the run.
+    writer: `metrics.MetricsWriter`.
+    stop: see `loop.run`.
+
+  Returns:
+    (outcome, genotype).
+  """
+  workdir = pathlib.Path(workdir)
+  space = spaces.get_space(config.space)
+  method = methods.METHODS[config.method]
+
+  def save_genotype(step, state):
+    genotypes.save(
+        workdir / 'genotype.json', methods.derive(method, space, state.arch),
+        space=space.name, seed=config.seed, step=step, method=config.method,
+        dataset=config.dataset)
+
+  search = build(config, dataset, save_genotype)
+  batch = search.phase.batches(0)
+  carry = loop.init_carry(
+      search.update, search.state, batch, search.phase.memo)
+  program = loop.compile_step(search.update, carry, batch)
+  outcome = loop.run(
+      search.phase, program, carry, settings(config, workdir), writer, stop)
+  return outcome, methods.derive(method, space, outcome.state.arch)
+
+
+def settings(config, workdir) -> loop.Settings:
+  """The loop's part of a config."""
+  return loop.Settings(pathlib.Path(workdir), config.log_every,
+                       config.checkpoint_every, config.keep_checkpoints)

@@ -1,0 +1,401 @@
+"""The compact search cell against a plain one: values, gradients, memory.
+
+The plain cell is what the compact program must equal: a Python loop over the
+selected edges, an operation's own module on each, differentiated by JAX.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from rome_jax import cells, ops, spaces
+
+C = 2
+NORM = ops.BatchStatistics
+# Every kind of operation: free, one kernel, and several.
+RICH = spaces.Space(
+    'rich', ('skip_connect', 'sep_conv_3x3', 'avg_pool_3x3', 'max_pool_3x3',
+             'dil_conv_3x3'), num_nodes=2)
+# Two architectures that share no operation on an edge, then GDAS's all edges.
+ARCHS = {
+    'first': ((0, 1, 2, 4), (1, 0, 3, 4)),
+    'second': ((0, 1, 3, 4), (0, 4, 2, 1)),
+    'all edges': ((0, 1, 2, 3, 4), (1, 2, 0, 4, 0)),
+}
+KINDS = {
+    # (reduction, reduction_prev): every preprocessing and both strides.
+    'normal': (False, False),
+    'normal after reduction': (False, True),
+    'reduction': (True, False),
+}
+
+
+def make_cell(reduction, reduction_prev, space=RICH):
+  return cells.SearchCell(space, C, reduction, reduction_prev)
+
+
+def states(reduction_prev, dtype=np.float32, size=6, batch=2):
+  rng = np.random.default_rng(0)
+  previous = 2 * size if reduction_prev else size
+  return (rng.normal(size=(batch, previous, previous, 3)).astype(dtype),
+          rng.normal(size=(batch, size, size, 4)).astype(dtype))
+
+
+def shapes_of(cell, s0, s1, arch):
+  return jax.eval_shape(cell.init, jax.random.key(0), s0, s1, arch)['params']
+
+
+def plain_cell(space, reduction, reduction_prev, find, edges, ops_of,
+               weights, gates, s0, s1):
+  """Nodes one by one, edges one by one; edges and ops_of are static."""
+  first = ops.FactorizedReduce if reduction_prev else ops.ReluConvNorm
+  inputs = [
+      module.apply({'params': weights[name]}, s) for name, module, s in (
+          ('preprocess0', first(C, NORM), s0),
+          ('preprocess1', ops.ReluConvNorm(C, NORM), s1))]
+  nodes = list(inputs)
+  for node in range(space.num_nodes):
+    total = 0.
+    for gate, e, o in zip(gates, edges, ops_of):
+      if space.edge_nodes[e] != node:
+        continue
+      pred, op = space.edge_preds[e], space.ops[o]
+      module = ops.build(op, ops.Context(
+          2 if reduction and pred < 2 else 1, NORM, True))
+      params = find(weights, space, reduction, e, op)
+      total = total + gate * module.apply({'params': params}, nodes[pred])
+    nodes.append(total)
+  return jnp.concatenate(nodes[2:], -1)
+
+
+def pulled(function, weights, gates, s0, s1, g):
+  """(output, cotangents of all four arguments)."""
+  out, pull = jax.vjp(function, weights, gates, s0, s1)
+  return out, pull(g)
+
+
+@pytest.fixture(scope='module')
+def compact(fill):
+  """f(kind, dtype) -> (jitted pullback of the compact cell, its inputs)."""
+
+  @functools.cache
+  def make(kind):
+    reduction, reduction_prev = KINDS[kind]
+    cell = make_cell(reduction, reduction_prev)
+
+    @jax.jit
+    def run(weights, gates, s0, s1, g, edges, ops_of):
+      def function(weights, gates, s0, s1):
+        return cell.apply({'params': weights}, s0, s1,
+                          cells.CellArch(edges, ops_of, gates))
+      return pulled(function, weights, gates, s0, s1, g)
+
+    return run
+
+  def inputs(kind, arch, dtype):
+    reduction, reduction_prev = KINDS[kind]
+    s0, s1 = states(reduction_prev, dtype)
+    size = 3 if reduction else 6
+    weights = fill(shapes_of(
+        make_cell(reduction, reduction_prev), s0, s1, arch), dtype=dtype)
+    g = np.random.default_rng(3).normal(size=(2, size, size, 2 * C))
+    return weights, s0, s1, g.astype(dtype)
+
+  return make, inputs
+
+
+@pytest.mark.parametrize('name', ARCHS)
+@pytest.mark.parametrize('kind', KINDS)
+def test_equals_the_plain_cell(
+    kind, name, compact, cell_arch, edge_weights):
+  """Values and all gradients, float64: the same sums, only the order."""
+  make, inputs = compact
+  with jax.enable_x64(True):
+    edges, ops_of = ARCHS[name]
+    arch = cell_arch(edges, ops_of, np.float64)
+    weights, s0, s1, g = inputs(kind, arch, np.float64)
+    # Gates off 1, so that each factor shows.
+    gates = np.linspace(.5, 1.5, len(edges))
+    actual = make(kind)(weights, gates, s0, s1, g, arch.edges, arch.ops)
+    plain = functools.partial(
+        plain_cell, RICH, *KINDS[kind], edge_weights, edges, ops_of)
+    expected = jax.jit(functools.partial(pulled, plain))(
+        weights, gates, s0, s1, g)
+  assert jax.tree.leaves(actual)[0].dtype == np.float64
+  assert_close(actual, expected, 1e-9)
+  assert_unselected_are_zero(actual[1][0], kind, edges, ops_of, edge_weights)
+
+
+def assert_close(actual, expected, tolerance):
+  assert jax.tree.structure(actual) == jax.tree.structure(expected)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(
+      a, b, rtol=tolerance, atol=tolerance), actual, expected)
+
+
+def assert_unselected_are_zero(grads, kind, edges, ops_of, find):
+  """Exactly 0 on operations that were not sampled, not 0 on those that were."""
+  chosen = dict(zip(edges, ops_of))
+  for e in range(RICH.num_edges):
+    for o, op in enumerate(RICH.ops):
+      for leaf in jax.tree.leaves(
+          find(grads, RICH, KINDS[kind][0], e, op)):
+        assert np.any(leaf) == (chosen.get(e) == o)
+
+
+@pytest.mark.parametrize('kind', ['normal after reduction', 'reduction'])
+def test_finite_differences(kind, compact, cell_arch):
+  make, inputs = compact
+  with jax.enable_x64(True):
+    arch = cell_arch(*ARCHS['first'], np.float64)
+    weights, s0, s1, g = inputs(kind, arch, np.float64)
+    run = make(kind)
+
+    # The pullback just tested, and no second compilation of the cell.
+    @jax.custom_vjp
+    def loss(*args):
+      return (run(*args, g, arch.edges, arch.ops)[0] * g).sum()
+
+    loss.defvjp(
+        lambda *args: (loss(*args), args),
+        lambda args, t: jax.tree.map(
+            lambda a: a * t, run(*args, g, arch.edges, arch.ops)[1]))
+    check_grads(loss, (weights, arch.gates, s0, s1), 1, ['rev'], 1e-5, 1e-5,
+                1e-6)
+
+
+# ------------------------------------------------ many architectures at once
+
+
+@pytest.fixture(scope='module')
+def many(compact, cell_arch):
+  """(K architectures, weights, s0, s1, g) of a reduction cell, float32."""
+  _, inputs = compact
+  pairs = [ARCHS['first'], ARCHS['second']]
+  arch = cell_arch(*pairs[0])
+  archs = jax.tree.map(lambda *a: np.stack(a), *(
+      cell_arch(*pair) for pair in pairs))
+  return archs, *inputs('reduction', arch, np.float32)
+
+
+def test_vmap_equals_the_loop(many, compact):
+  archs, weights, s0, s1, g = many
+  run = compact[0]('reduction')
+  batched = jax.jit(jax.vmap(run, (None, 0, None, None, None, 0, 0)))
+  compiled = batched.lower(
+      weights, archs.gates, s0, s1, g, archs.edges, archs.ops).compile()
+  actual = compiled(
+      weights, archs.gates, s0, s1, g, archs.edges, archs.ops)
+  for k in range(2):
+    expected = run(weights, archs.gates[k], s0, s1, g, archs.edges[k],
+                   archs.ops[k])
+    assert_close(jax.tree.map(lambda a, k=k: a[k], actual), expected, 1e-4)
+  # A conditional survives the compiler in both directions; a `select` in its
+  # place would run every operation for every sample.
+  branches = 2 * len(RICH.ops)
+  assert conditionals(compiled.as_text()) >= {branches}
+
+
+def conditionals(hlo):
+  """Numbers of branches of the conditionals in a program's text."""
+  found = set()
+  for line in hlo.splitlines():
+    if ' conditional(' in line and 'branch_computations={' in line:
+      listed = line.split('branch_computations={')[1].split('}')[0]
+      found.add(listed.count(',') + 1)
+  return found
+
+
+def subjaxprs(jaxpr):
+  """A jaxpr and all inside it."""
+  yield jaxpr
+  for eqn in jaxpr.eqns:
+    for value in jax.tree.leaves(
+        eqn.params, is_leaf=lambda v: hasattr(v, 'eqns') or hasattr(
+            v, 'jaxpr')):
+      inner = getattr(value, 'jaxpr', value)
+      if hasattr(inner, 'eqns'):
+        yield from subjaxprs(inner)
+
+
+@pytest.mark.parametrize('kind', ['normal', 'reduction'])
+def test_the_switch_survives_vmap(kind, compact, cell_arch):
+  """One switch forward and one backward, each on a scalar index."""
+  make, inputs = compact
+  arch = cell_arch(*ARCHS['first'])
+  weights, s0, s1, g = inputs(kind, arch, np.float32)
+  edges, ops_of, gates = jax.tree.map(lambda a: np.stack([a, a, a]), arch)
+  jaxpr = jax.make_jaxpr(
+      jax.vmap(make(kind), (None, 0, None, None, None, 0, 0)))(
+          weights, gates, s0, s1, g, edges, ops_of)
+  branches = len(RICH.ops) * (2 if kind == 'reduction' else 1)
+  switches, selects = [], []
+  for inner in subjaxprs(jaxpr.jaxpr):
+    for eqn in inner.eqns:
+      if eqn.primitive.name == 'cond':
+        switches.append(eqn)
+      if eqn.primitive.name == 'select_n':
+        selects.append(len(eqn.invars) - 1)
+  many = [e for e in switches if len(e.params['branches']) == branches]
+  assert len(many) == 2
+  assert all(e.invars[0].aval.shape == () for e in many)
+  assert max(selects) == 2  # No choice among all operations.
+
+
+def test_vmap_of_vmap(compact, cell_arch):
+  """The rule is also right for two batch axes (a grid of architectures)."""
+  make, inputs = compact
+  first, second = (cell_arch(*ARCHS[n]) for n in ('first', 'second'))
+  weights, s0, s1, g = inputs('normal', first, np.float32)
+  grid = jax.tree.map(lambda a, b: np.stack([[a, b], [b, a]]), first, second)
+  cell = make_cell(*KINDS['normal'])
+
+  def output(edges, ops_of, gates):
+    return cell.apply({'params': weights}, s0, s1,
+                      cells.CellArch(edges, ops_of, gates))
+
+  actual = jax.jit(jax.vmap(jax.vmap(output)))(*grid)
+  single = jax.jit(output)
+  for i, j in np.ndindex(2, 2):
+    np.testing.assert_allclose(
+        actual[i, j], single(*jax.tree.map(lambda a: a[i, j], grid)),
+        rtol=1e-5, atol=1e-5)
+
+
+# -------------------------------------------------- what is not paid for
+
+
+def test_memory_does_not_grow_with_the_operations(cell_arch):
+  """Temporary memory of one path: 2 or 7 candidates, at most 15% more."""
+  s0, s1 = states(False, size=16, batch=16)
+
+  def temporary(names):
+    space = spaces.Space('s', names, num_nodes=2)
+    cell = cells.SearchCell(space, 4, False, False)
+    arch = cell_arch((0, 1, 2, 4), (1, 1, 0, 0))
+    params = shapes_of(cell, s0, s1, arch)
+
+    def loss(params, arch):
+      return cell.apply({'params': params}, s0, s1, arch).sum()
+
+    compiled = jax.jit(jax.grad(loss)).lower(params, arch).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  two = temporary(('skip_connect', 'sep_conv_5x5'))
+  assert temporary(spaces.S0.ops) <= 1.15 * two
+
+
+def test_only_wanted_gradients_are_computed(compact, cell_arch):
+  """alpha's phase pays for no weight gradient, theta's for no gate's."""
+  _, inputs = compact
+  arch = cell_arch(*ARCHS['first'])
+  weights, s0, s1, _ = inputs('normal', arch, np.float32)
+  cell = make_cell(*KINDS['normal'])
+
+  def loss(weights, gates):
+    return cell.apply({'params': weights}, s0, s1,
+                      arch._replace(gates=gates)).sum()
+
+  size = {}
+  for name, argnums in (('theta', 0), ('alpha', 1), ('both', (0, 1))):
+    jaxpr = jax.make_jaxpr(jax.grad(loss, argnums))(weights, arch.gates)
+    size[name] = sum(len(inner.eqns) for inner in subjaxprs(jaxpr.jaxpr))
+  assert size['alpha'] < size['theta'] < size['both']
+
+
+# ------------------------------------------------------------ other spaces
+
+
+@pytest.mark.parametrize('space', [
+    spaces.Space('one node', ('sep_conv_3x3', 'skip_connect'), num_nodes=1),
+    spaces.Space('free', ('skip_connect', 'max_pool_3x3'), num_nodes=2),
+    spaces.Space('one operation', ('dil_conv_3x3',), num_nodes=2,
+                 in_degree=1)], ids=lambda s: s.name)
+@pytest.mark.parametrize('reduction', [False, True])
+def test_corner_spaces(space, reduction, cell_arch, edge_weights, fill):
+  edges = np.concatenate([
+      np.arange(a, a + d) for (a, _), d in zip(
+          space.node_edges, space.in_degrees)])
+  ops_of = np.arange(len(edges)) % len(space.ops)
+  arch = cell_arch(edges, ops_of)
+  s0, s1 = states(False)
+  cell = make_cell(reduction, False, space)
+  weights = fill(shapes_of(cell, s0, s1, arch))
+  actual = jax.jit(cell.apply)({'params': weights}, s0, s1, arch)
+  expected = jax.jit(functools.partial(
+      plain_cell, space, reduction, False, edge_weights, tuple(edges),
+      tuple(ops_of)))(weights, arch.gates, s0, s1)
+  np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+# ------------------------------------------------------------------- init
+
+
+def test_initial_weights():
+  """Each operation's own U(+-1/sqrt(fan_in)), though drawn as one array."""
+  s0, s1 = states(False)
+  space = spaces.Space('s', ('sep_conv_5x5', 'dil_conv_3x3'), num_nodes=4)
+  arch = cells.CellArch(jnp.zeros(8, int), jnp.zeros(8, int), jnp.ones(8))
+  cell = cells.SearchCell(space, 8, False, False)
+  params = cell.init(jax.random.key(0), s0, s1, arch)['params']
+  for op, layer, fan_in in (
+      ('sep_conv_5x5', 'Depthwise_1', 25), ('sep_conv_5x5', 'Pointwise_0', 8),
+      ('dil_conv_3x3', 'Depthwise_0', 9)):
+    w = np.asarray(params['edges'][op][layer]['kernel'])
+    assert w.shape[0] == space.num_edges
+    assert np.abs(w).max() <= fan_in ** -.5
+    # Variance 1/(3 fan_in), relative standard error sqrt(.8/n).
+    assert abs(w.var() * 3 * fan_in - 1) < 5 * (.8 / w.size) ** .5
+    assert len(np.unique(w[:, 0])) == w[:, 0].size
+
+
+# ------------------------------------------------------------ discrete cell
+
+
+def discrete(nodes, concat=(2, 3), reduction=False):
+  return cells.DiscreteCell(nodes, concat, C, reduction, False, functools
+                            .partial(nn.BatchNorm, use_running_average=False))
+
+
+def test_discrete_cell_concatenates_what_it_is_told(fill):
+  """Inputs may be read twice and left out; concat picks the states."""
+  nodes = ((('skip_connect', 0), ('skip_connect', 0)),
+           (('max_pool_3x3', 2),))
+  s0, s1 = states(False)
+  cell = discrete(nodes, concat=(3, 2, 0))
+  variables = jax.eval_shape(cell.init, jax.random.key(0), s0, s1)
+  weights = fill(variables['params'])
+  out, _ = cell.apply({'params': weights, 'batch_stats': jax.tree.map(
+      lambda v: jnp.ones(v.shape), variables['batch_stats'])}, s0, s1,
+      mutable=['batch_stats'])
+  three, two, zero = np.split(np.asarray(out), 3, -1)
+  np.testing.assert_allclose(two, 2 * zero, rtol=1e-6)
+  window = np.lib.stride_tricks.sliding_window_view(
+      np.pad(two, ((0, 0), (1, 1), (1, 1), (0, 0)),
+             constant_values=-np.inf), (3, 3), (1, 2))
+  np.testing.assert_allclose(three, window.max((-1, -2)), rtol=1e-6)
+
+
+def test_drop_path_spares_the_identity(fill):
+  nodes = ((('skip_connect', 0), ('skip_connect', 1)),
+           (('max_pool_3x3', 0), ('sep_conv_3x3', 2)))
+  s0, s1 = states(False)
+  calls = {}
+  for reduction in (False, True):
+    cell = discrete(nodes, reduction=reduction)
+    dropped = []
+
+    def drop(y, dropped=dropped):
+      dropped.append(y.shape)
+      return y
+
+    jax.eval_shape(
+        lambda cell=cell, drop=drop: cell.init(
+            jax.random.key(0), s0, s1, drop))
+    calls[reduction] = len(dropped)
+  # A strided skip is a FactorizedReduce and may be dropped.
+  assert calls == {False: 2, True: 4}

@@ -1,0 +1,210 @@
+"""Every operation against a plain NumPy transcription of its definition."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rome_jax import counting, errors, ops
+
+C = 4
+NORM = ops.BatchStatistics
+
+
+# ----------------------------------------------------- NumPy transcriptions
+
+
+def norm(x):
+  mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
+  return (x - mean) / np.sqrt(var + 1e-5)
+
+
+def relu(x):
+  return np.maximum(x, 0)
+
+
+def taps(x, kernel, stride, dilation, pad_value=0.):
+  """[k*k, B, h, w, C]: the pixels under each tap of a window."""
+  pad = dilation * (kernel // 2)
+  padded = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)),
+                  constant_values=pad_value)
+  h, w = (-(-n // stride) for n in x.shape[1:3])
+  found = []
+  for i in range(kernel):
+    for j in range(kernel):
+      rows = [i * dilation + stride * r for r in range(h)]
+      columns = [j * dilation + stride * c for c in range(w)]
+      found.append(padded[:, rows][:, :, columns])
+  return np.stack(found)
+
+
+def depthwise(x, w, stride, dilation=1):
+  k = w.shape[0]
+  return np.einsum('tbhwc,tc->bhwc', taps(x, k, stride, dilation),
+                   w.reshape(k * k, -1))
+
+
+def separable(x, p, kernel, stride):
+  for i, s in enumerate((stride, 1)):
+    x = depthwise(relu(x), p[f'Depthwise_{i}']['kernel'], s)
+    x = norm(x @ p[f'Pointwise_{i}']['kernel'])
+  return x
+
+
+def dilated(x, p, kernel, stride):
+  x = depthwise(relu(x), p['Depthwise_0']['kernel'], stride, 2)
+  return norm(x @ p['Pointwise_0']['kernel'])
+
+
+def factorized_reduce(x, p):
+  # The authors' code, x[:, :, 1:, 1:], wants even sizes; for odd ones the
+  # shifted map ends in zeros.
+  x = relu(x)
+  padded = np.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
+  h, w = (-(-n // 2) for n in x.shape[1:3])
+  even = x[:, ::2, ::2] @ p['even']['kernel']
+  odd = padded[:, 1::2, 1::2][:, :h, :w] @ p['odd']['kernel']
+  return norm(np.concatenate([even, odd], -1))
+
+
+def conv_7x1(x, p, stride):
+  x = relu(x)
+  for name, axis in (('Conv_0', 2), ('Conv_1', 1)):
+    w = p[name]['kernel'].reshape(7, C, C)
+    pad = [(0, 0)] * 4
+    pad[axis] = (3, 3)
+    padded, size = np.pad(x, pad), -(-x.shape[axis] // stride)
+    x = sum(
+        np.take(padded, [i + stride * r for r in range(size)], axis) @ w[i]
+        for i in range(7))
+  return norm(x)
+
+
+def skip(x, p, stride):
+  return x if stride == 1 else factorized_reduce(x, p['FactorizedReduce_0'])
+
+
+TRANSCRIPTIONS = {
+    'max_pool_3x3': lambda x, p, s: norm(taps(x, 3, s, 1, -np.inf).max(0)),
+    'avg_pool_3x3': lambda x, p, s: norm(
+        np.nanmean(taps(x, 3, s, 1, np.nan), 0)),
+    'skip_connect': skip,
+    'sep_conv_3x3': lambda x, p, s: separable(x, p, 3, s),
+    'sep_conv_5x5': lambda x, p, s: separable(x, p, 5, s),
+    'sep_conv_7x7': lambda x, p, s: separable(x, p, 7, s),
+    'dil_conv_3x3': lambda x, p, s: dilated(x, p, 3, s),
+    'dil_conv_5x5': lambda x, p, s: dilated(x, p, 5, s),
+    'conv_7x1_1x7': conv_7x1,
+}
+
+
+def build(name, stride, search=True):
+  return ops.build(name, ops.Context(stride, NORM, search))
+
+
+def images(size=(8, 8), dtype=np.float32):
+  rng = np.random.default_rng(0)
+  return rng.normal(size=(2, *size, C)).astype(dtype)
+
+
+def weights_of(module, x, fill):
+  shapes = jax.eval_shape(module.init, jax.random.key(0), x)
+  return fill(shapes.get('params', {}))
+
+
+def apply(module, params, x):
+  return jax.jit(module.apply)({'params': params}, x)
+
+
+def test_every_row_has_a_transcription():
+  assert set(TRANSCRIPTIONS) == set(ops.OPS)
+
+
+@pytest.mark.parametrize('size', [(8, 8), (7, 5)])
+@pytest.mark.parametrize('stride', [1, 2])
+@pytest.mark.parametrize('name', ops.OPS)
+def test_equals_numpy(name, stride, size, fill):
+  x, module = images(size), build(name, stride)
+  params = weights_of(module, x, fill)
+  actual = apply(module, params, x)
+  expected = TRANSCRIPTIONS[name](
+      x.astype(np.float64), jax.tree.map(np.float64, params), stride)
+  assert actual.shape == (2, -(-size[0] // stride), -(-size[1] // stride), C)
+  np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize('stride', [1, 2])
+@pytest.mark.parametrize('name', ops.OPS)
+def test_bfloat16_is_kept(name, stride, fill):
+  x, module = images(), build(name, stride)
+  params = weights_of(module, x, fill)
+  out = jax.eval_shape(
+      module.apply, {'params': params},
+      jax.ShapeDtypeStruct(x.shape, jnp.bfloat16))
+  assert out.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize('stride', [1, 2])
+@pytest.mark.parametrize('name', ops.OPS)
+def test_number_of_parameters(name, stride, fill):
+  params = weights_of(build(name, stride), images(), fill)
+  actual = sum(leaf.size for leaf in jax.tree.leaves(params))
+  # Written out: depthwise k*k*C, 1x1 C*C.
+  expected = {
+      'sep_conv_3x3': 2 * (9 * C + C * C),
+      'sep_conv_5x5': 2 * (25 * C + C * C),
+      'sep_conv_7x7': 2 * (49 * C + C * C),
+      'dil_conv_3x3': 9 * C + C * C, 'dil_conv_5x5': 25 * C + C * C,
+      'conv_7x1_1x7': 14 * C * C,
+      'skip_connect': C * C if stride == 2 else 0}.get(name, 0)
+  assert actual == expected
+  assert actual == counting.OP_COUNTS[name](C, 8, stride, False).params
+
+
+@pytest.mark.parametrize('name', ['max_pool_3x3', 'avg_pool_3x3'])
+def test_discrete_pools_have_no_norm(name):
+  x = images()
+  actual = apply(build(name, 1, search=False), {}, x)
+  window = taps(x, 3, 1, 1, np.nan)
+  reduce = np.nanmax if name == 'max_pool_3x3' else np.nanmean
+  np.testing.assert_allclose(actual, reduce(window, 0), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('module', [
+    ops.ReluConvNorm(6, NORM), ops.FactorizedReduce(6, NORM),
+    ops.FactorizedReduce(5, NORM)])
+def test_preprocessing(module, fill):
+  x = images()
+  params = weights_of(module, x, fill)
+  wide = x.astype(np.float64)
+  if isinstance(module, ops.ReluConvNorm):
+    expected = norm(relu(wide) @ params['Pointwise_0']['kernel'])
+  else:
+    expected = factorized_reduce(wide, params)
+  assert expected.shape[-1] == module.features
+  np.testing.assert_allclose(
+      apply(module, params, x), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_unknown_operation():
+  with pytest.raises(errors.UserError, match="mean 'sep_conv_3x3'"):
+    build('sep_conv3x3', 1)
+
+
+@pytest.mark.parametrize('shape, fan_in', [
+    ((3, 3, 16), 9), ((16, 32), 16), ((3, 3, 8, 32), 72)])
+def test_initial_law(shape, fan_in):
+  # U(-b, b), b = 1/sqrt(fan_in): the variance is 1/(3 fan_in). Its estimate
+  # from n draws has a relative standard error of sqrt(.8/n); bound 5 of them.
+  w = np.concatenate([
+      np.ravel(ops.torch_init(jax.random.key(i), shape)) for i in range(8)])
+  assert np.abs(w).max() <= fan_in ** -.5
+  assert abs(w.var() * 3 * fan_in - 1) < 5 * (.8 / w.size) ** .5
+
+
+def test_norm_is_the_callers(fill):
+  module = ops.build('dil_conv_3x3', ops.Context(
+      1, lambda: nn.LayerNorm(use_bias=False), False))
+  params = weights_of(module, images(), fill)
+  assert params['LayerNorm_0']['scale'].shape == (C,)
