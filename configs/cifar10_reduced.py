@@ -17,7 +17,7 @@ Published score: none at this scale. This code: see the README's table.
 from rome_jax import config as config_lib
 from rome_jax import errors
 
-STEPS = {'rome_v2': 120, 'rome_v1': 120, 'gdas': 840}
+STEPS = {'rome_v2': 80, 'rome_v1': 80, 'gdas': 560}
 
 
 def get_config(method='rome_v2'):
@@ -31,7 +31,7 @@ def get_config(method='rome_v2'):
   config.image_size = 16
   config.method = method
   config.log_every = 20
-  config.checkpoint_every = 120
+  config.checkpoint_every = 200
 
   search = config.search
   search.cells = 5
@@ -46,7 +46,7 @@ def get_config(method='rome_v2'):
   evaluate = config.evaluate
   evaluate.cells = 5
   evaluate.channels = 8
-  evaluate.epochs = 3
+  evaluate.epochs = 1
   evaluate.lr = .05
   evaluate.auxiliary = False
   evaluate.cutout = 0

@@ -21,16 +21,18 @@ def get_config():
   config.checkpoint_every = 100
 
   search = config.search
-  search.cells = 5
+  search.cells = 4
   search.channels = 8
-  search.epochs = 8
+  search.batch_size = 32
+  search.epochs = 12
   search.k = 4
-  # A search of some 90 steps: DARTS' 3e-4 is meant for 19,500.
+  search.tau_per = search.lr_per = 'step'
+  # A search of some 260 steps: DARTS' 3e-4 is meant for 19,500.
   search.alpha_lr = .02
   search.augment = 'shift'
 
   evaluate = config.evaluate
-  evaluate.cells = 5
+  evaluate.cells = 4
   evaluate.channels = 8
   evaluate.epochs = 10
   evaluate.batch_size = 64

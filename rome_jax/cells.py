@@ -54,7 +54,7 @@ class _Variant:
     module: the Flax module.
     bank: which array of states it reads (0 the first).
     edges: the edges it may be sampled on; the leading axis of its parameters.
-    leaves: (path, shape) of one edge's parameters, in tree order.
+    shapes: of one edge's parameters, in tree order.
     treedef: their structure.
   """
 

@@ -84,7 +84,7 @@ _TOP = {
         'rome_v2', 'how architectures are sampled and derived: pairs of edges '
         '(ROME-v1, Eq. 10-14), Gumbel-Top2 edges (ROME-v2, Eq. 15-17; the '
         "paper's default), all edges active (GDAS)", METHODS),
-    'space': _choice('s0', 'search space', tuple(spaces.SPACES)),
+    'space': Field('s0', 'search space, a name of rome_jax.spaces.SPACES'),
     'dataset': Field(
         'digits', 'name of a known data set, a folder of images per class, an '
         '.npz file, or tfds:NAME'),
@@ -316,6 +316,7 @@ def _check_search(config):
     raise errors.UserError(
         f"config.search.k={search.k} must be 1 with config.method='gdas', "
         'which samples one architecture a step')
+  # Looked up now, not in the table: users add rows to spaces.SPACES.
   operations = len(spaces.get_space(config.space).ops)
   if search.sampler == 'strict_fair' and search.k % operations:
     raise errors.UserError(

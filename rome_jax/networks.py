@@ -10,6 +10,7 @@ import functools
 import zlib
 from collections.abc import Callable
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -125,6 +126,7 @@ class Supernet(nn.Module):
   @nn.compact
   def __call__(self, images, arch):
     """Logits [B,classes] of images [B,H,W,.] at arch {'normal','reduce'}."""
+    chex.assert_rank(images, 4)
 
     def make_cell(i, features, reduction, reduction_prev):
       cell = cells_lib.SearchCell(
@@ -203,6 +205,7 @@ class Network(nn.Module):
     Returns:
       logits, or (logits, auxiliary logits) with `train` and `auxiliary`.
     """
+    chex.assert_rank(images, 4)
     norm = functools.partial(
         nn.BatchNorm, use_running_average=not train, momentum=.9,
         epsilon=1e-5)

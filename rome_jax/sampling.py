@@ -12,6 +12,7 @@ exactly zero.
 import itertools
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -160,6 +161,8 @@ def compact(space: Space, edge_mask, op_mask, degrees) -> CellArch:
   Returns:
     The CellArch; gates are B * A at the chosen entries (Eq. 4).
   """
+  chex.assert_shape(edge_mask, (space.num_edges,))
+  chex.assert_shape(op_mask, (space.num_edges, len(space.ops)))
   edges = jnp.concatenate([
       a + jnp.sort(lax.top_k(lax.stop_gradient(edge_mask[a:b]), d)[1])
       for (a, b), d in zip(space.node_edges, degrees)])

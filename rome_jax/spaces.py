@@ -90,6 +90,6 @@ def get_space(name: str) -> Space:
   """
   if name not in SPACES:
     raise errors.UserError(
-        f'space={name!r} is unknown; known: {", ".join(SPACES)}'
+        f'space={name!r} must be one of {", ".join(SPACES)}'
         f'{errors.near_miss(name, SPACES)}')
   return SPACES[name]

@@ -158,10 +158,10 @@ def transformations(lr=.01, clip=5.):
           training.arch_adam(section))
 
 
-def make(name, options, theta_tx, arch_tx, tau=.7, seed=0):
+def make(name, options, theta_tx, arch_tx, tau=.7):
   return methods.make_update(
       methods.METHODS[name], SPACE, quadratic, theta_tx, arch_tx,
-      lambda step: tau, options, seed)
+      lambda step: tau, options)
 
 
 @pytest.mark.parametrize('name, options', [
@@ -171,7 +171,7 @@ def make(name, options, theta_tx, arch_tx, tau=.7, seed=0):
         k=3, parallel='vmap', order='theta_first', theta_reduce='mean',
         alpha_reduce='sum')),
     ('gdas', methods.Options(k=1, order='theta_first'))])
-def test_update_equals_numpy(name, options, monkeypatch):
+def test_update_equals_numpy(name, options, monkeypatch, quick_jit):
   """Three steps: SGD and Adam keep state, the clip works on some."""
   theta, params = theta_of(), params_of(name)
   txs = transformations()
@@ -180,7 +180,7 @@ def test_update_equals_numpy(name, options, monkeypatch):
   calls = iter(noises)
   monkeypatch.setattr(
       methods, 'gumbel_noise', lambda params, rng, k: next(calls))
-  update = jax.jit(make(name, options, *txs))
+  update = quick_jit(make(name, options, *txs))
   state = methods.init_state(theta, params, *txs)
   oracle = NumpyStep(name, theta, params, options, tau=.7, lr=.01, clip=5.)
   phases = [(oracle.arch_phase, -1.), (oracle.theta_phase, 2.)]
@@ -222,7 +222,7 @@ def test_the_oracle_tells_the_orders_apart(name):
   assert np.abs(found[0] - found[1]).max() > .01
 
 
-def test_v1_beta_of_node_1_has_no_gradient():
+def test_v1_beta_of_node_1_has_no_gradient(quick_jit):
   params, theta = params_of('rome_v1'), theta_of()
   noise = jax.tree.map(lambda a: a[0], noise_like(params, 1, 3))
 
@@ -231,7 +231,7 @@ def test_v1_beta_of_node_1_has_no_gradient():
         methods.METHODS['rome_v1'], SPACE, params, noise, .7)
     return quadratic(theta, arch, np.float32([3.]))[0]
 
-  grad = jax.jit(jax.grad(objective))(params)
+  grad = quick_jit(jax.grad(objective))(params)
   for t in CELLS:
     assert float(grad.beta[t][0]) == 0.
     assert np.abs(grad.beta[t][1:]).min() > 0
@@ -241,10 +241,10 @@ def test_v1_beta_of_node_1_has_no_gradient():
 
 
 @pytest.fixture(scope='module')
-def step():
+def step(quick_jit):
   """(update of ROME-v2 with K = 2, its first state)."""
   txs = transformations()
-  return jax.jit(make('rome_v2', methods.Options(k=2), *txs)), (
+  return quick_jit(make('rome_v2', methods.Options(k=2), *txs)), (
       methods.init_state(theta_of(), params_of('rome_v2'), *txs))
 
 
@@ -271,13 +271,14 @@ def test_same_seed_and_step_same_result(step):
   batches = np.float32([1.]), np.float32([2.])
   once, twice = update(state, *batches), update(state, *batches)
   assert_same(once, twice)
-  later, _ = update(state._replace(step=jnp.int32(1)), *batches)
-  assert not np.array_equal(once[0].theta['normal'], later.theta['normal'])
+  for other in (dict(step=jnp.int32(1)), dict(seed=jnp.uint32(1))):
+    later, _ = update(state._replace(**other), *batches)
+    assert not np.array_equal(once[0].theta['normal'], later.theta['normal'])
 
 
-def test_scan_equals_vmap(step):
+def test_scan_equals_vmap(step, quick_jit):
   update, state = step
-  other = jax.jit(make(
+  other = quick_jit(make(
       'rome_v2', methods.Options(k=2, parallel='vmap'), *transformations()))
   batches = np.float32([1.]), np.float32([2.])
   jax.tree.map(lambda a, b: np.testing.assert_allclose(
@@ -285,8 +286,8 @@ def test_scan_equals_vmap(step):
       other(state, *batches))
 
 
-def drawn_noise(monkeypatch, seed):
-  """f(step): the noise that each phase of that step draws, [K,...] each."""
+def drawn_noise(monkeypatch, quick_jit):
+  """f(seed, step): the noise that each phase of that step draws, [K,...]."""
   found, draw = [], methods.gumbel_noise
 
   def recorded(params, rng, k):
@@ -295,41 +296,37 @@ def drawn_noise(monkeypatch, seed):
 
   monkeypatch.setattr(methods, 'gumbel_noise', recorded)
   txs = transformations()
-  update = make('rome_v2', methods.Options(k=4), *txs, seed=seed)
+  update = make('rome_v2', methods.Options(k=4), *txs)
   state = methods.init_state(theta_of(), params_of('rome_v2'), *txs)
 
-  @jax.jit
-  def noise(step):
+  @quick_jit
+  def noise(seed, step):
     found.clear()
-    update(state._replace(step=step), np.float32([1.]), np.float32([2.]))
+    update(state._replace(seed=seed, step=step), np.float32([1.]),
+           np.float32([2.]))
     return [jnp.concatenate(
         [leaf.reshape(4, -1) for leaf in jax.tree.leaves(n)], 1)
             for n in found]
 
-  return noise
+  return lambda seed, step: noise(jnp.uint32(seed), jnp.int32(step))
 
 
-def test_samples_are_fresh(monkeypatch):
+def test_samples_are_fresh(monkeypatch, quick_jit):
   """K different samples, others in both phases, steps and seeds."""
-  noise = drawn_noise(monkeypatch, 0)
-  found = [*noise(0), *noise(1), *drawn_noise(monkeypatch, 1)(0)]
+  noise = drawn_noise(monkeypatch, quick_jit)
+  found = [*noise(0, 0), *noise(0, 1), *noise(1, 0)]
   assert [x.shape for x in found] == 6 * [(4, 40)]
   # Floats of 23 random bits: a few of the 960 may meet, 160 would not.
   assert len(np.unique(np.concatenate(found))) > 950
+  # A resumed run draws what the uninterrupted one would.
+  assert_same(found[2:4], noise(0, 1))
 
 
-def test_noise_depends_on_seed_and_step_alone(monkeypatch):
-  """A resumed run draws what the uninterrupted one would."""
-  uninterrupted = drawn_noise(monkeypatch, 3)
-  uninterrupted(0)
-  assert_same(uninterrupted(1), drawn_noise(monkeypatch, 3)(1))
-
-
-def test_batch_is_a_mean():
+def test_batch_is_a_mean(quick_jit):
   """One batch, shared by the K samples: metrics are means over both."""
   txs = optax.sgd(0.), optax.sgd(0.)
   batch = np.float32([0., 1., 5.])
-  update = jax.jit(make('gdas', methods.Options(k=2), *txs))
+  update = quick_jit(make('gdas', methods.Options(k=2), *txs))
   params = params_of('gdas', scale=0.)
   # One operation for sure: f is the same in every sample.
   for t in CELLS:
@@ -343,12 +340,12 @@ def test_batch_is_a_mean():
   assert float(metrics['train_output']) == pytest.approx(float(f), rel=1e-4)
 
 
-def test_strict_fair_theta_step():
+def test_strict_fair_theta_step(quick_jit):
   """With K = O each operation of each edge is drawn once (GDAS: trained)."""
   txs = optax.sgd(1.), optax.sgd(0.)
   theta = jax.tree.map(jnp.zeros_like, theta_of())
   options = methods.Options(k=3, sampler='strict_fair')
-  state, _ = jax.jit(make('gdas', options, *txs))(
+  state, _ = quick_jit(make('gdas', options, *txs))(
       methods.init_state(theta, params_of('gdas', scale=50.), *txs),
       np.float32([1.]), np.float32([1.]))
   # All weights 0: f = 0 and each active weight's gradient is -1 per sample.
@@ -366,7 +363,7 @@ def test_variance_falls_as_one_over_k():
   error of a variance estimate is sqrt((m4 - v^2) / R), m4 the fourth central
   moment; the difference K v_K - v_1 stays within 5 of its own.
   """
-  repeats, params, theta = 2000, params_of('rome_v2'), theta_of()
+  repeats, params, theta = 1000, params_of('rome_v2'), theta_of()
   direction = jax.tree.map(
       lambda a: np.random.default_rng(a.size).normal(size=a.shape), params)
 
@@ -403,7 +400,7 @@ def test_variance_falls_as_one_over_k():
 
 
 @pytest.mark.parametrize('num_nodes, in_degree', [
-    (1, 2), (2, 1), (3, 2), (3, 3)])
+    (1, 2), (2, 1), (3, 3)])
 @pytest.mark.parametrize('name', ROWS)
 def test_sample_of_any_space(name, num_nodes, in_degree):
   space = spaces.Space('s', ('a', 'b'), num_nodes, in_degree=in_degree)
@@ -424,11 +421,11 @@ def test_sample_of_any_space(name, num_nodes, in_degree):
 
 
 @pytest.mark.parametrize('name', ROWS)
-def test_sample_equals_the_equations(name):
+def test_sample_equals_the_equations(name, quick_jit):
   params = params_of(name)
   noise = noise_like(params, 20, 5)
   method = methods.METHODS[name]
-  archs = jax.jit(jax.vmap(
+  archs = quick_jit(jax.vmap(
       lambda n: methods.sample(method, SPACE, params, n, .5)))(noise)
   for k in range(20):
     expected = numpy_sample(

@@ -18,7 +18,7 @@ _REQUIREMENTS = {
     'PIL.ImageEnhance': 'pillow',
     'scipy.io': 'scipy',
     'sklearn.datasets': 'scikit-learn',
-    'tensorflow_datasets': "'rome_jax[tfds]'",
+    'tensorflow_datasets': 'tensorflow-datasets',
 }
 _STATISTICS_IMAGES = 512
 

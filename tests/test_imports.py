@@ -1,0 +1,69 @@
+"""The shape of the package: imports point downwards, the README's lines."""
+
+import ast
+import pathlib
+import re
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+# A module may import those before it, and none after.
+ORDER = [
+    'errors', 'files', 'interrupt', 'spaces', 'published', 'genotypes',
+    'counting', 'kernels', 'ops', 'sampling', 'cells', 'networks',
+    'gradients', 'methods', 'training', 'config', 'data', 'checkpoint',
+    'metrics', 'plotting', 'report', 'loop', 'search', 'evaluate', 'describe',
+    'main']
+# The bilevel step is proven on quadratics, without networks.
+INDEPENDENT = {'gradients': {'networks', 'cells', 'ops', 'kernels'},
+               'methods': {'networks', 'cells', 'ops', 'kernels', 'data'},
+               'networks': {'methods', 'gradients', 'data'}}
+
+
+def imported(path):
+  names = set()
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.ImportFrom) and node.module:
+      parts = node.module.split('.')
+      if parts[0] == 'rome_jax':
+        names |= ({parts[1]} if len(parts) > 1
+                  else {alias.name for alias in node.names})
+  return names & set(ORDER)
+
+
+def test_imports_point_downwards():
+  modules = {p.stem for p in (ROOT / 'rome_jax').glob('*.py')} - {'__init__'}
+  assert modules | {'data'} == set(ORDER)
+  for name in modules:
+    allowed = set(ORDER[:ORDER.index(name)])
+    found = imported(ROOT / 'rome_jax' / f'{name}.py')
+    assert found <= allowed, (name, found - allowed)
+    assert not found & INDEPENDENT.get(name, set()), name
+
+
+def test_data_imports_only_the_ground():
+  for path in (ROOT / 'rome_jax' / 'data').glob('*.py'):
+    assert imported(path) <= {'errors', 'files', 'data'}, path
+
+
+def test_nothing_loads_tensorflow():
+  code = ('import sys, rome_jax.main; '
+          'sys.exit(any(m.split(".")[0] == "tensorflow" for m in sys.modules))')
+  assert subprocess.run([sys.executable, '-c', code], cwd=ROOT).returncode == 0
+
+
+def test_the_readmes_python_runs():
+  """The three lines that import a network, as the README prints them."""
+  blocks = re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(),
+                      re.S)
+  assert blocks
+  for block in blocks:
+    small = block.replace('cells=20', 'cells=3').replace(
+        'channels=36', 'channels=2')
+    exec(compile(small, 'README.md', 'exec'), {})
+
+
+def test_the_readme_names_the_test_command_that_ci_runs():
+  assert "pip install '.[dev]' && pytest" in (ROOT / 'README.md').read_text()
+  assert (ROOT / '.ci' / 'run').read_text().rstrip().endswith('pytest')

@@ -1,0 +1,426 @@
+"""Networks: sizes, the supernet against the discrete network, training mode."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rome_jax import (
+    counting,
+    genotypes,
+    gradients,
+    kernels,
+    networks,
+    ops,
+    spaces,
+)
+
+CELLS, C, CLASSES = 5, 2, 3  # Reductions at 1 and 3: every kind of cell.
+RICH = spaces.Space(
+    'rich', ('skip_connect', 'sep_conv_3x3', 'avg_pool_3x3', 'max_pool_3x3',
+             'dil_conv_5x5'), num_nodes=2)
+
+
+def images(batch=4, size=8):
+  return np.random.default_rng(0).normal(
+      size=(batch, size, size, 3)).astype(np.float32)
+
+
+def shapes_of(module, *args, **kwargs):
+  return jax.eval_shape(
+      functools.partial(module.init, **kwargs), jax.random.key(0), *args)
+
+
+def size(tree):
+  return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def any_arch(space):
+  """An architecture, for shapes."""
+  m = sum(space.in_degrees)
+  arch = (jax.ShapeDtypeStruct((m,), jnp.int32),) * 2 + (
+      jax.ShapeDtypeStruct((m,), jnp.float32),)
+  return {t: networks.cells_lib.CellArch(*arch) for t in spaces.CELL_TYPES}
+
+
+# ------------------------------------------------------------------- counts
+
+
+@pytest.mark.parametrize('classes, params', [(10, 1_930_618), (100, 1_953_748)])
+def test_supernet_size(classes, params):
+  """S0's size, 8 cells of 16 channels, as the logs of DARTS print it."""
+  net = networks.Supernet(spaces.S0, 8, 16, classes)
+  shapes = shapes_of(net, jnp.zeros((2, 32, 32, 3)), any_arch(spaces.S0))
+  assert set(shapes) == {'params'}  # Stateless.
+  assert size(shapes) == params
+  assert size(shapes) == counting.supernet_params(spaces.S0, 8, 16, classes)
+
+
+def test_imagenet_supernet_size():
+  net = networks.Supernet(RICH, 4, 4, 7, 'imagenet')
+  shapes = shapes_of(net, jnp.zeros((2, 64, 64, 3)), any_arch(RICH))
+  assert size(shapes) == counting.supernet_params(
+      RICH, 4, 4, 7, stem='imagenet')
+
+
+CIFAR = dict(cells=8, channels=16, num_classes=10)
+IMAGENET = dict(cells=5, channels=6, num_classes=1000, stem='imagenet')
+
+
+@pytest.mark.parametrize('name, sizes, auxiliary', [
+    ('DARTS_V1', CIFAR, False), ('DARTS_V1', IMAGENET, True),
+    ('GDAS_V1', CIFAR, True), ('GDAS_V1', IMAGENET, False),
+    ('NASNet', CIFAR, False), ('NASNet', IMAGENET, True)])
+def test_network_size(name, sizes, auxiliary):
+  genotype = genotypes.PUBLISHED[name].genotype
+  net = networks.Network(genotype, auxiliary=auxiliary, **sizes)
+  side = 32 if sizes == CIFAR else 224
+  shapes = shapes_of(net, jnp.zeros((1, side, side, 3)))
+  expected = counting.count(genotype, image_size=side, **sizes).params
+  if auxiliary:
+    expected += counting.auxiliary_params(genotype, **sizes)
+  assert size(shapes['params']) == expected
+
+
+@pytest.mark.parametrize('sizes, params', [
+    (dict(cells=20, channels=36, num_classes=10), 3_169_414),
+    pytest.param(dict(cells=20, channels=36, num_classes=100), 3_221_344,
+                 marks=pytest.mark.slow),
+    pytest.param(
+        dict(cells=14, channels=48, num_classes=1000, stem='imagenet'),
+        4_510_432, marks=pytest.mark.slow)],
+    ids=['cifar10', 'cifar100', 'imagenet'])
+def test_published_size(sizes, params):
+  net = networks.Network(genotypes.PUBLISHED['DARTS_V1'].genotype, **sizes)
+  side = 32 if 'stem' not in sizes else 224
+  shapes = shapes_of(net, jnp.zeros((1, side, side, 3)))
+  assert size(shapes['params']) == params
+
+
+def test_auxiliary_size_is_published():
+  """476,426 at 36 channels, four nodes, two reductions, ten classes."""
+  nodes = 4 * ((('skip_connect', 0), ('skip_connect', 1)),)
+  genotype = genotypes.Genotype(nodes, (2, 3, 4, 5), nodes, (2, 3, 4, 5))
+  shapes = shapes_of(
+      networks.Network(genotype, 3, 36, 10, auxiliary=True),
+      jnp.zeros((1, 32, 32, 3)))
+  assert size(shapes['params']['auxiliary']) == 476_426
+
+
+# ------------------------------------- supernet at an architecture == network
+
+
+def copy_weights(params, shapes, space, genotype, chosen, find):
+  """The supernet's weights of one architecture in a Network's tree.
+
+  Args:
+    params: of the supernet.
+    shapes: of the network's params; what is not copied is BatchNorm's.
+    space, genotype, chosen: chosen is {cell type: CellArch} of `genotype`.
+    find: the fixture `edge_weights`.
+  """
+  out = jax.tree_util.tree_map_with_path(
+      lambda path, leaf: np.full(
+          leaf.shape, 1. if path[-1].key == 'scale' else 0., np.float32),
+      shapes)
+  out = merged(out, {k: params[k] for k in ('stem_conv', 'head')})
+  out['stem_norm'] = params['stem_norm']
+  for i in range(CELLS):
+    name, reduction = f'cell{i}', i in (CELLS // 3, 2 * CELLS // 3)
+    cell, kind = params[name], 'reduce' if reduction else 'normal'
+    copied = {k: cell[k] for k in ('preprocess0', 'preprocess1')}
+    seen = dict.fromkeys(range(space.num_nodes), 0)
+    for e, o in zip(chosen[kind].edges, chosen[kind].ops):
+      node, op = space.edge_nodes[e], space.ops[o]
+      copied[f'node{node}_{seen[node]}_{op}'] = find(
+          cell, space, reduction, e, op)
+      seen[node] += 1
+    out[name] = merged(out[name], copied)
+  return out
+
+
+def merged(old, new):
+  """`new` laid over `old`, both nested dicts; new names are mistakes."""
+  if not isinstance(old, dict):
+    assert old.shape == new.shape
+    return new
+  # A free operation has no weights, so the network's tree lacks it.
+  new = {k: v for k, v in new.items() if len(v)}
+  assert set(new) <= set(old)
+  return {k: merged(old[k], new[k]) if k in new else old[k] for k in old}
+
+
+def random_arch(space, seed, cell_arch):
+  """(genotype, {cell type: CellArch}) of the same random architecture."""
+  genotype = genotypes.random(space, np.random.default_rng(seed))
+  archs = {}
+  for t in spaces.CELL_TYPES:
+    edges, choice = [], []
+    for (start, _), node in zip(space.node_edges, getattr(genotype, t)):
+      for op, pred in sorted(node, key=lambda pair: pair[1]):
+        edges.append(start + pred)
+        choice.append(space.ops.index(op))
+    archs[t] = cell_arch(edges, choice)
+  ordered = {t: tuple(tuple(sorted(node, key=lambda pair: pair[1]))
+                      for node in getattr(genotype, t))
+             for t in spaces.CELL_TYPES}
+  return genotype._replace(**ordered), archs
+
+
+@pytest.fixture(scope='module')
+def supernet(fill, quick_jit):
+  """(its params, jitted logits(params, images, arch)) over RICH."""
+  net = networks.Supernet(RICH, CELLS, C, CLASSES)
+  shapes = shapes_of(net, images(), any_arch(RICH))['params']
+  run = quick_jit(
+      lambda params, x, arch: net.apply({'params': params}, x, arch))
+  return fill(shapes), run
+
+
+@pytest.fixture
+def pools_with_norm(monkeypatch):
+  """Pools of discrete networks normalised as in search: the one difference.
+
+  DARTS follows pools by BatchNorm in its search network only.
+  """
+  for name, pool in (('max_pool_3x3', kernels.max_pool),
+                     ('avg_pool_3x3', kernels.avg_pool)):
+    monkeypatch.setitem(
+        ops.OPS, name,
+        lambda context, pool=pool: ops.Pool(
+            pool, context.stride, context.norm))
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_supernet_equals_network(
+    seed, supernet, cell_arch, edge_weights, pools_with_norm, quick_jit):
+  """Same logits from Supernet at an architecture and Network(train)."""
+  params, run = supernet
+  genotype, archs = random_arch(RICH, seed, cell_arch)
+  net = networks.Network(genotype, CELLS, C, CLASSES)
+  shapes = shapes_of(net, images())
+  copied = copy_weights(
+      params, shapes['params'], RICH, genotype, archs, edge_weights)
+  stats = jax.tree.map(lambda s: np.ones(s.shape, s.dtype),
+                       shapes['batch_stats'])
+  expected, _ = quick_jit(lambda v, x: net.apply(
+      v, x, train=True, mutable=['batch_stats']))(
+          {'params': copied, 'batch_stats': stats}, images())
+  actual = run(params, images(), archs)
+  assert np.std(expected) > .01
+  np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-4)
+
+
+# ------------------------------------------------- K architectures, one loss
+
+
+@pytest.mark.parametrize('cells', [
+    1, pytest.param(3, marks=pytest.mark.slow)])  # One cell: a reduction.
+def test_scan_vmap_and_loop_agree(cells, fill, cell_arch, quick_jit):
+  """Loss and gradients of theta and gates over K = 3, in each way."""
+  space = spaces.Space(
+      'small', ('skip_connect', 'sep_conv_3x3'), num_nodes=1, in_degree=1)
+  net = networks.Supernet(space, cells, C, CLASSES)
+  x, labels = images(), np.arange(4) % CLASSES
+  params = fill(shapes_of(net, x, any_arch(space))['params'])
+  samples = jax.tree.map(
+      lambda *a: np.stack(a),
+      *(random_arch(space, seed, cell_arch)[1] for seed in range(3)))
+  assert len(np.unique(samples['reduce'].ops)) == 2
+
+  def loss(params, gates, arch):
+    arch = {t: arch[t]._replace(gates=gates[t]) for t in arch}
+    logits = net.apply({'params': params}, x, arch)
+    return optax.softmax_cross_entropy_with_integer_labels(
+        logits, labels).mean()
+
+  def one(params, arch):
+    gates = {t: arch[t].gates for t in arch}
+    return jax.value_and_grad(loss, (0, 1))(params, gates, arch)
+
+  single = quick_jit(one)
+  loop = jax.tree.map(lambda *a: sum(a), *(
+      single(params, jax.tree.map(lambda a, k=k: a[k], samples))
+      for k in range(3)))
+  for parallel in gradients.PARALLEL:
+    actual = quick_jit(
+        lambda params, samples, parallel=parallel: gradients.sum_over_samples(
+            functools.partial(one, params), samples, parallel))(
+                params, samples)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(
+        a, b, rtol=1e-3, atol=1e-4), actual, loop)
+
+
+# ----------------------------------------------------------- discrete network
+
+
+GENOTYPE = genotypes.Genotype(
+    normal=((('sep_conv_3x3', 0), ('skip_connect', 1)),),
+    normal_concat=(2,),
+    reduce=((('max_pool_3x3', 0), ('skip_connect', 1)),),
+    reduce_concat=(2,))
+
+
+@pytest.fixture(scope='module')
+def network(fill, quick_jit):
+  """(module, variables of normal weights, jitted apply)."""
+  net = networks.Network(GENOTYPE, 3, 4, CLASSES)
+  shapes = shapes_of(net, images())
+  variables = {
+      'params': fill(shapes['params']),
+      'batch_stats': jax.tree_util.tree_map_with_path(
+          lambda path, s: np.full(
+              s.shape, float(path[-1].key == 'var'), s.dtype),
+          shapes['batch_stats'])}
+  train = quick_jit(lambda v, x, rate, key: net.apply(
+      v, x, train=True, drop_path=rate, mutable=['batch_stats'],
+      rngs={'drop_path': key}))
+  return net, variables, train, quick_jit(net.apply)
+
+
+def test_three_lines_of_import(network):
+  """What the README shows."""
+  from rome_jax import Network
+  module = Network(genotypes.PUBLISHED['DARTS_V2'].genotype, cells=3,
+                   channels=2, num_classes=10)
+  shapes = shapes_of(module, images())
+  assert jax.eval_shape(module.apply, shapes, images()).shape == (4, 10)
+
+
+def test_running_statistics(network):
+  """Evaluation uses them, training moves them by a tenth, as PyTorch's."""
+  _, variables, train, evaluate = network
+  key = jax.random.key(0)
+  logits, updated = train(variables, images(), 0., key)
+  old = variables['batch_stats']['stem_norm']
+  new = updated['batch_stats']['stem_norm']
+  w = variables['params']['stem_conv']['kernel']
+  stem = np.asarray(jax.lax.conv_general_dilated(
+      images(), w, (1, 1), 'SAME',
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC')))
+  np.testing.assert_allclose(
+      new['mean'], .9 * old['mean'] + .1 * stem.mean((0, 1, 2)), rtol=1e-3,
+      atol=1e-5)
+  np.testing.assert_allclose(
+      new['var'], .9 * old['var'] + .1 * stem.var((0, 1, 2)), rtol=1e-3)
+  # Per example: a batch's company has no say.
+  x = images()
+  whole = evaluate(variables, x)
+  alone = evaluate(variables, np.repeat(x[:1], 4, 0))
+  np.testing.assert_allclose(whole[0], alone[0], rtol=1e-4, atol=1e-5)
+  with_batch, _ = train(variables, np.repeat(x[:1], 4, 0), 0., key)
+  assert np.abs(with_batch[0] - logits[0]).max() > 1e-3
+  # And they matter.
+  moved = evaluate(variables | updated, x)
+  assert np.abs(moved - whole).max() > 1e-3
+
+
+def test_drop_path_of_zero_changes_nothing(network):
+  _, variables, train, _ = network
+  one, two = (train(variables, images(), 0., jax.random.key(key))[0]
+              for key in (0, 1))
+  np.testing.assert_array_equal(one, two)
+
+
+def test_drop_path_statistics():
+  """Per example, kept with 1 - rate, rescaled to the same expectation."""
+  rate, n = .3, 4000
+  x = jnp.ones((n, 2, 2, 3))
+
+  class Probe(networks.Network):
+    def __call__(self, x):
+      return self._drop_path(rate)(x)
+
+  probe = Probe(GENOTYPE, 3, 4, CLASSES)
+  y = np.asarray(probe.apply({}, x, rngs={'drop_path': jax.random.key(0)}))
+  per_example = y.reshape(n, -1)
+  # The whole example or nothing.
+  assert np.all(per_example == per_example[:, :1])
+  values = np.unique(per_example)
+  np.testing.assert_allclose(values, [0, 1 / (1 - rate)], rtol=1e-6)
+  kept = (per_example[:, 0] > 0).sum()
+  z = (kept - n * (1 - rate)) / np.sqrt(n * rate * (1 - rate))
+  assert abs(z) < 5
+
+
+def test_drop_path_acts_in_training_only(network):
+  _, variables, train, evaluate = network
+  one, _ = train(variables, images(), .5, jax.random.key(0))
+  two, _ = train(variables, images(), .5, jax.random.key(1))
+  assert np.abs(one - two).max() > 1e-3
+  # Traced alike: the rate is not even read in evaluation.
+  net = network[0]
+  with_rate, without = (
+      str(jax.make_jaxpr(functools.partial(net.apply, drop_path=rate))(
+          variables, images())) for rate in (.5, 0.))
+  assert with_rate == without
+  assert evaluate(variables, images()).shape == (4, CLASSES)
+
+
+def test_auxiliary_only_while_training():
+  net = networks.Network(GENOTYPE, 3, 4, CLASSES, auxiliary=True)
+  x = jnp.zeros((2, 32, 32, 3))
+  shapes = shapes_of(net, x)
+  train = functools.partial(
+      net.apply, train=True, mutable=['batch_stats'])
+  (logits, auxiliary), _ = jax.eval_shape(train, shapes, x)
+  assert logits.shape == auxiliary.shape == (2, CLASSES)
+  assert jax.eval_shape(net.apply, shapes, x).shape == (2, CLASSES)
+
+
+@pytest.mark.parametrize('cells, auxiliary_cell', [(20, 13), (14, 9), (8, 5)])
+def test_positions(cells, auxiliary_cell):
+  """Reductions at thirds; the auxiliary head on the second of them."""
+  assert networks.reductions(cells) == (cells // 3, auxiliary_cell)
+
+
+def test_shapes_of_imagenet():
+  """224 pixels, 14 cells: s0 56, s1 28, the cells end at 7."""
+  net = networks.Network(GENOTYPE, 14, 48, 1000, 'imagenet', auxiliary=True)
+  x = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+
+  def run(x):
+    return net.init(jax.random.key(0), x), net.init(
+        jax.random.key(0), x, capture_intermediates=True)['intermediates']
+
+  shapes, found = jax.eval_shape(run, x)
+  sides = [found[f'cell{i}']['__call__'][0].shape[1] for i in range(14)]
+  assert sides == [28] * 4 + [14] * 5 + [7] * 5
+  assert found['stem_norm1']['__call__'][0].shape == (1, 56, 56, 48)
+  assert found['stem_norm2']['__call__'][0].shape == (1, 28, 28, 48)
+  assert shapes['params']['head']['kernel'].shape == (4 * 48, 1000)
+  # Cell 0 halves s0, since the stem counts as a reduction.
+  assert 'even' in shapes['params']['cell0']['preprocess0']
+
+
+@pytest.mark.parametrize('side', [8, 12, 28])
+def test_any_image_size(side):
+  """Odd maps after a reduction, images of one channel."""
+  net = networks.Network(GENOTYPE, 4, 2, CLASSES, auxiliary=True)
+  x = jnp.zeros((2, side, side, 1))
+  shapes = shapes_of(net, x)
+  logits, _ = jax.eval_shape(functools.partial(
+      net.apply, train=True, mutable=['batch_stats']), shapes, x)
+  assert [leaf.shape for leaf in logits] == 2 * [(2, CLASSES)]
+
+
+# --------------------------------------------------------------- full size
+
+
+@pytest.mark.slow
+def test_s0_at_full_size(fill, cell_arch):
+  """The paper's supernet runs, and pays for one path only."""
+  net = networks.Supernet(spaces.S0, 8, 16, 10)
+  x = images(8, 32)
+  params = fill(shapes_of(net, x, any_arch(spaces.S0))['params'], scale=.1)
+  _, archs = random_arch(spaces.S0, 0, cell_arch)
+
+  def loss(params, arch):
+    return net.apply({'params': params}, x, arch).sum()
+
+  compiled = jax.jit(jax.grad(loss)).lower(params, archs).compile()
+  grads = compiled(params, archs)
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
