@@ -69,6 +69,7 @@ from rome_jax import (
     spaces,
     training,
 )
+from rome_jax import search as search_lib
 
 NUM_CLASSES = 10
 LAYOUTS = ('default', 'channels_last')
@@ -245,7 +246,7 @@ def make_problem(space: spaces.Space, config, seed: int = 0) -> Problem:
   method = methods.METHODS[config.method]
   network = networks.Supernet(
       space, search.cells, search.channels, NUM_CLASSES)
-  keys = jax.random.split(jax.random.key(seed), 4)
+  keys = jax.random.split(jax.random.key(seed), 3)
 
   def batch(key):
     image_key, label_key = jax.random.split(key)
@@ -256,17 +257,11 @@ def make_problem(space: spaces.Space, config, seed: int = 0) -> Problem:
         'label': jax.random.randint(
             label_key, (search.batch_size,), 0, NUM_CLASSES)}
 
-  def loss_fn(theta, arch, batch):
-    logits = network.apply({'params': theta}, batch['image'], arch)
-    return (training.cross_entropy(logits, batch['label']).mean(),
-            {'accuracy': training.correct(logits, batch['label']).mean()})
-
   params = methods.init_arch(method, space, keys[0])
   batches = batch(keys[1]), batch(keys[2])
-  noise = jax.tree.map(jnp.zeros_like, params)
-  arch = methods.sample(method, space, params, noise, 1.)
-  theta = jax.jit(network.init)(keys[3], batches[0]['image'], arch)['params']
-  return Problem(space, method, loss_fn, theta, params, batches)
+  theta = networks.init_supernet(network, seed, config.image_size, 3)
+  return Problem(space, method, search_lib.make_loss(network), theta, params,
+                 batches)
 
 
 def make_step(problem: Problem, config):

@@ -105,7 +105,7 @@ def make_step(network, section, tx, steps, steps_per_epoch):
         step=state.step + 1, params=optax.apply_updates(state.params, updates),
         batch_stats=batch_stats, opt=opt)
     return state, {'train_loss': loss, 'train_accuracy': accuracy,
-                   'grad_norm': optax.global_norm(grads)}
+                   'grad_norm': optax.tree.norm(grads)}
 
   return step
 

@@ -52,6 +52,12 @@ class Method(NamedTuple):
 
 
 # -------------------------------------------------------------- derivation
+#
+# ROME returns argmax p(z). We take the mode of the law that is sampled, edges
+# and operations apart (Eq. 4): the likeliest edges by beta, then the likeliest
+# operation on each. Maximising the product of Eq. 18 jointly would prefer
+# edges that are surer of their operation, which couples topology to
+# operations again; with equally sure edges the two are the same.
 
 
 def _with_best_ops(space, alpha, edges):
@@ -64,7 +70,7 @@ def _with_best_ops(space, alpha, edges):
 
 
 def _derive_pairs(space, alpha, beta):
-  """argmax p(z) of ROME-v1: the likeliest pair of each node."""
+  """ROME-v1: the likeliest pair of each node."""
   edges, start = [], 0
   for (a, b), d in zip(space.node_edges, space.in_degrees):
     table = sampling.subsets(b - a, d)
@@ -75,7 +81,7 @@ def _derive_pairs(space, alpha, beta):
 
 
 def _derive_top_k(space, alpha, beta):
-  """argmax p(z) of ROME-v2: the two largest beta of each node.
+  """ROME-v2: the two largest beta of each node.
 
   It is also the likeliest set under sampling without replacement.
   """

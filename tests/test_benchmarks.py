@@ -119,7 +119,7 @@ def test_both_networks_are_equal():
 @pytest.mark.parametrize('flag,message', [
     ('--k=0', 'config.search.k=0'),
     ('--parallel=scam', "config.search.parallel='scam'"),
-    ('--space=s9', "space='s9' is unknown"),
+    ('--space=s9', "space='s9'"),
     ('--image-size=5', 'multiple of 2'),
     ('--repeats=0', '--repeats=0 must be at least 1')])
 def test_mistakes_are_one_sentence(flag, message, capsys):

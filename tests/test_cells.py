@@ -185,18 +185,18 @@ def test_finite_differences(kind, compact, cell_arch):
 
 @pytest.fixture(scope='module')
 def many(compact, cell_arch):
-  """(K architectures, weights, s0, s1, g) of a reduction cell, float32."""
+  """(K architectures, weights, s0, s1, g) of a normal cell, float32."""
   _, inputs = compact
   pairs = [ARCHS['first'], ARCHS['second']]
   arch = cell_arch(*pairs[0])
   archs = jax.tree.map(lambda *a: np.stack(a), *(
       cell_arch(*pair) for pair in pairs))
-  return archs, *inputs('reduction', arch, np.float32)
+  return archs, *inputs('normal', arch, np.float32)
 
 
 def test_vmap_equals_the_loop(many, compact):
   archs, weights, s0, s1, g = many
-  run = compact[0]('reduction')
+  run = compact[0]('normal')
   # With the compiler's usual options: `run` hurries.
   batched = jax.jit(jax.vmap(
       run.__wrapped__, (None, 0, None, None, None, 0, 0)))
@@ -210,8 +210,7 @@ def test_vmap_equals_the_loop(many, compact):
     assert_close(jax.tree.map(lambda a, k=k: a[k], actual), expected, 1e-4)
   # A conditional survives the compiler in both directions; a `select` in its
   # place would run every operation for every sample.
-  branches = 2 * len(RICH.ops)
-  assert conditionals(compiled.as_text()) >= {branches}
+  assert len(RICH.ops) in conditionals(compiled.as_text())
 
 
 def conditionals(hlo):

@@ -39,6 +39,16 @@ def fake(config, images, size=None):
                       channels, (.5,) * channels, (.25,) * channels)
 
 
+@pytest.fixture
+def quick_compiles():
+  """XLA without its costly passes: these programs run two steps."""
+  before = jax.config.jax_disable_most_optimizations
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', before)
+
+
+@pytest.mark.usefixtures('quick_compiles')
 @pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
 def test_config_runs_two_steps(path, tmp_path):
   config = load(path)

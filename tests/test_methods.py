@@ -356,7 +356,7 @@ def test_strict_fair_theta_step(quick_jit):
 # ------------------------------------------------------- variance, Sec. 3.4
 
 
-def test_variance_falls_as_one_over_k():
+def test_variance_falls_as_one_over_k(quick_jit):
   """Var of the averaged alpha gradient is sigma^2 / K.
 
   R independent gradients per K, projected on one direction. The standard
@@ -380,7 +380,7 @@ def test_variance_falls_as_one_over_k():
           lambda a, b, d: ((b - a) * d).sum(), after.arch, params,
           direction)))
 
-    x = np.float64(jax.jit(jax.vmap(projected))(jnp.arange(repeats)))
+    x = np.float64(quick_jit(jax.vmap(projected))(jnp.arange(repeats)))
     centred = x - x.mean()
     v = (centred ** 2).mean()
     return x.mean(), v, np.sqrt(((centred ** 4).mean() - v ** 2) / repeats)

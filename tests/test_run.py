@@ -65,7 +65,9 @@ def command(config_file, workdir, *flags):
 
 
 def start(config_file, workdir, *flags):
-  environment = os.environ | {'JAX_PLATFORMS': 'cpu'}
+  # Without XLA's costly passes: most of a tiny run is compilation.
+  environment = os.environ | {
+      'JAX_PLATFORMS': 'cpu', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
   return subprocess.Popen(
       command(config_file, workdir, *flags), env=environment, text=True,
       stdout=subprocess.PIPE, stderr=subprocess.PIPE)
