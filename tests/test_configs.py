@@ -42,10 +42,9 @@ def fake(config, images, size=None):
 @pytest.fixture
 def quick_compiles():
   """XLA without its costly passes: these programs run two steps."""
-  before = jax.config.jax_disable_most_optimizations
   jax.config.update('jax_disable_most_optimizations', True)
   yield
-  jax.config.update('jax_disable_most_optimizations', before)
+  jax.config.update('jax_disable_most_optimizations', False)
 
 
 @pytest.mark.usefixtures('quick_compiles')
