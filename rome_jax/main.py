@@ -30,6 +30,7 @@ from rome_jax import (
   search,
 )
 
+REPORT = report.FILENAME
 PACKAGES = ('rome_jax', 'jax', 'jaxlib', 'flax', 'optax', 'numpy')
 
 
@@ -59,10 +60,11 @@ def run(config, workdir, dataset=None) -> int:
   """
   config_lib.validate(config)
   workdir = pathlib.Path(workdir)
-  if (workdir / 'result.json').exists():
+  # The report is what a run writes last.
+  if all((workdir / name).exists() for name in ('result.json', REPORT)):
     config_lib.check_workdir(workdir, config)
     print(f'{workdir} holds this run already, finished; see '
-          f'{workdir / "report.html"}')
+          f'{workdir / REPORT}')
     return 0
   given = genotypes.read(config.genotype) if config.genotype else None
   if dataset is None:
@@ -216,8 +218,6 @@ def _finish(workdir, result):
   """Pictures, report and, last, the file that says that all is done."""
   record = genotypes.read(str(workdir / 'genotype.json'))
   plotting.save_run(workdir, metrics.read(workdir), record.genotype)
-  # The report reads result.json; a run counts as finished with that name, so
-  # it is there before the report is, under the same content.
   files.write_json(workdir / 'result.json', result)
   report.write_report(workdir)
   print(_closing_text(workdir, result))
@@ -237,7 +237,7 @@ def _closing_text(workdir, result):
   if result.get('params'):
     lines.append(f'parameters: {result["params"]:,}; multiply-adds: '
                  f'{result["macs"]:,}')
-  lines.append(f'report: {workdir / "report.html"}')
+  lines.append(f'report: {workdir / REPORT}')
   return '\n'.join(lines)
 
 

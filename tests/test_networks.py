@@ -15,6 +15,7 @@ from rome_jax import (
     kernels,
     networks,
     ops,
+    sampling,
     spaces,
 )
 
@@ -424,3 +425,33 @@ def test_s0_at_full_size(fill, cell_arch):
   compiled = jax.jit(jax.grad(loss)).lower(params, archs).compile()
   grads = compiled(params, archs)
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+
+
+def test_initialise_has_the_structure_and_law_of_init(tiny):
+  """Same tree as Flax's `init`; U(+-1/sqrt(fan_in)); BatchNorm neutral."""
+  network = networks.Supernet(tiny, 3, 16, 10)
+  params = networks.init_supernet(network, 0, 8, 3)
+  cell = sampling.first_cell(tiny)
+  shapes = jax.eval_shape(network.init, jax.random.key(0),
+                          jnp.zeros((1, 8, 8, 3)),
+                          {'normal': cell, 'reduce': cell})['params']
+  assert jax.tree.map(lambda a: a.shape, params) == jax.tree.map(
+      lambda a: a.shape, shapes)
+  edges = params['cell0']['edges']['sep_conv_3x3']
+  for name, fan_in in (('Depthwise_0', 9), ('Pointwise_1', 16)):
+    w = edges[name]['kernel']
+    bound = fan_in ** -.5
+    assert np.abs(w).max() <= bound
+    # A uniform law's variance is bound^2/3; 5 standard errors of it.
+    error = bound**2 / 3 * np.sqrt(.8 / w.size)
+    assert abs(w.var() - bound**2 / 3) < 5 * error
+    assert abs(w.mean()) < 5 * bound / np.sqrt(3 * w.size)
+    assert len({edge.tobytes() for edge in w}) == len(w)  # edges differ
+  np.testing.assert_array_equal(params['stem_norm']['scale'], 1)
+  np.testing.assert_array_equal(params['stem_norm']['bias'], 0)
+  head = params['head']
+  assert 0 < np.abs(head['bias']).max() <= head['kernel'].shape[0] ** -.5
+  again = networks.init_supernet(network, 0, 8, 3)
+  other = networks.init_supernet(network, 1, 8, 3)
+  np.testing.assert_array_equal(head['kernel'], again['head']['kernel'])
+  assert (head['kernel'] != other['head']['kernel']).all()
