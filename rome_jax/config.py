@@ -29,8 +29,8 @@ AUGMENTATIONS = ('none', 'shift', 'cifar', 'svhn', 'imagenet')
 # What may change between the two starts of one run: nothing that a result
 # depends on.
 FREE_FIELDS = (
-    'log_every', 'checkpoint_every', 'keep_checkpoints', 'compilation_cache',
-    'data_dir')
+    'name', 'log_every', 'checkpoint_every', 'keep_checkpoints',
+    'compilation_cache', 'data_dir')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +86,8 @@ _TOP = {
         "paper's default), all edges active (GDAS)", METHODS),
     'space': Field('s0', 'search space, a name of rome_jax.spaces.SPACES'),
     'dataset': Field(
-        'digits', 'name of a known data set, a folder of images per class, an '
-        '.npz file, or tfds:NAME'),
+        'digits', 'digits, cifar10, cifar100, svhn, mnist, fashion_mnist, '
+        'imagenet, folder, npz or tfds:NAME; its files are under data_dir'),
     'data_dir': Field('', "folder of the data set's files"),
     'image_size': _at_least(
         0, 0, 'side in pixels to which images are brought; 0: as they are'),
@@ -195,7 +195,7 @@ _EVALUATE = {
         'the epochs (DARTS .2, P-DARTS .3)'),
     'auxiliary': Field(
         True, 'whether a second classifier hangs at 2/3 of the depth '
-        '(DARTS); the CIFAR stem needs 29 pixels or more for it'),
+        '(DARTS)'),
     'auxiliary_weight': _at_least(0, .4, 'weight of its loss (DARTS)'),
     'cutout': _at_least(
         0, 16, 'side in pixels of the square set to zero; 0: none (DARTS)'),

@@ -50,13 +50,13 @@ def jobs(config, genotype) -> list[Job]:
   """The retrainings a config asks for, the architecture's own first."""
   section, seed = config.evaluate, config.seed
   kind = 'given' if config.genotype else 'derived'
-  found = [Job(f'{kind}-{i}', kind, genotype, seed + i)
+  found = [Job(f'{kind}-{i}', kind, genotype, (seed + i) % 2**32)
            for i in range(section.seeds)]
   space = spaces.get_space(config.space)
   for i in range(section.random_architectures):
     rng = np.random.Generator(np.random.Philox(key=[seed, i]))
     found.append(Job(f'random-{i}', 'random', genotypes.random(space, rng),
-                     seed + i))
+                     (seed + i) % 2**32))
   return found
 
 
@@ -180,7 +180,7 @@ class Trainer:
     return State(jnp.zeros((), jnp.int32), jnp.uint32(seed), params,
                  variables.get('batch_stats', {}), self.tx.init(params))
 
-  def _program(self, network, state):
+  def _program(self, network, state, label=''):
     """(compiled step, test, carry) of a network."""
     section = self.config.evaluate
     step = make_step(network, section, self.tx, self.steps, self.per_epoch)
@@ -188,7 +188,7 @@ class Trainer:
     carry = loop.init_carry(step, state, batch)
     if network not in self._programs:
       self._programs[network] = (
-          loop.compile_step(step, carry, batch),
+          loop.compile_step(step, carry, batch, label),
           make_test(network, self.dataset, section))
     return *self._programs[network], carry
 
@@ -197,7 +197,7 @@ class Trainer:
     section = self.config.evaluate
     network = make_network(self.config, self.dataset, job.genotype)
     program, test, carry = self._program(
-        network, self._init(network, job.seed))
+        network, self._init(network, job.seed), job.name)
 
     def observe(state, means, memo):
       last = int(state.step) - 1
@@ -214,11 +214,12 @@ class Trainer:
     return loop.run(phase, program, carry,
                     search.settings(self.config, workdir), writer, stop)
 
-  def count(self, job: Job) -> counting.Count:
-    """Exact parameters (without the auxiliary head) and multiply-adds."""
-    section, dataset = self.config.evaluate, self.dataset
-    return counting.count(
-        job.genotype, cells=section.cells, channels=section.channels,
-        num_classes=dataset.num_classes, image_size=dataset.image_size,
-        image_channels=dataset.image_channels,
-        stem=search.stem(self.config, dataset))
+
+def count(config, dataset, genotype) -> counting.Count:
+  """Exact parameters (without the auxiliary head) and multiply-adds."""
+  section = config.evaluate
+  return counting.count(
+      genotype, cells=section.cells, channels=section.channels,
+      num_classes=dataset.num_classes, image_size=dataset.image_size,
+      image_channels=dataset.image_channels,
+      stem=search.stem(config, dataset))

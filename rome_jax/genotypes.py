@@ -315,7 +315,7 @@ def save(path, genotype: Genotype, *, space, seed, step, **extra):
   Args:
     path: the file; replaced in one step.
     genotype: the value.
-    space: a `Space` or its name.
+    space: a `Space` or its name; None if it belongs to none that is known.
     seed: seed of the search.
     step: step of the search after which the genotype was derived.
     **extra: more JSON values to keep.

@@ -8,6 +8,7 @@ ends where the uninterrupted run ends, bit for bit, its metrics too.
 
 import math
 import pathlib
+import sys
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -93,8 +94,9 @@ class Outcome(NamedTuple):
     finished: False if a signal ended it early (its state is saved).
     state: the last state.
     scalars: the last line logged.
-    figures: seconds, images_per_second, compile_seconds, temp_bytes, steps,
-      resumed_at (step or None); of this process.
+    figures: seconds and images_per_second over all its processes, tests
+      included; compile_seconds and temp_bytes of this one; steps; resumed_at
+      (the step this process began with, or None).
   """
 
   finished: bool
@@ -110,8 +112,16 @@ def init_carry(step: Callable, state, batch, memo=()) -> Carry:
   return Carry(state, window, jnp.zeros((), jnp.int32), memo)
 
 
-def compile_step(step: Callable, carry: Carry, batch) -> Program:
-  """Compiles (state, batch) -> (state, metrics) with its window of metrics."""
+def compile_step(step: Callable, carry: Carry, batch, label='') -> Program:
+  """Compiles (state, batch) -> (state, metrics) with its window of metrics.
+
+  Args:
+    step: the step.
+    carry, batch: examples.
+    label: what to tell the user who waits, on stderr; '' for nothing.
+  """
+  if label:
+    print(f'{label}: compiling', file=sys.stderr, flush=True)
 
   def advance(carry, batch):
     state, scalars = step(carry.state, batch)
@@ -163,12 +173,12 @@ class _Runner:
   def run(self, start, carry, resumed):
     phase, settings = self.phase, self.settings
     self.saved = start if resumed else None
-    began = self.logged_at = time.perf_counter()
+    self.began = self.logged_at = time.perf_counter()
     self.logged_step, self.logged_wait = start, 0.
     step = start
-    if resumed and start == phase.steps:
-      # Killed between the last checkpoint and the note that it is done.
-      self.scalars = self._last_line()
+    # Time goes on from the last line that the checkpoint knows of.
+    self.scalars = self._last_line() if resumed else {}
+    self.seconds_before = self.scalars.get('seconds', 0.)
     with (metrics.Progress(phase.steps, label=phase.name, initial=start,
                            images_per_unit=phase.images_per_step) as progress,
           data.prefetch(phase.batches, start, phase.steps) as batches):
@@ -188,18 +198,19 @@ class _Runner:
       self._save(step, carry)
     self.store.wait()
     jax.block_until_ready(carry)
-    seconds = time.perf_counter() - began
+    seconds = self.seconds_before + time.perf_counter() - self.began
     return Outcome(step == phase.steps, carry.state, self.scalars, {
         'seconds': seconds, 'steps': phase.steps,
         'images_per_second':
-            (step - start) * phase.images_per_step / max(seconds, 1e-9),
+            step * phase.images_per_step / max(seconds, 1e-9),
         'compile_seconds': self.program.compile_seconds,
         'temp_bytes': self.program.temp_bytes,
         'resumed_at': start if resumed else None})
 
   def _tests_at(self, step):
     phase = self.phase
-    return phase.test is not None and step % phase.test_every == 0
+    return phase.test is not None and (
+        step % phase.test_every == 0 or step == phase.steps)
 
   def _log(self, step, carry, wait):
     phase = self.phase
@@ -207,11 +218,11 @@ class _Runner:
     now = time.perf_counter()
     steps, seconds = step - self.logged_step, now - self.logged_at
     scalars, memo = phase.observe(carry.state, means, carry.memo)
-    if phase.test is not None and (
-        step % phase.test_every == 0 or step == phase.steps):
-      scalars |= phase.test(carry.state)
+    if self._tests_at(step):
+      scalars |= _finite(phase.name, step, phase.test(carry.state))
     scalars = {
         'epoch': step / phase.steps_per_epoch, **scalars,
+        'seconds': self.seconds_before + now - self.began,
         'images_per_second': steps * phase.images_per_step / seconds,
         'step_ms': 1e3 * seconds / steps,
         'input_wait_ms': 1e3 * (wait - self.logged_wait) / steps}
@@ -245,12 +256,16 @@ def _means(name, step, carry):
   count = max(int(carry.count), 1)
   means = {k: float(np.asarray(v)) / count
            for k, v in jax.device_get(carry.window).items()}
-  bad = [k for k, v in means.items() if not math.isfinite(v)]
+  return _finite(name, step, means)
+
+
+def _finite(name, step, scalars):
+  """The same scalars; DivergedError if one is not finite."""
+  bad = [k for k, v in scalars.items() if not math.isfinite(v)]
   if bad:
     raise errors.DivergedError(
-        f'{name} diverged: {bad[0]} is {means[bad[0]]} by step {step}; lower '
-        'the learning rate, or start again from the last checkpoint with '
-        'another seed')
-  return means
+        f'{name} diverged: {bad[0]} is {scalars[bad[0]]} by step {step}; lower '
+        'the learning rate or change the seed, in another --workdir')
+  return scalars
 
 

@@ -6,6 +6,7 @@ with everything saved; 2 a mistake in the config, a file or the workdir; 3 a
 loss that is no longer finite.
 """
 
+import contextlib
 import datetime
 import hashlib
 import importlib.metadata
@@ -25,10 +26,17 @@ from rome_jax import (
   genotypes,
   interrupt,
   metrics,
+  ops,
   plotting,
   report,
   search,
+  spaces,
 )
+
+try:
+  import fcntl
+except ImportError:  # Windows
+  fcntl = None
 
 REPORT = report.FILENAME
 PACKAGES = ('rome_jax', 'jax', 'jaxlib', 'flax', 'optax', 'numpy')
@@ -45,6 +53,8 @@ def main(argv=None) -> int:
   except (errors.UserError, errors.DivergedError) as error:
     print(f'rome_jax: {error}', file=sys.stderr)
     return error.exit_code
+  except KeyboardInterrupt:  # Twice, or before there was anything to save.
+    return 130
 
 
 def run(config, workdir, dataset=None) -> int:
@@ -60,36 +70,81 @@ def run(config, workdir, dataset=None) -> int:
   """
   config_lib.validate(config)
   workdir = pathlib.Path(workdir)
-  # The report is what a run writes last.
-  if all((workdir / name).exists() for name in ('result.json', REPORT)):
+  if _finished(workdir):
     config_lib.check_workdir(workdir, config)
     print(f'{workdir} holds this run already, finished; see '
           f'{workdir / REPORT}')
     return 0
-  given = genotypes.read(config.genotype) if config.genotype else None
-  if dataset is None:
-    dataset = data.load(
-        config.dataset, config.data_dir, image_size=config.image_size,
-        test_fraction=config.test_fraction, seed=config.seed)
-  _check_data(config, dataset)
-  config_lib.check_workdir(workdir, config)
-  use_compilation_cache(config.compilation_cache)
-  with (metrics.MetricsWriter(workdir) as writer,
-        interrupt.Interrupt() as stop):
-    result = _run_phases(config, dataset, workdir, given, writer, stop)
-  if result is None:
-    print(f'stopped by {stop.signal.name}; everything is saved, the same '
-          'command continues')
-    return 0
-  _finish(workdir, result)
+  with interrupt.Interrupt() as stop:
+    given = _given(config)
+    dataset = dataset or _load(config)
+    _check_data(config, dataset)
+    config_lib.check_workdir(workdir, config)
+    use_compilation_cache(config.compilation_cache)
+    with _only_one(workdir), metrics.MetricsWriter(workdir) as writer:
+      result = _run_phases(config, dataset, workdir, given, writer, stop)
+      if result is not None:
+        _finish(workdir, result)
+        return 0
+  print(f'stopped by {stop.signal.name}; everything is saved, the same '
+        'command continues')
   return 0
+
+
+def _finished(workdir):
+  """Whether the report, which a run writes last, is there."""
+  try:
+    return all((workdir / name).exists() for name in ('result.json', REPORT))
+  except OSError as error:
+    raise errors.UserError(
+        f'cannot use workdir {workdir}: {error.strerror}') from error
+
+
+def _given(config):
+  """The `genotypes.Record` to retrain, or None."""
+  if not config.genotype:
+    return None
+  record = genotypes.read(config.genotype)
+  genotypes.validate(record.genotype, tuple(ops.OPS), where=config.genotype)
+  return record
+
+
+def _load(config):
+  # Random crops want the original images, not ones already fitted.
+  whole = 'imagenet' in (config.search.augment, config.evaluate.augment)
+  return data.load(
+      config.dataset, config.data_dir, image_size=config.image_size,
+      test_fraction=config.test_fraction, seed=config.seed,
+      lazy=True if whole else None)
+
+
+@contextlib.contextmanager
+def _only_one(workdir):
+  """Holds the folder's lock, so that a second process cannot write there."""
+  if fcntl is None:
+    yield
+    return
+  with open(workdir / '.lock', 'w') as lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise errors.UserError(
+          f'another process is running in {workdir}; wait for it or use '
+          'another --workdir') from None
+    yield
 
 
 def _check_data(config, dataset):
   """What can only be checked with the data at hand, before compiling."""
+  for name in ('search', 'evaluate'):
+    channels = config[name].channels
+    if channels % 2 and search.stem(config, dataset) == 'imagenet':
+      raise errors.UserError(
+          f'config.{name}.channels={channels} must be even with the ImageNet '
+          'stem')
   if not config.genotype:
     search.make_batches(config, dataset)
-  if config.evaluate.seeds:
+  if config.evaluate.seeds or config.evaluate.random_architectures:
     evaluate.Trainer(config, dataset)
 
 
@@ -125,10 +180,7 @@ def _run_phases(config, dataset, workdir, given, writer, stop):
             'dataset': config.dataset, 'seed': config.seed}
   if given is not None:
     genotype = given.genotype
-    genotypes.save(workdir / 'genotype.json', genotype,
-                   space=given.info.get('space', config.space),
-                   seed=given.info.get('seed', config.seed),
-                   step=given.info.get('step', 0), source=config.genotype)
+    _save_given(workdir / 'genotype.json', given, config)
   else:
     note = workdir / 'phases' / 'search.json'
     if not note.exists():
@@ -142,7 +194,29 @@ def _run_phases(config, dataset, workdir, given, writer, stop):
   evaluations = _retrain(config, dataset, workdir, genotype, writer, stop)
   if evaluations is None:
     return None
-  return result | _summary(evaluations) | environment()
+  count = evaluate.count(config, dataset, genotype)
+  return result | {
+      'evaluations': evaluations, 'summary': report.summarise(evaluations),
+      'params': count.params, 'macs': count.macs, **environment()}
+
+
+def _save_given(path, given, config):
+  """Writes the genotype to retrain; a run keeps the one it began with."""
+  if path.exists():
+    if genotypes.load(str(path)) != given.genotype:
+      raise errors.UserError(
+          f'config.genotype={config.genotype} is not the genotype that '
+          f'{path.parent} began with; use another --workdir')
+    return
+  space = given.info.get('space')
+  if space is None:
+    used = {op for t in spaces.CELL_TYPES
+            for node in getattr(given.genotype, t) for op, _ in node}
+    known = set(spaces.get_space(config.space).ops)
+    space = config.space if used <= known else None
+  genotypes.save(path, given.genotype, space=space,
+                 seed=given.info.get('seed', config.seed),
+                 step=given.info.get('step', 0), source=config.genotype)
 
 
 def _search_figures(outcome, genotype):
@@ -163,25 +237,17 @@ def _retrain(config, dataset, workdir, genotype, writer, stop):
       outcome = trainer.run(job, workdir, writer, stop)
       if not outcome.finished:
         return None
-      count = trainer.count(job)
+      count = evaluate.count(config, dataset, job.genotype)
       files.write_json(note, {
           'name': job.name, 'kind': job.kind, 'seed': job.seed,
           'genotype': genotypes.to_text(job.genotype),
           **{k: outcome.scalars.get(k) for k in (
               'train_loss', 'train_accuracy', 'test_loss', 'test_accuracy')},
           'params': count.params, 'macs': count.macs,
-          'train_seconds': outcome.figures['seconds'], **outcome.figures,
+          'train_seconds': outcome.figures.pop('seconds'), **outcome.figures,
           'peak_memory_bytes': peak_memory_bytes()})
     records.append(files.read_json(note))
   return records
-
-
-def _summary(evaluations):
-  summary = {'evaluations': evaluations,
-             'summary': report.summarise(evaluations)}
-  if evaluations:
-    summary |= {k: evaluations[0][k] for k in ('params', 'macs')}
-  return summary
 
 
 def peak_memory_bytes() -> int | None:
@@ -215,7 +281,7 @@ def environment() -> dict:
 
 
 def _finish(workdir, result):
-  """Pictures, report and, last, the file that says that all is done."""
+  """Pictures, the result and, last, the report."""
   record = genotypes.read(str(workdir / 'genotype.json'))
   plotting.save_run(workdir, metrics.read(workdir), record.genotype)
   files.write_json(workdir / 'result.json', result)
@@ -234,9 +300,8 @@ def _closing_text(workdir, result):
     lines.append(
         f'test accuracy, {kind}: {100 * row["mean"]:.2f}%{spread} '
         f'(n={row["n"]}, best {100 * row["best"]:.2f}%)')
-  if result.get('params'):
-    lines.append(f'parameters: {result["params"]:,}; multiply-adds: '
-                 f'{result["macs"]:,}')
+  lines.append(f'parameters: {result["params"]:,}; multiply-adds: '
+               f'{result["macs"]:,}')
   lines.append(f'report: {workdir / REPORT}')
   return '\n'.join(lines)
 

@@ -6,6 +6,7 @@ not, times apart: `MetricsWriter.rewind` takes back what the resumed run is
 about to write again.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -134,9 +135,7 @@ class MetricsWriter:
       if self._tensorboard:
         self._write_events(phase, int(step), scalars, now)
     except OSError as error:
-      raise errors.UserError(
-          f'cannot write {error.filename or self._path}: '
-          f'{error.strerror or error}') from error
+      raise self._user_error(error) from error
 
   def rewind(self, phase, step):
     """Forgets the lines of `phase` after `step`; the other phases stay.
@@ -155,16 +154,21 @@ class MetricsWriter:
 
   def sync(self):
     """Puts all lines on the disk itself; for before a checkpoint is saved."""
-    if self._file is not None:
-      os.fsync(self._file.fileno())
+    try:
+      if self._file is not None:
+        os.fsync(self._file.fileno())
+    except OSError as error:
+      raise self._user_error(error) from error
     for writer in self._events.values():
-      writer.flush()
+      with contextlib.suppress(OSError):  # A copy of the lines above.
+        writer.flush()
 
   def close(self):
     """Closes the files; a later `write` opens them again."""
     self._close_file()
     while self._events:
-      self._events.popitem()[1].close()
+      with contextlib.suppress(OSError):
+        self._events.popitem()[1].close()
 
   def __enter__(self):
     return self
@@ -174,8 +178,16 @@ class MetricsWriter:
 
   def _close_file(self):
     if self._file is not None:
-      self._file.close()
-      self._file = None
+      file, self._file = self._file, None
+      try:
+        file.close()
+      except OSError as error:
+        raise self._user_error(error) from error
+
+  def _user_error(self, error):
+    return errors.UserError(
+        f'cannot write {error.filename or self._path}: '
+        f'{error.strerror or error}')
 
   def _keep(self, wanted):
     """Rewrites the file, atomically, to the whole lines that are wanted."""

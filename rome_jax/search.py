@@ -202,7 +202,7 @@ def run(config, dataset, workdir, writer, stop):
   batch = search.phase.batches(0)
   carry = loop.init_carry(
       search.update, search.state, batch, search.phase.memo)
-  program = loop.compile_step(search.update, carry, batch)
+  program = loop.compile_step(search.update, carry, batch, 'search')
   outcome = loop.run(
       search.phase, program, carry, settings(config, workdir), writer, stop)
   return outcome, methods.derive(method, space, outcome.state.arch)

@@ -227,7 +227,7 @@ def test_bad_command_lines(flags, words, monkeypatch):
     ('evaluate.epochs', -5, 'at least 0'),
     ('evaluate.warmup_epochs', 600, 'below config.evaluate.epochs=600'),
     ('evaluate.label_smoothing', -.1, 'at least 0'),
-    ('evaluate.seeds', 0, 'at least 1'),
+    ('evaluate.seeds', -1, 'at least 0'),
     ('evaluate.random_architectures', -1, 'at least 0'),
 ])
 def test_bad_values(name, value, words):

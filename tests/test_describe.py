@@ -107,7 +107,7 @@ def write(tmp_path, name, content):
     (['DARTS_V3'], "did you mean 'DARTS_V2'"),
     (['missing.json'], 'cannot read missing.json'),
     (['folder/missing'], 'cannot read folder/missing'),
-    (['DARTS_V2', '--space=so'], "space='so' is unknown"),
+    (['DARTS_V2', '--space=so'], "space='so' must be one of s0"),
     (['NASNet', '--space=s0'], 'sep_conv_7x7'),
     (['DARTS_V2', '--cells=0'], "--cells: '0'"),
     (['DARTS_V2', '--cells=2.5'], "--cells: '2.5'"),

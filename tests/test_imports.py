@@ -67,3 +67,14 @@ def test_the_readmes_python_runs():
 def test_the_readme_names_the_test_command_that_ci_runs():
   assert "pip install '.[dev]' && pytest" in (ROOT / 'README.md').read_text()
   assert (ROOT / '.ci' / 'run').read_text().rstrip().endswith('pytest')
+
+
+def test_the_configs_choices_are_the_tables_rows():
+  """`config` starts without JAX, so it names the rows again."""
+  from rome_jax import config, data, gradients, methods, training
+  assert config.METHODS == tuple(methods.METHODS)
+  assert set(config.AUGMENTATIONS) == set(data.KINDS)
+  assert set(config.FIELDS['search.parallel'].choices) == set(
+      gradients.PARALLEL)
+  assert set(config.FIELDS['evaluate.lr_schedule'].choices) == set(
+      training.SCHEDULES)

@@ -256,6 +256,32 @@ def test_a_given_genotype_skips_the_search(config_file, finished, tmp_path):
   assert 'parameters' in out
 
 
+def test_a_workdir_in_use_is_refused(config_file, tmp_path, capsys,
+                                     tiny_registered):
+  import fcntl
+
+  from rome_jax import main
+  workdir = tmp_path / 'run'
+  workdir.mkdir()
+  with open(workdir / '.lock', 'w') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    code = main.main([f'--config={config_file}', f'--workdir={workdir}'])
+  assert code == 2
+  assert 'another process' in capsys.readouterr().err
+
+
+def test_a_genotype_of_no_known_space(config_file, tmp_path, tiny_registered):
+  """NASNet's operations are in no search space; its counts are still given."""
+  from rome_jax import main
+  workdir = tmp_path / 'run'
+  assert main.main([
+      f'--config={config_file}', f'--workdir={workdir}',
+      '--config.genotype=NASNet', '--config.evaluate.seeds=0']) == 0
+  assert json.loads((workdir / 'genotype.json').read_text())['space'] is None
+  result = json.loads((workdir / 'result.json').read_text())
+  assert result['params'] > 0 and result['evaluations'] == []
+
+
 @pytest.mark.parametrize('flags, words', [
     (['--config.search.kk=3'], ['search.kk', 'did you mean']),
     (['--config.search.k=0'], ['search.k', '0', 'at least 1']),
@@ -270,6 +296,7 @@ def test_a_given_genotype_skips_the_search(config_file, finished, tmp_path):
     (['--config.genotype=DARTS_V3'], ['DARTS_V3', 'DARTS_V']),
     (['--config.search.batch_size=5000'], ['batch_size', '5000']),
     (['--workdir=/proc/nowhere'], ['/proc/nowhere']),
+    ([f'--workdir=/tmp/{"x" * 300}'], ['workdir']),
 ])
 def test_mistakes_get_one_sentence_and_exit_2(config_file, tmp_path, capsys,
                                               flags, words, tiny_registered):
