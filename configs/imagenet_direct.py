@@ -9,6 +9,9 @@ Retraining: 14 cells, 48 channels, batch 1024, 250 epochs.
 Hardware: one accelerator, more for the retraining. Time: not run (paper: 0.4
 to 0.5 GPU-days for the search).
 Published score: 75.5 % top-1 (ROME-c, ROME, Table 5). This code: not run.
+
+ROME says cosine; PC-DARTS, whose recipe it follows otherwise, decays linearly
+(`--config.evaluate.lr_schedule=linear`).
 """
 
 from rome_jax import config as config_lib
