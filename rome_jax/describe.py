@@ -111,9 +111,7 @@ def _space_name(args, record):
     return recorded  # A space of the user's own, unknown here.
   else:
     space = spaces.SPACES[recorded or 's0']
-    used = {
-        op for cell in spaces.CELL_TYPES
-        for node in getattr(record.genotype, cell) for op, _ in node}
+    used = genotypes.used_ops(record.genotype)
     if recorded is None and not used <= set(space.ops):
       return None
   genotypes.validate(

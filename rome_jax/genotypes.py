@@ -137,6 +137,12 @@ def _short(value):
   return reprlib.repr(value)
 
 
+def used_ops(genotype) -> set[str]:
+  """Names of the operations of both cells."""
+  return {op for cell in (genotype.normal, genotype.reduce)
+          for node in cell for op, _ in node}
+
+
 def parameterless(genotype: Genotype) -> dict[str, int]:
   """Counts the pooling, skip and none entries of each cell."""
   return {

@@ -210,9 +210,8 @@ def _save_given(path, given, config):
     return
   space = given.info.get('space')
   if space is None:
-    used = {op for t in spaces.CELL_TYPES
-            for node in getattr(given.genotype, t) for op, _ in node}
     known = set(spaces.get_space(config.space).ops)
+    used = genotypes.used_ops(given.genotype)
     space = config.space if used <= known else None
   genotypes.save(path, given.genotype, space=space,
                  seed=given.info.get('seed', config.seed),
