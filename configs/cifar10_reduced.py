@@ -12,8 +12,9 @@ steps at 3e-4).
 
 Hardware: 2 CPU cores. Time: 6 to 8 minutes a run, all six 45 minutes (with
 other work on the machine at times).
-Published score: none at this scale. This code (3 seeds, one epoch of
-retraining): ROME-v2 44.70 +- 2.10 %, GDAS 45.33 +- 1.99 % test accuracy.
+Published score: none at this scale.
+This code: 3 seeds, one epoch of
+retraining, ROME-v2 44.70 +- 2.10 %, GDAS 45.33 +- 1.99 % test accuracy.
 """
 
 from rome_jax import config as config_lib
