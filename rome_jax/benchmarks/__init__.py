@@ -1,0 +1,8 @@
+"""Tabular benchmarks: what training a network gave, without training it.
+
+  from rome_jax.benchmarks import nasbench201
+  table = nasbench201.load()
+  table.query('333311', dataset='cifar10')
+
+See docs/tables.md. Nothing here needs JAX.
+"""
