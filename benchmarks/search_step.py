@@ -226,7 +226,7 @@ class Problem(NamedTuple):
 
   Attributes:
     space, method: see rome_jax.
-    loss_fn: (theta, arch, batch) -> (loss, {name: scalar}).
+    loss_fn: (theta, arch, batch, rng) -> (loss, {name: scalar}).
     theta: weights.
     arch: alpha and beta.
     batches: for theta and for alpha; {'image': [B,H,W,3], 'label': [B]}.
@@ -305,7 +305,7 @@ def make_gradient(problem: Problem, parallel: str):
   def gradient(theta, archs, batch):
     def one(arch):
       (loss, _), grads = jax.value_and_grad(problem.loss_fn, has_aux=True)(
-          theta, arch, batch)
+          theta, arch, batch, jax.random.key(0))
       return loss, grads
     return gradients.sum_over_samples(one, archs, parallel)
   return gradient

@@ -10,8 +10,8 @@ operation that was sampled, inside the switch. So memory is that of one path,
 whatever the number of candidate operations (ROME, Sec. 4.5).
 
 `jax.vmap` over architectures would turn the switch into a `select` that runs
-every operation for every sample. The switch is a `custom_vmap` whose rule
-runs the samples one after the other; all that surrounds it is batched.
+every operation for every sample; `choice.one_by_one` keeps it a switch, and
+all that surrounds it is batched.
 """
 
 import dataclasses
@@ -23,12 +23,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.custom_batching import custom_vmap
 from jax.custom_derivatives import SymbolicZero
 
+from rome_jax import choice
 from rome_jax import ops as ops_lib
 from rome_jax.sampling import CellArch
-from rome_jax.spaces import Space
+from rome_jax.spaces import CELL_TYPES, Space
 
 # Groups of the parameter tree of a search cell: edges at the cell's stride,
 # and (in a reduction cell) those that leave the cell's inputs.
@@ -90,8 +90,14 @@ class _Plan:
   """
 
   space: Space
+  cell_type: str
   features: int
-  reduction: bool
+  conv_bias: bool = False
+  pool_norm: bool = True
+
+  @property
+  def reduction(self):
+    return self.cell_type == 'reduce'
 
   @property
   def bank_starts(self):
@@ -107,10 +113,14 @@ class _Plan:
     for bank, stride, group in kinds:
       mine = from_input == (bank == 0) if self.reduction else (
           np.ones_like(from_input))
-      edges = tuple(int(e) for e in np.flatnonzero(mine))
       for op in self.space.ops:
-        module = ops_lib.build(
-            op, ops_lib.Context(stride, ops_lib.BatchStatistics, True))
+        edges = tuple(
+            e for e, names in enumerate(self.space.site_ops(self.cell_type))
+            if mine[e] and op in names)
+        if not edges:
+          continue
+        module = ops_lib.build(op, ops_lib.Context(
+            stride, ops_lib.BatchStatistics, self.pool_norm, self.conv_bias))
         tree = self._init_shapes(module)
         leaves, treedef = jax.tree.flatten(tree)
         found.append(_Variant(
@@ -120,7 +130,8 @@ class _Plan:
 
   def _init_shapes(self, module):
     x = jax.ShapeDtypeStruct((1, 2, 2, self.features), jnp.float32)
-    return jax.eval_shape(module.init, jax.random.key(0), x).get('params', {})
+    rngs = {name: jax.random.key(0) for name in ('params', 'noise')}
+    return jax.eval_shape(module.init, rngs, x).get('params', {})
 
   @property
   def groups(self):
@@ -132,11 +143,12 @@ class _Plan:
     """P: parameters of the largest operation, at least 1."""
     return max(1, *(v.size for v in self.variants))
 
-  def variant_index(self, preds, ops):
-    """[M] operations to [M] numbers of `variants`."""
-    if not self.reduction:
-      return ops
-    return ops + len(self.space.ops) * (preds >= self.space.num_inputs)
+  def variant_index(self, edges, ops):
+    """[M] edges and operations to [M] numbers of `variants`."""
+    table = np.zeros((self.space.num_edges, len(self.space.ops)), np.int32)
+    for number, variant in enumerate(self.variants):
+      table[list(variant.edges), self.space.ops.index(variant.op)] = number
+    return jnp.asarray(table)[edges, ops]
 
   def gather(self, weights, edges, index):
     """The parameters of the M sampled operations, [M,P], padded with zeros.
@@ -161,46 +173,26 @@ class _Plan:
     return rows
 
 
-@functools.cache
-def _plan(space, features, reduction):
-  """One plan object per key: its variants are built once."""
-  return _Plan(space, features, reduction)
+# One plan object per key: its variants are built once.
+_plan = functools.cache(_Plan)
 
 
 # ------------------------------------------------------ one sampled operation
 
 
-def _one_by_one(function):
-  """`function`, whose vmap runs the examples in a loop.
-
-  So a `lax.switch` in it keeps an unbatched index and runs one branch.
-  """
-  mapped = custom_vmap(function)
-
-  @mapped.def_vmap
-  def rule(axis_size, in_batched, *args):
-    def example(i):
-      # custom_vmap again, for a vmap around this one.
-      return mapped(*jax.tree.map(
-          lambda a, batched: a[i] if batched else a, args, tuple(in_batched)))
-    out = lax.map(example, jnp.arange(axis_size))
-    return out, jax.tree.map(lambda _: True, out)
-
-  return mapped
-
-
 @functools.cache
 def _operation(plan):
-  """y = f(index, xs, w): the sampled operation of one edge.
+  """y = f(xs, w, seed), per variant: the sampled operation of one edge.
 
   xs holds the edge's predecessor in each bank, of which the branch reads its
-  own; w is [P].
+  own; w is [P]; seed is that of the operation `noise`, or None.
   """
 
   def branch(variant):
-    def run(xs, w):
+    def run(xs, w, seed):
+      rngs = None if seed is None else {'noise': jax.random.key(seed)}
       return variant.module.apply(
-          {'params': variant.unflatten(w)}, xs[variant.bank])
+          {'params': variant.unflatten(w)}, xs[variant.bank], rngs=rngs)
     return run
 
   return [branch(v) for v in plan.variants]
@@ -209,35 +201,33 @@ def _operation(plan):
 @functools.cache
 def _forward_switch(plan):
   branches = _operation(plan)
-  return _one_by_one(lambda index, xs, w: lax.switch(index, branches, xs, w))
+  return choice.one_by_one(
+      lambda index, *args: lax.switch(index, branches, *args))
 
 
 @functools.cache
-def _backward_switch(plan, wants_weights, wants_gates):
-  """(dxs, dw or None, dgate or None) of gate * f(index, xs, w).
+def _backward_switch(plan, wants):
+  """(dxs, dw or None, dgate or None) of gate * f(index, xs, w, seed).
 
   Recomputes the operation. What nobody asked for is left out here, where it
   is static; XLA could not remove it from a branch.
   """
 
   def branch(run):
-    def pull(xs, w, gate, g):
-      if wants_weights:
-        y, pullback = jax.vjp(run, xs, w)
+    def pull(xs, w, seed, gate, g):
+      if wants.weights:
+        y, pullback = jax.vjp(lambda xs, w: run(xs, w, seed), xs, w)
         dxs, dw = pullback(gate.astype(g.dtype) * g)
       else:
-        y, pullback = jax.vjp(lambda xs: run(xs, w), xs)
+        y, pullback = jax.vjp(lambda xs: run(xs, w, seed), xs)
         (dxs,), dw = pullback(gate.astype(g.dtype) * g), None
-      dgate = None
-      if wants_gates:
-        dgate = (y * g).sum(dtype=gate.dtype)
+      dgate = (y * g).sum(dtype=gate.dtype) if wants.gates else None
       return dxs, dw, dgate
     return pull
 
   branches = [branch(run) for run in _operation(plan)]
-  return _one_by_one(
-      lambda index, xs, w, gate, g: lax.switch(
-          index, branches, xs, w, gate, g))
+  return choice.one_by_one(
+      lambda index, *args: lax.switch(index, branches, *args))
 
 
 # ------------------------------------------------------------ the whole DAG
@@ -267,7 +257,7 @@ def _edge_arrays(plan, edges, ops):
   # The row of each edge's node in the last bank.
   rows = (jnp.asarray(space.edge_nodes)[edges] + space.num_inputs
           - plan.bank_starts[-1])
-  return preds, rows, plan.variant_index(preds, ops)
+  return preds, rows, plan.variant_index(edges, ops)
 
 
 def _banks(plan, inputs, nodes):
@@ -277,19 +267,19 @@ def _banks(plan, inputs, nodes):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _run_edges(plan, weights, gates, edges, ops, inputs):
+def _run_edges(plan, weights, gates, edges, ops, seeds, inputs):
   """Node states [N,B,h,w,C] from preprocessed inputs [2,B,H,W,C]."""
   preds, rows, index = _edge_arrays(plan, edges, ops)
-  slots = preds, rows, index, gates, plan.gather(weights, edges, index)
+  slots = preds, rows, index, gates, plan.gather(weights, edges, index), seeds
   b, h, w, c = inputs.shape[1:]
   stride = 2 if plan.reduction else 1
   nodes = jnp.zeros((plan.space.num_nodes, b, -(-h // stride),
                      -(-w // stride), c), inputs.dtype)
 
   def body(banks, slot):
-    pred, row, variant, gate, flat = slot
+    pred, row, variant, gate, flat, seed = slot
     xs = _rows(banks, _reads(plan, pred))
-    y = _forward_switch(plan)(variant, xs, flat)
+    y = _forward_switch(plan)(variant, xs, flat, seed)
     *others, last = banks
     return (*others, _add_to(last, row, gate.astype(y.dtype) * y)), None
 
@@ -297,94 +287,112 @@ def _run_edges(plan, weights, gates, edges, ops, inputs):
   return banks[-1][-plan.space.num_nodes:]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _pull_edges(plan, wants_weights, wants_gates, weights, gates, edges, ops,
-                inputs, nodes, g):
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _pull_edges(plan, wants, weights, gates, edges, ops, seeds, inputs, nodes,
+                g):
   """Cotangents (weights, gates, inputs) of `_run_edges` at nodes' g."""
   preds, rows, index = _edge_arrays(plan, edges, ops)
   flat, pull_gather = jax.vjp(
       lambda weights: plan.gather(weights, edges, index), weights)
-  slots = preds, rows, index, gates, flat
+  slots = preds, rows, index, gates, flat, seeds
   banks = _banks(plan, inputs, nodes)
-  pull = _backward_switch(plan, wants_weights, wants_gates)
+  pull = _backward_switch(plan, wants)
 
   def body(cotangents, slot):
-    pred, row, variant, gate, w = slot
+    pred, row, variant, gate, w, seed = slot
     reads = _reads(plan, pred)
     xs = _rows(banks, reads)
     g = lax.dynamic_index_in_dim(cotangents[-1], row, keepdims=False)
-    dxs, dw, dgate = pull(variant, xs, w, gate, g)
+    dxs, dw, dgate = pull(variant, xs, w, seed, gate, g)
     cotangents = tuple(map(_add_to, cotangents, reads, dxs))
     return cotangents, (dw, dgate)
 
   zeros = jnp.zeros_like(inputs)
   cotangents, (dflat, dgates) = lax.scan(
       body, _banks(plan, zeros, g), slots, reverse=True)
-  dweights = pull_gather(dflat)[0] if wants_weights else None
+  dweights = pull_gather(dflat)[0] if wants.weights else None
   return dweights, dgates, cotangents[0][:plan.space.num_inputs]
 
 
 # ------------------------------------------------------- the cell as a whole
 
 
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
-class _Wants:
-  """Which cotangents the backward pass has to compute."""
-
-  weights: bool
-  gates: bool
-
-
-def _preprocess(pair, weights, s0, s1):
+def _preprocess(pair, weights, states):
+  """[num_inputs,B,H,W,C] from the cell's inputs."""
+  if pair is None:  # They have the cell's width already.
+    return jnp.stack(states)
   return jnp.stack([
       module.apply({'params': weights[module.name]}, s)
-      for module, s in zip(pair, (s0, s1))])
+      for module, s in zip(pair, states)])
 
 
-def _to_output(nodes):
-  """[N,B,h,w,C] -> [B,h,w,N*C], the concatenation of the nodes."""
+def _to_output(plan, nodes):
+  """[N,B,h,w,C] -> the concatenation [B,h,w,N*C], or the last node.
+
+  The last node is the output of cells that are all equal (NAS-Bench-201).
+  """
+  if plan.space.cell_types == CELL_TYPES[:1]:
+    return nodes[-1]
   n, b, h, w, c = nodes.shape
   return jnp.moveaxis(nodes, 0, 3).reshape(b, h, w, n * c)
 
 
-def _to_nodes(output, num_nodes):
-  b, h, w, c = output.shape
-  return jnp.moveaxis(
-      output.reshape(b, h, w, num_nodes, c // num_nodes), 3, 0)
+def _residual(plan, nodes, output):
+  """What is kept of the nodes: the output itself, if it holds them all."""
+  return nodes if output.shape == nodes.shape[1:] else output
+
+
+def _to_nodes(plan, kept):
+  """The inverse of `_residual`."""
+  if kept.ndim == 5:
+    return kept
+  n = plan.space.num_nodes
+  b, h, w, c = kept.shape
+  return jnp.moveaxis(kept.reshape(b, h, w, n, c // n), 3, 0)
+
+
+def _output_cotangent(plan, nodes, g):
+  """The output's cotangent as that of the nodes, [N,B,h,w,C]."""
+  if plan.space.cell_types == CELL_TYPES[:1]:
+    return jnp.zeros_like(nodes).at[-1].set(g)
+  return _to_nodes(plan, g)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _search_cell(plan, pair, weights, gates, edges, ops, s0, s1):
-  inputs = _preprocess(pair, weights, s0, s1)
-  return _to_output(_run_edges(plan, weights, gates, edges, ops, inputs))
+def _search_cell(plan, pair, weights, gates, edges, ops, seeds, states):
+  return _search_cell_nodes(
+      plan, pair, weights, gates, edges, ops, seeds, states)[0]
+
+
+def _search_cell_nodes(plan, pair, weights, gates, edges, ops, seeds, states):
+  """The output and what the backward pass needs of the nodes."""
+  inputs = _preprocess(pair, weights, states)
+  nodes = _run_edges(plan, weights, gates, edges, ops, seeds, inputs)
+  output = _to_output(plan, nodes)
+  return output, _residual(plan, nodes, output)
 
 
 def _search_cell_fwd(plan, pair, *primals):
-  wants = _Wants(*(
-      any(p.perturbed for p in jax.tree.leaves(
-          tree, is_leaf=lambda p: hasattr(p, 'perturbed')))
-      for tree in primals[:2]))
-  values = jax.tree.map(lambda p: p.value, primals,
-                        is_leaf=lambda p: hasattr(p, 'perturbed'))
-  output = _search_cell(plan, pair, *values)
-  return output, (wants, values, output)
+  wants = choice.Wants(*map(choice.perturbed, primals[:2]))
+  values = choice.values(primals)
+  output, kept = _search_cell_nodes(plan, pair, *values)
+  return output, (wants, values, kept)
 
 
 def _search_cell_bwd(plan, pair, residuals, g):
-  wants, (weights, gates, edges, ops, s0, s1), output = residuals
+  wants, (weights, gates, edges, ops, seeds, states), kept = residuals
   if isinstance(g, SymbolicZero):
     g = jnp.zeros(g.shape, g.dtype)
-  n = plan.space.num_nodes
   inputs, pull_preprocess = jax.vjp(
-      functools.partial(_preprocess, pair), weights, s0, s1)
+      functools.partial(_preprocess, pair), weights, states)
+  nodes = _to_nodes(plan, kept)
   dweights, dgates, dinputs = _pull_edges(
-      plan, wants.weights, wants.gates, weights, gates, edges, ops, inputs,
-      _to_nodes(output, n), _to_nodes(g, n))
-  dpreprocess, ds0, ds1 = pull_preprocess(dinputs)
+      plan, wants, weights, gates, edges, ops, seeds, inputs, nodes,
+      _output_cotangent(plan, nodes, g))
+  dpreprocess, dstates = pull_preprocess(dinputs)
   if wants.weights:
     dweights = jax.tree.map(jnp.add, dweights, dpreprocess)
-  return dweights, dgates, None, None, ds0, ds1
+  return dweights, dgates, None, None, None, dstates
 
 
 _search_cell.defvjp(_search_cell_fwd, _search_cell_bwd, symbolic_zeros=True)
@@ -397,39 +405,51 @@ class SearchCell(nn.Module):
     space: the search space.
     features: C, channels of each node.
     reduction: whether edges from the inputs have stride 2.
-    reduction_prev: whether the cell before was a reduction.
+    reduction_prev: whether the cell before was a reduction; None if the
+      inputs are taken as they are.
+    conv_bias, pool_norm: see `ops.Context`.
   """
 
   space: Space
   features: int
-  reduction: bool
-  reduction_prev: bool
+  reduction: bool = False
+  reduction_prev: bool | None = None
+  conv_bias: bool = False
+  pool_norm: bool = True
 
   @nn.compact
-  def __call__(self, s0, s1, arch: CellArch):
-    """s0, s1 [B,H,W,.] and a sampled cell to [B,h,w,N*C]."""
-    plan = _plan(self.space, self.features, self.reduction)
-    pair = _preprocessors(
-        self.features, self.reduction_prev, ops_lib.BatchStatistics)
-    weights = {
-        module.name: self.param(
-            module.name,
-            lambda rng, x, module=module: module.init(rng, x)['params'], s)
-        for module, s in zip(pair, (s0, s1))}
+  def __call__(self, *states, arch: CellArch):
+    """Inputs [B,H,W,.] and a sampled cell to [B,h,w,N*C] (or [B,h,w,C])."""
+    plan = _plan(self.space, 'reduce' if self.reduction else 'normal',
+                 self.features, self.conv_bias, self.pool_norm)
+    pair, weights = None, {}
+    if self.reduction_prev is not None:
+      pair = _preprocessors(
+          self.features, self.reduction_prev, ops_lib.BatchStatistics)
+      weights = {
+          module.name: self.param(
+              module.name,
+              lambda rng, x, module=module: module.init(rng, x)['params'], s)
+          for module, s in zip(pair, states)}
     for group in plan.groups:
       weights[group] = self.param(group, _init_edges, plan, group)
+    seeds = None
+    if 'noise' in self.space.ops:
+      seeds = jax.random.bits(
+          self.make_rng('noise'), arch.edges.shape, jnp.uint32)
     if self.is_initializing():
       # Compiling the cell to throw its output away would cost a minute.
-      return _output_like(self, s1)
-    return _search_cell(
-        plan, pair, weights, arch.gates, arch.edges, arch.ops, s0, s1)
+      return _output_like(plan, states[-1])
+    return _search_cell(plan, pair, weights, arch.gates, arch.edges, arch.ops,
+                        seeds, states)
 
 
-def _output_like(cell, s1):
+def _output_like(plan, s1):
   b, h, w, _ = s1.shape
-  stride = 2 if cell.reduction else 1
-  return jnp.zeros((b, -(-h // stride), -(-w // stride),
-                    cell.space.num_nodes * cell.features), s1.dtype)
+  stride = 2 if plan.reduction else 1
+  return _to_output(plan, jnp.zeros(
+      (plan.space.num_nodes, b, -(-h // stride), -(-w // stride),
+       plan.features), s1.dtype))
 
 
 def _init_edges(rng, plan, group):
@@ -439,15 +459,18 @@ def _init_edges(rng, plan, group):
   draw costs compile time and a supernet has a hundred kernels.
   """
   variants = [v for v in plan.variants if v.group == group and v.size]
-  edges = len(variants[0].edges) if variants else 0
+  edges = max(len(v.edges) for v in variants)
   draw = jax.random.uniform(
       rng, (edges, sum(v.size for v in variants)), minval=-1., maxval=1.)
   tree, start = {}, 0
   for variant in variants:
     stop = start + variant.size
-    kernels = jax.vmap(variant.unflatten)(draw[:, start:stop])
+    kernels = jax.vmap(variant.unflatten)(
+        draw[:len(variant.edges), start:stop])
     tree[variant.op] = jax.tree.map(
-        lambda w: w * ops_lib.init_bound(w.shape[1:]), kernels)
+        # A bias (behind which the mean is removed anyway) starts at 0.
+        lambda w: w * (ops_lib.init_bound(w.shape[1:]) if w.ndim > 2 else 0),
+        kernels)
     start = stop
   return tree
 
@@ -456,7 +479,7 @@ def _init_edges(rng, plan, group):
 
 
 class DiscreteCell(nn.Module):
-  """A cell of a derived network.
+  """A cell of a derived network, of one or two inputs.
 
   Attributes:
     nodes: per node, its (operation, predecessor) pairs.
@@ -470,26 +493,27 @@ class DiscreteCell(nn.Module):
   concat: tuple[int, ...]
   features: int
   reduction: bool
-  reduction_prev: bool
+  reduction_prev: bool | None
   norm: Callable
 
   @nn.compact
-  def __call__(self, s0, s1, drop_path=None):
-    """[B,H,W,.] twice to [B,h,w,len(concat)*C].
+  def __call__(self, *states, drop_path=None):
+    """Inputs [B,H,W,.] to [B,h,w,len(concat)*C].
 
     Args:
-      s0, s1: outputs of the two cells before.
+      *states: outputs of the two cells before, or of the one.
       drop_path: function applied to the output of every operation but the
         identity, or None.
     """
-    pair = _preprocessors(self.features, self.reduction_prev, self.norm)
-    states = [m.clone(parent=self)(s) for m, s in zip(pair, (s0, s1))]
+    states = list(states)
+    if self.reduction_prev is not None:
+      pair = _preprocessors(self.features, self.reduction_prev, self.norm)
+      states = [m.clone(parent=self)(s) for m, s in zip(pair, states)]
     for number, node in enumerate(self.nodes):
       terms = []
       for i, (op, pred) in enumerate(node):
         stride = 2 if self.reduction and pred < 2 else 1
-        module = ops_lib.build(
-            op, ops_lib.Context(stride, self.norm, False))
+        module = ops_lib.build(op, ops_lib.Context(stride, self.norm))
         y = module.clone(
             parent=self, name=f'node{number}_{i}_{op}')(states[pred])
         if drop_path is not None and not (

@@ -85,6 +85,13 @@ _TOP = {
         '(ROME-v1, Eq. 10-14), Gumbel-Top2 edges (ROME-v2, Eq. 15-17; the '
         "paper's default), all edges active (GDAS)", METHODS),
     'space': Field('s0', 'search space, a name of rome_jax.spaces.SPACES'),
+    'in_degree': _at_least(
+        0, 0, 'edges that a node keeps; 0: as the space says. ROME samples '
+        'topologies of NAS-Bench-201 with 2 and drop_none'),
+    'drop_none': Field(
+        False, 'leave the operation none out of the space; then S3 is S2, and '
+        'in NAS-Bench-201 only in_degree leaves edges out. (S3 searches it '
+        'but never derives it)'),
     'dataset': Field(
         'digits', 'digits, cifar10, cifar100, svhn, mnist, fashion_mnist, '
         'imagenet, folder, npz or tfds:NAME; its files are under data_dir'),
@@ -316,8 +323,18 @@ def _check_search(config):
     raise errors.UserError(
         f"config.search.k={search.k} must be 1 with config.method='gdas', "
         'which samples one architecture a step')
-  # Looked up now, not in the table: users add rows to spaces.SPACES.
-  operations = len(spaces.get_space(config.space).ops)
+  searched = space(config)
+  if config.method == 'gdas' and searched.absent and searched.has_topology:
+    raise errors.UserError(
+        f'config.in_degree={config.in_degree} must be 0 with '
+        f"config.method='gdas' and space={config.space}: every edge stays")
+  operations = searched.num_choices
+  fair = all((searched.choices(t) >= 0).all() for t in searched.cell_types)
+  if search.sampler == 'strict_fair' and not fair:
+    raise errors.UserError(
+        "config.search.sampler='strict_fair' must be 'iid' with "
+        f'space={config.space}, whose edges have different numbers of '
+        'operations')
   if search.sampler == 'strict_fair' and search.k % operations:
     raise errors.UserError(
         f'config.search.k={search.k} must be a multiple of the {operations} '
@@ -327,7 +344,6 @@ def _check_search(config):
     raise errors.UserError(
         f'config.search.fraction_theta={search.fraction_theta} and '
         f'fraction_alpha={search.fraction_alpha} must add up to at most 1')
-  _check_channels(config, 'search')
 
 
 def _check_evaluate(config):
@@ -336,17 +352,19 @@ def _check_evaluate(config):
     raise errors.UserError(
         f'config.evaluate.warmup_epochs={evaluate.warmup_epochs} must be '
         f'below config.evaluate.epochs={evaluate.epochs}')
-  _check_channels(config, 'evaluate')
 
 
-def _check_channels(config, section):
-  # This stem has half of the channels in its first layer.
-  channels = config[section].channels
-  if channels % 2 and (config.stem == 'imagenet' or (
-      config.stem == 'auto' and config.image_size >= 128)):
-    raise errors.UserError(
-        f'config.{section}.channels={channels} must be even with the '
-        'ImageNet stem')
+def space(config) -> spaces.Space:
+  """The search space of a config.
+
+  Looked up when it is needed, not in the table: users add rows to
+  `spaces.SPACES`.
+
+  Raises:
+    UserError: no such space, or it cannot be changed as asked.
+  """
+  return spaces.get_space(config.space, in_degree=config.in_degree,
+                          drop_none=config.drop_none)
 
 
 class Loaded(NamedTuple):
@@ -372,7 +390,8 @@ class Options(NamedTuple):
 def load(argv: list[str]) -> Loaded:
   """Reads a command line (without the program's name).
 
-  `--config=PATH[:ARGUMENT]` (a bare name is looked for in configs/ too),
+  `--config=PATH[:ARGUMENT]` (a bare name is looked for in configs/ too; how
+  most files read theirs: `arguments`),
   `--config.FIELD=VALUE` any number of times, `--workdir=DIR` (default:
   runs/<name of the config file>), `--help`. `=` may be a space.
 
@@ -476,6 +495,57 @@ def _run_file(path, argument):
         f'get_config() of {path} must return a ConfigDict, not a '
         f'{type(config).__name__}; start from rome_jax.config.defaults()')
   return config
+
+
+def arguments(text: str, **allowed) -> types.SimpleNamespace:
+  """Reads the argument of a config file, `key=value,key=value`.
+
+  Args:
+    text: what stands behind the colon of `--config=PATH:TEXT`, or ''.
+    **allowed: per key, the tuple of texts that it may have, the first of them
+      its default; or a text, the default of a key that takes any.
+
+  Returns:
+    A namespace with the text of every key.
+
+  Raises:
+    UserError: a word that is no key=value, a key that is unknown or comes
+      twice, a value that is not allowed.
+  """
+  values = {key: known[0] if isinstance(known, tuple) else known
+            for key, known in allowed.items()}
+  seen = set()
+  for word in text.split(',') if text else ():
+    key, equals, value = (part.strip() for part in word.partition('='))
+    _check_argument(key, value if equals else None, allowed)
+    if key in seen:
+      raise errors.UserError(f"the config's argument {key} comes twice")
+    seen.add(key)
+    values[key] = value
+  return types.SimpleNamespace(**values)
+
+
+def _check_argument(key, value, allowed):
+  """Raises UserError unless key=value is allowed; value None: no `=`."""
+  if value is None:
+    # A value without its key is the likeliest slip.
+    near = [f'{name}={key}' for name, known in allowed.items()
+            if isinstance(known, tuple) and key in known]
+    raise errors.UserError(
+        f"the config's argument {key!r} must be KEY=VALUE with a KEY of "
+        f'{", ".join(allowed)}'
+        f'{f"; did you mean {near[0]!r}?" if near else ""}')
+  if key not in allowed:
+    raise errors.UserError(
+        f"the config's argument {key!r} must be one of {', '.join(allowed)}"
+        f'{errors.near_miss(key, allowed)}')
+  known = allowed[key]
+  if isinstance(known, tuple) and value not in known:
+    raise errors.UserError(
+        f"the config's argument {key}={value!r} must be one of "
+        f'{", ".join(known)}{errors.near_miss(value, known)}')
+  if not value:
+    raise errors.UserError(f"the config's argument {key} needs a value")
 
 
 def _file_error(path, error):

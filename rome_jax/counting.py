@@ -37,31 +37,36 @@ class Count(NamedTuple):
   parts: tuple[tuple[str, Cost], ...]
 
 
-def _total(*costs) -> Cost:
+def total(*costs) -> Cost:
+  """The sum of several parts."""
   return Cost(*(sum(column) for column in zip(*costs, strict=True)))
 
 
 # --- Layers
 
 
-def _conv(c_in, c_out, taps, positions):
+def conv(c_in, c_out, taps, positions):
   """A convolution of `taps` kernel positions at `positions` output pixels."""
   return Cost(c_in * c_out * taps, c_in * c_out * taps * positions)
 
 
-def _depthwise(channels, taps, positions):
+def depthwise(channels, taps, positions):
+  """A depthwise convolution."""
   return Cost(channels * taps, channels * taps * positions)
 
 
-def _norm(channels, affine=True):
+def norm(channels, affine=True):
+  """BatchNorm."""
   return Cost(2 * channels if affine else 0, 0)
 
 
-def _linear(c_in, c_out):
+def linear(c_in, c_out):
+  """A linear layer with bias."""
   return Cost((c_in + 1) * c_out, c_in * c_out)
 
 
-def _strided(size, stride):
+def strided(size, stride):
+  """Height of a map behind a stride."""
   return -(-size // stride)
 
 
@@ -71,7 +76,7 @@ def _conv_1x1(c_in, c_out, size, affine):
   FactorizedReduce runs two strided convolutions of c_out / 2 channels, which
   costs the same at the same output size.
   """
-  return _total(_conv(c_in, c_out, 1, size**2), _norm(c_out, affine))
+  return total(conv(c_in, c_out, 1, size**2), norm(c_out, affine))
 
 
 # --- Operations
@@ -86,34 +91,46 @@ def _free(channels, size, stride, affine):
 def _skip(channels, size, stride, affine):
   if stride == 1:
     return Cost(0, 0)
-  return _conv_1x1(channels, channels, _strided(size, stride), affine)
+  return _conv_1x1(channels, channels, strided(size, stride), affine)
 
 
 def _separable(kernel, repeats):
   """ReLU, depthwise, 1x1, BatchNorm, `repeats` times, strided once."""
 
   def cost(channels, size, stride, affine):
-    positions = _strided(size, stride)**2
-    return _total(*repeats * (
-        _depthwise(channels, kernel**2, positions),
-        _conv(channels, channels, 1, positions),
-        _norm(channels, affine)))
+    positions = strided(size, stride)**2
+    return total(*repeats * (
+        depthwise(channels, kernel**2, positions),
+        conv(channels, channels, 1, positions),
+        norm(channels, affine)))
 
   return cost
 
 
 def _conv_7x1_1x7(channels, size, stride, affine):
   """ReLU, 1x7 strided in width, 7x1 strided in height, BatchNorm."""
-  out = _strided(size, stride)
-  return _total(
-      _conv(channels, channels, 7, size * out),
-      _conv(channels, channels, 7, out**2),
-      _norm(channels, affine))
+  out = strided(size, stride)
+  return total(
+      conv(channels, channels, 7, size * out),
+      conv(channels, channels, 7, out**2),
+      norm(channels, affine))
+
+
+def _relu_conv(kernel):
+  """ReLU, a full convolution, BatchNorm (NAS-Bench-201)."""
+
+  def cost(channels, size, stride, affine):
+    positions = strided(size, stride)**2
+    return total(conv(channels, channels, kernel**2, positions),
+                  norm(channels, affine))
+
+  return cost
 
 
 # One row per operation: (channels, input height, stride, affine) -> Cost.
 OP_COUNTS: dict[str, Callable[[int, int, int, bool], Cost]] = {
     'none': _free,
+    'noise': _free,
     'max_pool_3x3': _free,
     'avg_pool_3x3': _free,
     'skip_connect': _skip,
@@ -123,6 +140,8 @@ OP_COUNTS: dict[str, Callable[[int, int, int, bool], Cost]] = {
     'dil_conv_3x3': _separable(3, 1),
     'dil_conv_5x5': _separable(5, 1),
     'conv_7x1_1x7': _conv_7x1_1x7,
+    'nor_conv_1x1': _relu_conv(1),
+    'nor_conv_3x3': _relu_conv(3),
 }
 
 
@@ -140,14 +159,14 @@ def _stem(stem, channels, image_size, image_channels):
   """Returns the stem's cost and the two states that the first cell reads."""
   if stem == 'cifar':
     out = _State(3 * channels, image_size)
-    cost = _total(
-        _conv(image_channels, out.channels, 9, out.size**2),
-        _norm(out.channels))
+    cost = total(
+        conv(image_channels, out.channels, 9, out.size**2),
+        norm(out.channels))
     return cost, out, out
   cost, states, c_in, size = Cost(0, 0), [], image_channels, image_size
   for c_out in (channels // 2, channels, channels):
-    size = _strided(size, 2)
-    cost = _total(cost, _conv(c_in, c_out, 9, size**2), _norm(c_out))
+    size = strided(size, 2)
+    cost = total(cost, conv(c_in, c_out, 9, size**2), norm(c_out))
     states.append(_State(c_out, size))
     c_in = c_out
   return cost, states[1], states[2]
@@ -159,13 +178,13 @@ def _cell(nodes, channels, s0, s1, reduction, affine):
   costs = [
       _conv_1x1(s0.channels, channels, s1.size, affine),
       _conv_1x1(s1.channels, channels, s1.size, affine)]
-  inner = _strided(s1.size, 2 if reduction else 1)
+  inner = strided(s1.size, 2 if reduction else 1)
   for node in nodes:
     for op, pred in node:
       # A reduction strides the edges that leave the cell's inputs.
       size, stride = (s1.size, 2) if reduction and pred < 2 else (inner, 1)
       costs.append(OP_COUNTS[op](channels, size, stride, affine))
-  return _total(*costs)
+  return total(*costs)
 
 
 def _count(
@@ -183,10 +202,15 @@ def _count(
         getattr(genotype, cell), channels, s0, s1, reduction, affine)
     parts.append((f'cell {i} ({cell})', cost))
     width = len(getattr(genotype, f'{cell}_concat')) * channels
-    size = _strided(s1.size, 2 if reduction else 1)
+    size = strided(s1.size, 2 if reduction else 1)
     s0, s1 = s1, _State(width, size)
-  parts.append(('head', _linear(s1.channels, num_classes)))
-  return Count(*_total(*(cost for _, cost in parts)), tuple(parts))
+  parts.append(('head', linear(s1.channels, num_classes)))
+  return summed(parts)
+
+
+def summed(parts) -> Count:
+  """The count of (name, cost) parts."""
+  return Count(*total(*(cost for _, cost in parts)), tuple(parts))
 
 
 def reductions(cells: int) -> tuple[int, ...]:
@@ -224,7 +248,10 @@ def count(
     UserError: unknown operation or stem, or a number out of range.
   """
   genotypes.validate(genotype, tuple(OP_COUNTS))
-  sizes = _sizes(
+  if not genotype.reduce:
+    raise errors.UserError(
+        'the genotype has no reduction cell, which this network needs')
+  sizes = checked_sizes(
       stem, cells=cells, channels=channels, num_classes=num_classes,
       image_size=image_size, image_channels=image_channels)
   return _count(genotype, **sizes, stem=stem)
@@ -245,21 +272,28 @@ def supernet(
   BatchNorm is affine in the stem only; architecture parameters are not
   counted. Arguments and errors are those of `count`.
   """
-  if space.num_inputs != 2:
+  if space.num_inputs != 2 or space.cell_types != spaces.CELL_TYPES:
     raise errors.UserError(
         f'space {space.name}: num_inputs={space.num_inputs} must be 2 in a '
         'network of stacked cells')
-  nodes = tuple(
-      tuple((op, pred) for pred in range(stop - start) for op in space.ops)
-      for start, stop in space.node_edges)
   concat = tuple(range(2, 2 + space.num_nodes))
-  everything = genotypes.Genotype(nodes, concat, nodes, concat)
+  normal, reduce = (all_operations(space, t) for t in spaces.CELL_TYPES)
+  everything = genotypes.Genotype(normal, concat, reduce, concat)
   genotypes.validate(
       everything, tuple(OP_COUNTS), where=f'space {space.name}')
-  sizes = _sizes(
+  sizes = checked_sizes(
       stem, cells=cells, channels=channels, num_classes=num_classes,
       image_size=image_size, image_channels=image_channels)
   return _count(everything, **sizes, stem=stem, affine=False)
+
+
+def all_operations(space: spaces.Space, cell_type: str) -> tuple:
+  """Nodes of a cell with every candidate of every edge."""
+  names = space.site_ops(cell_type)
+  return tuple(
+      tuple((op, int(space.edge_preds[e])) for e in range(start, stop)
+            for op in names[e])
+      for start, stop in space.node_edges)
 
 
 def supernet_params(
@@ -293,21 +327,21 @@ def auxiliary_params(
   Raises:
     UserError: unknown stem, or a number out of range.
   """
-  sizes = _sizes(
+  sizes = checked_sizes(
       stem, cells=cells, channels=channels, num_classes=num_classes)
   position = 2 * sizes['cells'] // 3
   doublings = sum(i <= position for i in reductions(sizes['cells']))
   # That cell is always a reduction.
   width = len(genotype.reduce_concat) * sizes['channels'] * 2**doublings
   costs = [
-      _conv(width, 128, 1, 1), _norm(128), _conv(128, 768, 4, 1),
-      _linear(768, sizes['num_classes'])]
+      conv(width, 128, 1, 1), norm(128), conv(128, 768, 4, 1),
+      linear(768, sizes['num_classes'])]
   if stem == 'cifar':
-    costs.append(_norm(768))
-  return _total(*costs).params
+    costs.append(norm(768))
+  return total(*costs).params
 
 
-def _sizes(stem, **sizes):
+def checked_sizes(stem, **sizes) -> dict[str, int]:
   """Checks the stem's name and that all sizes are integers of at least 1."""
   if stem not in STEMS:
     raise errors.UserError(

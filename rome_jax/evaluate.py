@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from rome_jax import config as config_lib
 from rome_jax import (
     counting,
     data,
@@ -15,7 +16,7 @@ from rome_jax import (
     loop,
     networks,
     search,
-    spaces,
+    skeletons,
     training,
 )
 
@@ -52,7 +53,7 @@ def jobs(config, genotype) -> list[Job]:
   kind = 'given' if config.genotype else 'derived'
   found = [Job(f'{kind}-{i}', kind, genotype, (seed + i) % 2**32)
            for i in range(section.seeds)]
-  space = spaces.get_space(config.space)
+  space = config_lib.space(config)
   for i in range(section.random_architectures):
     rng = np.random.Generator(np.random.Philox(key=[seed, i]))
     found.append(Job(f'random-{i}', 'random', genotypes.random(space, rng),
@@ -60,11 +61,12 @@ def jobs(config, genotype) -> list[Job]:
   return found
 
 
-def make_network(config, dataset, genotype) -> networks.Network:
-  """The network of the config's `evaluate` section."""
+def make_network(config, dataset, genotype):
+  """The network of the config's `evaluate` section, a flax module."""
   section = config.evaluate
-  return networks.Network(
-      genotype, section.cells, section.channels, dataset.num_classes,
+  space = config_lib.space(config)
+  return skeletons.get(space).network(
+      space, genotype, section.cells, section.channels, dataset.num_classes,
       search.stem(config, dataset), section.auxiliary)
 
 
@@ -80,10 +82,11 @@ def make_step(network, section, tx, steps, steps_per_epoch):
   """
 
   def loss_fn(params, batch_stats, batch, rate, rng):
+    drop_rng, noise_rng = jax.random.split(rng)
     outputs, updates = network.apply(
         {'params': params, 'batch_stats': batch_stats}, batch['image'],
         train=True, drop_path=rate, mutable=['batch_stats'],
-        rngs={'drop_path': rng})
+        rngs={'drop_path': drop_rng, 'noise': noise_rng})
     logits, auxiliary = outputs if section.auxiliary else (outputs, None)
     loss = _mean_loss(logits, batch, section)
     total = loss
@@ -127,9 +130,10 @@ def make_test(network, dataset, section):
       data.make_transform(section.augment, dataset, train=False))
 
   @jax.jit
-  def sums(params, batch_stats, batch):
+  def sums(params, batch_stats, batch, rng):
     logits = network.apply(
-        {'params': params, 'batch_stats': batch_stats}, batch['image'])
+        {'params': params, 'batch_stats': batch_stats}, batch['image'],
+        rngs={'noise': rng})
     mask = batch['mask']
     loss = training.cross_entropy(logits, batch['label'])
     return (loss * mask).sum(), (
@@ -138,9 +142,14 @@ def make_test(network, dataset, section):
   def test(state):
     # Floats of the host: added in one order, whatever the device does.
     loss = correct = 0.
+    # Operations that draw noise (RobustDARTS S4) do so in the test too; what
+    # they draw depends on the seed and the step alone.
+    rng = jax.random.fold_in(
+        jax.random.key(np.uint32(state.seed)), int(state.step))
     with data.prefetch(batches, 0, len(batches)) as ahead:
-      for batch in ahead:
-        a, b = sums(state.params, state.batch_stats, batch)
+      for i, batch in enumerate(ahead):
+        a, b = sums(state.params, state.batch_stats, batch,
+                    jax.random.fold_in(rng, i))
         loss, correct = loss + float(a), correct + float(b)
     count = len(dataset.test.labels)
     return {'test_loss': loss / count, 'test_accuracy': correct / count}
@@ -218,8 +227,9 @@ class Trainer:
 def count(config, dataset, genotype) -> counting.Count:
   """Exact parameters (without the auxiliary head) and multiply-adds."""
   section = config.evaluate
-  return counting.count(
-      genotype, cells=section.cells, channels=section.channels,
+  space = config_lib.space(config)
+  return skeletons.get(space).count(
+      space, genotype, cells=section.cells, channels=section.channels,
       num_classes=dataset.num_classes, image_size=dataset.image_size,
       image_channels=dataset.image_channels,
       stem=search.stem(config, dataset))

@@ -1,7 +1,9 @@
 """Genotypes: discrete cells as values, with their text and JSON forms.
 
-State indices count the two cell inputs first (0 is the cell before the last,
-1 the last cell), then the nodes 2, 3, ... as in DARTS (Liu et al. 2019).
+State indices count the cell's inputs first (in DARTS' cells, Liu et al. 2019,
+0 is the cell before the last and 1 the last cell), then the nodes. Where all
+cells are equal (NAS-Bench-201, NAS-Bench-1Shot1, chains of blocks) there is no
+reduction cell, and one input.
 """
 
 import ast
@@ -17,26 +19,34 @@ from rome_jax import errors, files, published, spaces
 
 # Operations without weights of their own (a strided skip has some); their
 # share of a normal cell measures the collapse of a search (RobustDARTS).
-PARAMETERLESS = ('none', 'max_pool_3x3', 'avg_pool_3x3', 'skip_connect')
+PARAMETERLESS = (
+    'none', 'max_pool_3x3', 'avg_pool_3x3', 'skip_connect', 'noise', 'zero')
 
 _RANGE_LIMIT = 1000  # a `range` in a text form is no longer than this
 
 
 class Genotype(NamedTuple):
-  """A normal and a reduction cell.
+  """A normal and, in most spaces, a reduction cell.
 
   Attributes:
     normal: a tuple of nodes; a node is a tuple of (operation, predecessor)
       pairs, summed; any number of pairs, an edge may come twice (GDAS).
-    normal_concat: the nodes whose outputs are concatenated on channels.
-    reduce: like `normal`; pairs that leave an input have stride 2.
+    normal_concat: the states that form the output, in DARTS' cells nodes
+      whose outputs are concatenated on channels.
+    reduce: like `normal`; pairs that leave an input have stride 2. () where
+      all cells are equal.
     reduce_concat: like `normal_concat`.
   """
 
   normal: tuple
   normal_concat: tuple
-  reduce: tuple
-  reduce_concat: tuple
+  reduce: tuple = ()
+  reduce_concat: tuple = ()
+
+  @property
+  def num_inputs(self) -> int:
+    """Input states of a cell."""
+    return 2 if self.reduce else 1
 
 
 class Published(NamedTuple):
@@ -66,7 +76,6 @@ def validate(
     genotype: Genotype,
     ops=None,
     *,
-    num_inputs: int = 2,
     where: str = 'genotype',
 ) -> Genotype:
   """Checks that the cells are DAGs over known states, and returns them.
@@ -74,23 +83,38 @@ def validate(
   Args:
     genotype: the value to check.
     ops: names that are allowed; None allows every name.
-    num_inputs: input states of a cell.
     where: what the message calls the genotype.
 
   Raises:
     UserError: naming the cell, the node and the entry that is wrong.
   """
+  num_inputs = genotype.num_inputs
+  # Only a cell with one input may pass it on to the output.
+  first = num_inputs if num_inputs > 1 else 0
   for cell in spaces.CELL_TYPES:
-    nodes = getattr(genotype, cell)
+    nodes, concat = cell_of(genotype, cell)
+    if cell == 'reduce' and nodes == concat == ():
+      continue
     if not isinstance(nodes, (list, tuple)) or not nodes:
       raise errors.UserError(
           f'{where}: {cell}={_short(nodes)} must be a list of nodes')
     for i, node in enumerate(nodes, start=num_inputs):
       _check_node(node, f'{where}: {cell} node {i}', i - 1, ops)
-    _check_concat(
-        getattr(genotype, f'{cell}_concat'), f'{where}: {cell}_concat',
-        num_inputs, num_inputs + len(nodes) - 1)
+    _check_concat(concat, f'{where}: {cell}_concat', first,
+                  num_inputs + len(nodes) - 1)
   return genotype
+
+
+def cell_of(genotype: Genotype, cell_type: str) -> tuple:
+  """(nodes, concat) of a cell type."""
+  if cell_type == 'reduce':
+    return genotype.reduce, genotype.reduce_concat
+  return genotype.normal, genotype.normal_concat
+
+
+def cell_types(genotype: Genotype) -> tuple[str, ...]:
+  """The cell types it has."""
+  return tuple(t for t in spaces.CELL_TYPES if cell_of(genotype, t)[0])
 
 
 def _check_node(node, name, last, ops):
@@ -122,7 +146,7 @@ def _check_concat(concat, name, low, high):
   for state in concat:
     if not low <= state <= high:
       raise errors.UserError(
-          f'{name} has state {state}; allowed: the nodes {low} to {high}')
+          f'{name} has state {state}; allowed: {low} to {high}')
   if len(set(concat)) < len(concat):
     raise errors.UserError(f'{name}={_short(concat)} has a node twice')
 
@@ -149,27 +173,68 @@ def parameterless(genotype: Genotype) -> dict[str, int]:
       cell: sum(
           op in PARAMETERLESS
           for node in getattr(genotype, cell) for op, _ in node)
-      for cell in spaces.CELL_TYPES}
+      for cell in cell_types(genotype)}
 
 
 def random(space: spaces.Space, rng: np.random.Generator) -> Genotype:
   """Draws an architecture of `space` uniformly.
 
   Every node gets `space.in_degrees` distinct predecessors and, on each of
-  these edges, an operation; all choices are equally likely.
+  these edges (or on the node), one of its own operations; all choices are
+  equally likely.
   """
+  drawn = {t: (_random_edges(space, rng), _random_ops(space, t, rng))
+           for t in space.cell_types}
+  return make(space, drawn)
 
-  def cell():
-    nodes = []
-    for i, degree in enumerate(space.in_degrees):
-      preds = rng.choice(space.num_inputs + i, degree, replace=False)
-      ops = rng.integers(len(space.ops), size=degree)
-      nodes.append(tuple(
-          (space.ops[op], int(pred)) for op, pred in zip(ops, sorted(preds))))
-    return tuple(nodes)
 
-  concat = tuple(range(space.num_inputs, space.num_inputs + space.num_nodes))
-  return Genotype(cell(), concat, cell(), concat)
+def _random_edges(space, rng):
+  return [
+      a + int(i) for (a, b), degree in zip(space.node_edges, space.in_degrees)
+      for i in sorted(rng.choice(b - a, degree, replace=False))]
+
+
+def _random_ops(space, cell_type, rng):
+  drawn = []
+  for names in space.site_ops(cell_type):
+    names = [name for name in names if name not in space.not_derived]
+    drawn.append(names[rng.integers(len(names))])
+  return drawn
+
+
+def make(space: spaces.Space, chosen: dict) -> Genotype:
+  """The genotype of chosen edges and operations.
+
+  Args:
+    space: the space.
+    chosen: {cell type: (edges kept, in rising order; per site a name)}.
+  """
+  cells = {t: _make_cell(space, *chosen[t]) for t in space.cell_types}
+  normal, reduce = cells['normal'], cells.get('reduce', ((), ()))
+  return Genotype(*normal, *reduce)
+
+
+def _make_cell(space, edges, ops):
+  """(nodes, concat) of one cell."""
+  nodes = [[] for _ in range(space.num_nodes)]
+  by_node = space.sites == 'nodes'
+  for e in range(space.num_edges):
+    node, pred = int(space.edge_nodes[e]), int(space.edge_preds[e])
+    if by_node and node == space.num_nodes - 1:
+      op = ''  # The output has no operation.
+    else:
+      op = ops[node if by_node else e]
+    if e in edges:
+      nodes[node].append((op, pred))
+    elif space.absent:
+      nodes[node].append((space.absent, pred))
+  if by_node:
+    concat = tuple(pred for _, pred in nodes.pop())
+  elif space.cell_types == spaces.CELL_TYPES:
+    concat = tuple(range(space.num_inputs, space.num_inputs + space.num_nodes))
+  else:
+    concat = (space.num_inputs + space.num_nodes - 1,)
+  return tuple(map(tuple, nodes)), concat
 
 
 # --- Text and JSON forms
@@ -187,11 +252,11 @@ def to_text(genotype: Genotype) -> str:
       return [pair for node in nodes for pair in node]
     return [list(node) for node in nodes]
 
-  return (
-      f'Genotype(normal={cell(genotype.normal)}, '
-      f'normal_concat={list(genotype.normal_concat)}, '
-      f'reduce={cell(genotype.reduce)}, '
-      f'reduce_concat={list(genotype.reduce_concat)})')
+  fields = []
+  for t in cell_types(genotype):
+    nodes, concat = cell_of(genotype, t)
+    fields += [f'{t}={cell(nodes)}', f'{t}_concat={list(concat)}']
+  return f'Genotype({", ".join(fields)})'
 
 
 def from_text(text: str, where: str = 'genotype text') -> Genotype:
@@ -255,7 +320,7 @@ def to_json(genotype: Genotype) -> dict[str, Any]:
   return {
       field: [[list(pair) for pair in node] for node in value]
       if field in spaces.CELL_TYPES else list(value)
-      for field, value in genotype._asdict().items()}
+      for field, value in genotype._asdict().items() if value}
 
 
 def from_json(value, where: str = 'genotype') -> Genotype:
@@ -279,6 +344,8 @@ def _from_fields(fields, where):
           f'{where}: unknown field {field!r}; known: '
           f'{", ".join(Genotype._fields)}'
           f'{errors.near_miss(field, Genotype._fields)}')
+  if 'reduce' not in fields:
+    fields = {**fields, 'reduce': (), 'reduce_concat': ()}
   missing = [field for field in Genotype._fields if field not in fields]
   if missing:
     raise errors.UserError(f'{where}: {", ".join(missing)} is missing')

@@ -164,6 +164,60 @@ def _max_pool_stock(x, stride):
       (1, stride, stride, 1), ((0, 0), (1, 1), (1, 1), (0, 0)))
 
 
+def strided_conv(x, w, stride):
+  """Convolution with padding k//2, JAX's own: [B,H,W,C'], [k,k,C',C]."""
+  p = w.shape[0] // 2
+  return lax.conv_general_dilated(
+      x, w, (stride, stride), ((p, p), (p, p)),
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+
+def _full_conv(x, w):
+  return strided_conv(x, w, 1)
+
+
+@jax.custom_vjp
+def conv(x, w):
+  """Convolution of stride 1 that keeps the size, without bias.
+
+  On the CPU both gradients are convolutions of NHWC images by HWIO kernels
+  again, of transposed arrays. Those that JAX derives have other layouts,
+  which XLA's CPU backend puts right in the outermost computation only: in a
+  `switch` or `scan` it runs them one to two orders of magnitude slower.
+
+  Args:
+    x: [B,H,W,C'].
+    w: [k,k,C',C], k odd.
+  """
+  return _full_conv(x, w)
+
+
+def _full_conv_fwd(x, w):
+  return conv(x, w), (x, w)
+
+
+def _full_conv_bwd(residuals, g):
+  x, w = residuals
+
+  def canonical(x, w, g):
+    p = w.shape[0] // 2
+    dx = _full_conv(g, w[::-1, ::-1].swapaxes(2, 3))
+    # Channels are the images and the batch is summed over.
+    dw = lax.conv_general_dilated(
+        x.transpose(3, 1, 2, 0),
+        g.transpose(1, 2, 0, 3), (1, 1), ((p, p), (p, p)),
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+    return dx, dw.transpose(1, 2, 0, 3)
+
+  def stock(x, w, g):
+    return jax.vjp(_full_conv, x, w)[1](g)
+
+  return _on_cpu(canonical, stock, x, w, g)
+
+
+conv.defvjp(_full_conv_fwd, _full_conv_bwd)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def max_pool(x, stride=1):
   """3x3 max pooling with padding 1; [B,H,W,C] -> [B,ceil(H/s),ceil(W/s),C].

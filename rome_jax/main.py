@@ -26,12 +26,14 @@ from rome_jax import (
   genotypes,
   interrupt,
   metrics,
+  nasbench201_forms,
   ops,
   plotting,
   report,
   search,
-  spaces,
+  skeletons,
 )
+from rome_jax.benchmarks import nasbench201
 
 try:
   import fcntl
@@ -77,8 +79,9 @@ def run(config, workdir, dataset=None) -> int:
     return 0
   with interrupt.Interrupt() as stop:
     given = _given(config)
+    _check_operations(config, given)
     dataset = dataset or _load(config)
-    _check_data(config, dataset)
+    _check_data(config, dataset, given)
     config_lib.check_workdir(workdir, config)
     use_compilation_cache(config.compilation_cache)
     with _only_one(workdir), metrics.MetricsWriter(workdir) as writer:
@@ -104,9 +107,19 @@ def _given(config):
   """The `genotypes.Record` to retrain, or None."""
   if not config.genotype:
     return None
-  record = genotypes.read(config.genotype)
-  genotypes.validate(record.genotype, tuple(ops.OPS), where=config.genotype)
+  record = nasbench201_forms.read(config.genotype)
+  skeletons.check_genotype(
+      config_lib.space(config), record.genotype, config.genotype)
   return record
+
+
+def _check_operations(config, given):
+  """Finds a wrong table row of the user's before anything is compiled."""
+  names = set(config_lib.space(config).ops)
+  if given is not None:
+    names |= genotypes.used_ops(given.genotype)
+  for name in sorted(names & set(ops.OPS)):  # Some skeletons have their own.
+    ops.check(name)
 
 
 def _load(config):
@@ -134,17 +147,19 @@ def _only_one(workdir):
     yield
 
 
-def _check_data(config, dataset):
+def _check_data(config, dataset, given):
   """What can only be checked with the data at hand, before compiling."""
+  space, stem = config_lib.space(config), search.stem(config, dataset)
+  retrains = config.evaluate.seeds or config.evaluate.random_architectures
   for name in ('search', 'evaluate'):
-    channels = config[name].channels
-    if channels % 2 and search.stem(config, dataset) == 'imagenet':
-      raise errors.UserError(
-          f'config.{name}.channels={channels} must be even with the ImageNet '
-          'stem')
-  if not config.genotype:
+    part = config[name]
+    if name == 'evaluate' or given is None:
+      skeletons.check(
+          space, f'config.{name}', cells=part.cells, channels=part.channels,
+          stem=stem, auxiliary=name == 'evaluate' and part.auxiliary)
+  if given is None:
     search.make_batches(config, dataset)
-  if config.evaluate.seeds or config.evaluate.random_architectures:
+  if retrains:
     evaluate.Trainer(config, dataset)
 
 
@@ -180,6 +195,7 @@ def _run_phases(config, dataset, workdir, given, writer, stop):
             'dataset': config.dataset, 'seed': config.seed}
   if given is not None:
     genotype = given.genotype
+    result['origin'] = _origin(given, config)
     _save_given(workdir / 'genotype.json', given, config)
   else:
     note = workdir / 'phases' / 'search.json'
@@ -191,6 +207,7 @@ def _run_phases(config, dataset, workdir, given, writer, stop):
     result['search'] = files.read_json(note)
     genotype = genotypes.load(str(workdir / 'genotype.json'))
   result['genotype'] = genotypes.to_text(genotype)
+  result |= _tabular(config_lib.space(config), genotype)
   evaluations = _retrain(config, dataset, workdir, genotype, writer, stop)
   if evaluations is None:
     return None
@@ -208,14 +225,20 @@ def _save_given(path, given, config):
           f'config.genotype={config.genotype} is not the genotype that '
           f'{path.parent} began with; use another --workdir')
     return
-  space = given.info.get('space')
-  if space is None:
-    known = set(spaces.get_space(config.space).ops)
-    used = genotypes.used_ops(given.genotype)
-    space = config.space if used <= known else None
-  genotypes.save(path, given.genotype, space=space,
-                 seed=given.info.get('seed', config.seed),
-                 step=given.info.get('step', 0), source=config.genotype)
+  genotypes.save(path, given.genotype, **_origin(given, config))
+
+
+def _origin(given, config):
+  """Where a given genotype is from; what is not known of it is None."""
+  known = ('space', 'method', 'dataset', 'seed', 'step')
+  origin = {name: given.info.get(name) for name in known}
+  source = given.info.get('source')
+  origin['source'] = config.genotype + (f' ({source})' if source else '')
+  if origin['space'] is None:
+    space = config_lib.space(config)
+    fits = genotypes.used_ops(given.genotype) <= set(space.ops)
+    origin['space'] = space.name if fits else None
+  return origin
 
 
 def _search_figures(outcome, genotype):
@@ -224,6 +247,13 @@ def _search_figures(outcome, genotype):
       **{k: outcome.scalars.get(k) for k in keep}, **outcome.figures,
       'peak_memory_bytes': peak_memory_bytes(),
       'parameterless': genotypes.parameterless(genotype)}
+
+
+def _tabular(space, genotype):
+  """{'table': what the space's complete table says} where there is one."""
+  if not nasbench201_forms.covers(space):
+    return {}
+  return {'table': nasbench201.report(genotype)}
 
 
 def _retrain(config, dataset, workdir, genotype, writer, stop):
@@ -291,9 +321,15 @@ def _finish(workdir, result):
 def _closing_text(workdir, result):
   lines = [f'genotype: {result["genotype"]}']
   if 'search' in result:
-    free = result['search']['parameterless']
-    lines.append(f'parameterless operations: normal {free["normal"]}, '
-                 f'reduction {free["reduce"]}')
+    names = {'normal': 'normal', 'reduce': 'reduction'}
+    lines.append('parameterless operations: ' + ', '.join(
+        f'{names[cell]} {n}'
+        for cell, n in result['search']['parameterless'].items()))
+  for name, row in result.get('table', {}).get('datasets', {}).items():
+    lines.append(
+        f'NAS-Bench-201 table, {name}: {row["test"]:.2f}% test accuracy, rank '
+        f'{row["rank"]} of {result["table"]["num_cells"]}, regret '
+        f'{row["regret"]:.2f}')
   for kind, row in result['summary'].items():
     spread = '' if row['std'] is None else f' +- {100 * row["std"]:.2f}'
     lines.append(

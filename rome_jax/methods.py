@@ -18,15 +18,15 @@ import optax
 from jax import lax
 
 from rome_jax import genotypes, gradients, sampling
-from rome_jax.spaces import CELL_TYPES, Space
+from rome_jax.spaces import Space
 
 
 class ArchParams(NamedTuple):
   """Architecture parameters, shared by all cells of a type.
 
   Attributes:
-    alpha: {'normal', 'reduce'}, each [E,O].
-    beta: {'normal', 'reduce'}, each [size of the method's row].
+    alpha: {cell type: [S,C]}, a row per site (edge or node).
+    beta: {cell type: [size of the method's row]}.
   """
 
   alpha: dict[str, jax.Array]
@@ -37,17 +37,19 @@ class Method(NamedTuple):
   """One row.
 
   Attributes:
-    beta_size: space -> number of topology parameters of a cell type.
+    beta_sizes: space -> number of topology parameters of each node; () if the
+      method has none.
     degrees: space -> active edges of each node of a sampled cell.
     sample_edges: (space, beta, noise, tau) -> edge mask B, [E].
-    derive: (space, alpha, beta) NumPy -> nodes of the genotype's cell.
+    derive_edges: (space, beta) NumPy -> the edges of the derived cell, in
+      rising order.
     log_prob_edges: (space, beta, edges) -> log p(edges; beta), Eq. 18.
   """
 
-  beta_size: Callable[[Space], int]
+  beta_sizes: Callable[[Space], tuple[int, ...]]
   degrees: Callable[[Space], tuple[int, ...]]
   sample_edges: Callable
-  derive: Callable
+  derive_edges: Callable | None
   log_prob_edges: Callable
 
 
@@ -60,16 +62,7 @@ class Method(NamedTuple):
 # operations again; with equally sure edges the two are the same.
 
 
-def _with_best_ops(space, alpha, edges):
-  """Nodes from the chosen edges (sorted), each with its likeliest op."""
-  nodes = [[] for _ in range(space.num_nodes)]
-  for e in edges:
-    op = space.ops[int(np.argmax(alpha[e]))]
-    nodes[space.edge_nodes[e]].append((op, int(space.edge_preds[e])))
-  return tuple(map(tuple, nodes))
-
-
-def _derive_pairs(space, alpha, beta):
+def _derive_pairs(space, beta):
   """ROME-v1: the likeliest pair of each node."""
   edges, start = [], 0
   for (a, b), d in zip(space.node_edges, space.in_degrees):
@@ -77,10 +70,10 @@ def _derive_pairs(space, alpha, beta):
     best = table[int(np.argmax(beta[start:start + len(table)]))]
     edges += [a + i for i in np.flatnonzero(best)]
     start += len(table)
-  return _with_best_ops(space, alpha, edges)
+  return edges
 
 
-def _derive_top_k(space, alpha, beta):
+def _derive_top_k(space, beta):
   """ROME-v2: the two largest beta of each node.
 
   It is also the likeliest set under sampling without replacement.
@@ -88,20 +81,38 @@ def _derive_top_k(space, alpha, beta):
   edges = []
   for (a, b), d in zip(space.node_edges, space.in_degrees):
     edges += sorted(a + np.argsort(-beta[a:b], kind='stable')[:d])
-  return _with_best_ops(space, alpha, edges)
+  return edges
 
 
-def _derive_gdas(space, alpha, beta):
+def _derivable(space, alpha, cell_type):
+  """alpha with -inf where nothing may be derived."""
+  choices = space.choices(cell_type)
+  barred = [i for i, op in enumerate(space.ops) if op in space.not_derived]
+  return np.where((choices < 0) | np.isin(choices, barred), -np.inf, alpha)
+
+
+def _best_ops(space, alpha, cell_type):
+  """Per site the likeliest operation."""
+  places = np.argmax(_derivable(space, alpha, cell_type), -1)
+  choices = space.choices(cell_type)
+  return [space.ops[choices[i, place]] for i, place in enumerate(places)]
+
+
+def _derive_pairs_of_gdas(space, alpha, cell_type):
   """GDAS: a node's best (edge, operation) pairs, even two of one edge."""
-  del beta
-  shifted = np.exp(alpha - alpha.max(-1, keepdims=True))
-  p = shifted / shifted.sum(-1, keepdims=True)
-  nodes = []
+  log_p = _derivable(space, alpha, cell_type)
+  kept = np.where(space.choices(cell_type) < 0, -np.inf, alpha)
+  # Of the law that was sampled: what is only barred has its share of it.
+  log_p = log_p - np.log(np.exp(
+      kept - kept.max(-1, keepdims=True)).sum(-1, keepdims=True)) - (
+          kept.max(-1, keepdims=True))
+  choices, nodes = space.choices(cell_type), []
   for (a, b), d in zip(space.node_edges, space.in_degrees):
-    best = np.argsort(-p[a:b].ravel(), kind='stable')[:d]
+    best = np.argsort(-log_p[a:b].ravel(), kind='stable')[:d]
+    edges, places = np.divmod(best, space.num_choices)
     nodes.append(tuple(
-        (space.ops[int(i % len(space.ops))], int(i // len(space.ops)))
-        for i in best))
+        (space.ops[choices[a + e, i]], int(space.edge_preds[a + e]))
+        for e, i in zip(edges, places)))
   return tuple(nodes)
 
 
@@ -130,24 +141,34 @@ def _log_prob_independent(space, beta, edges):
   return log_p[edges].sum()
 
 
+def _has_edge_weights(space):
+  """GDAS weights edges only where nodes hold the operations."""
+  return space.sites == 'nodes'
+
+
+def _fan_ins(space):
+  return tuple(b - a for a, b in space.node_edges)
+
+
 METHODS: dict[str, Method] = {
     'rome_v1': Method(
-        beta_size=lambda space: sum(sampling.pair_sizes(space)),
+        beta_sizes=sampling.pair_sizes,
         degrees=lambda space: space.in_degrees,
         sample_edges=sampling.sample_pairs,
-        derive=_derive_pairs,
+        derive_edges=_derive_pairs,
         log_prob_edges=_log_prob_pairs),
     'rome_v2': Method(
-        beta_size=lambda space: space.num_edges,
+        beta_sizes=_fan_ins,
         degrees=lambda space: space.in_degrees,
         sample_edges=sampling.sample_top_k,
-        derive=_derive_top_k,
+        derive_edges=_derive_top_k,
         log_prob_edges=_log_prob_independent),
     'gdas': Method(
-        beta_size=lambda space: 0,
-        degrees=lambda space: tuple(b - a for a, b in space.node_edges),
+        beta_sizes=lambda space: (
+            _fan_ins(space) if _has_edge_weights(space) else ()),
+        degrees=lambda space: _fan_ins(space),
         sample_edges=sampling.sample_all_edges,
-        derive=_derive_gdas,
+        derive_edges=None,
         log_prob_edges=lambda space, beta, edges: jnp.zeros(())),
 }
 
@@ -158,14 +179,15 @@ METHODS: dict[str, Method] = {
 def init_arch(method: Method, space: Space, rng, alpha_std=1e-3,
               beta_std=1e-3) -> ArchParams:
   """Normal alpha and beta of the given standard deviations (DARTS: 1e-3)."""
-  keys = iter(jax.random.split(rng, 2 * len(CELL_TYPES)))
+  keys = iter(jax.random.split(rng, 2 * len(space.cell_types)))
 
   def table(std, shape):
-    return {t: std * jax.random.normal(next(keys), shape) for t in CELL_TYPES}
+    return {t: std * jax.random.normal(next(keys), shape)
+            for t in space.cell_types}
 
   return ArchParams(
-      table(alpha_std, (space.num_edges, len(space.ops))),
-      table(beta_std, (method.beta_size(space),)))
+      table(alpha_std, (space.num_sites, space.num_choices)),
+      table(beta_std, (sum(method.beta_sizes(space)),)))
 
 
 def gumbel_noise(params: ArchParams, rng, k: int) -> ArchParams:
@@ -186,52 +208,73 @@ def sample(method: Method, space: Space, params: ArchParams,
     params: alpha and beta.
     noise: the same shapes, Gumbel(0, 1).
     tau: temperature.
-    ops: {cell type: [E] int} to set the operations instead of sampling them.
+    ops: {cell type: [S] int}, columns of alpha, to set the operations instead
+      of sampling them.
 
   Returns:
     {cell type: CellArch}.
   """
   arch = {}
-  for t in CELL_TYPES:
+  for t in space.cell_types:
+    choices = space.choices(t)
     edge_mask = method.sample_edges(space, params.beta[t], noise.beta[t], tau)
     if ops is None:
-      op_mask = sampling.gumbel_max(params.alpha[t], noise.alpha[t], tau)
+      op_mask = sampling.gumbel_max(
+          sampling.masked_logits(params.alpha[t], choices), noise.alpha[t],
+          tau)
     else:
-      op_mask = jax.nn.one_hot(ops[t], len(space.ops))
+      op_mask = jax.nn.one_hot(ops[t], space.num_choices)
     arch[t] = sampling.compact(
-        space, edge_mask, op_mask, method.degrees(space))
+        space, edge_mask, op_mask, method.degrees(space), choices)
   return arch
 
 
 def log_prob(method: Method, space: Space, params: ArchParams, arch):
-  """log p(z; alpha, beta) of ROME Eq. 18, over both cell types."""
-  return sum(
-      method.log_prob_edges(space, params.beta[t], arch[t].edges)
-      + sampling.log_prob_ops(params.alpha[t], arch[t].edges, arch[t].ops)
-      for t in CELL_TYPES)
+  """log p(z; alpha, beta) of ROME Eq. 18, over all cell types."""
+  total = 0.
+  for t in space.cell_types:
+    choices, cell = space.choices(t), arch[t]
+    sites = (cell.edges if space.sites == 'edges'
+             else np.arange(space.num_sites))
+    places = jnp.argmax(jnp.asarray(choices)[sites] == cell.ops[:, None], -1)
+    total += method.log_prob_edges(space, params.beta[t], cell.edges)
+    total += sampling.log_prob_ops(
+        sampling.masked_logits(params.alpha[t], choices), sites, places)
+  return total
 
 
 def derive(method: Method, space: Space,
            params: ArchParams) -> genotypes.Genotype:
-  """The genotype of the method's rule; every node in the concatenation."""
-  concat = tuple(range(space.num_inputs, space.num_inputs + space.num_nodes))
-  cells = {t: method.derive(space, np.asarray(params.alpha[t]),
-                            np.asarray(params.beta[t])) for t in CELL_TYPES}
-  return genotypes.Genotype(cells['normal'], concat, cells['reduce'], concat)
+  """The genotype of the method's rule."""
+  chosen = {}
+  for t in space.cell_types:
+    alpha, beta = np.asarray(params.alpha[t]), np.asarray(params.beta[t])
+    derive_edges = method.derive_edges or _derive_top_k
+    every = range(space.num_edges)
+    chosen[t] = (derive_edges(space, beta) if beta.size else every,
+                 _best_ops(space, alpha, t))
+  genotype = genotypes.make(space, chosen)
+  if method.derive_edges or beta.size or not space.has_topology:
+    return genotype
+  # No topology parameters, but edges to leave out: by strength of alpha.
+  return genotype._replace(**{
+      t: _derive_pairs_of_gdas(space, np.asarray(params.alpha[t]), t)
+      for t in space.cell_types})
 
 
-def diagnostics(space: Space, params: ArchParams) -> dict[str, jax.Array]:
+def diagnostics(method: Method, space: Space,
+                params: ArchParams) -> dict[str, jax.Array]:
   """Entropy (nats) and top-1 margin of alpha and beta, means per cell type.
 
   Of alpha the mean is over edges; of beta, over nodes with a choice. Methods
   without beta have no beta entries.
   """
   scalars = {}
-  for t in CELL_TYPES:
-    alpha, beta = params.alpha[t], params.beta[t]
+  for t in space.cell_types:
+    alpha = sampling.masked_logits(params.alpha[t], space.choices(t))
     scalars[f'alpha_entropy_{t}'] = sampling.entropy(alpha).mean()
     scalars[f'alpha_margin_{t}'] = sampling.margin(alpha).mean()
-    groups = _beta_groups(space, beta)
+    groups = _beta_groups(method, space, params.beta[t])
     if groups:
       scalars[f'beta_entropy_{t}'] = jnp.stack(
           [sampling.entropy(g) for g in groups]).mean()
@@ -240,13 +283,9 @@ def diagnostics(space: Space, params: ArchParams) -> dict[str, jax.Array]:
   return scalars
 
 
-def _beta_groups(space, beta):
+def _beta_groups(method, space, beta):
   """The logits of each node that has a choice of edges."""
-  if not beta.size:
-    return []
-  per_edge = beta.size == space.num_edges
-  sizes = ([b - a for a, b in space.node_edges] if per_edge
-           else sampling.pair_sizes(space))
+  sizes = method.beta_sizes(space)
   starts = np.cumsum([0, *sizes])
   choice = [b - a > d
             for (a, b), d in zip(space.node_edges, space.in_degrees)]
@@ -311,7 +350,8 @@ def make_update(method: Method, space: Space, loss_fn: Callable,
   Args:
     method: a row of METHODS.
     space: the search space.
-    loss_fn: (theta, arch, batch) -> (loss, {name: scalar}).
+    loss_fn: (theta, arch, batch, rng) -> (loss, {name: scalar}); rng is for
+      operations that draw noise.
     theta_tx, arch_tx: Optax transformations of theta and (alpha, beta).
     tau_fn: step -> temperature.
     options: see `Options`.
@@ -322,29 +362,33 @@ def make_update(method: Method, space: Space, loss_fn: Callable,
     the architecture's, and tau, grad_norm, clipped.
   """
 
-  def arch_gradient(theta, params, batch, noise, tau):
-    def objective(params, noise):
-      return loss_fn(theta, sample(method, space, params, noise, tau), batch)
+  def arch_gradient(theta, params, batch, noise, tau, rng):
+    def objective(params, noise, rng):
+      arch = sample(method, space, params, noise, tau)
+      return loss_fn(theta, arch, batch, rng)
 
-    def one(noise):
-      return jax.value_and_grad(objective, has_aux=True)(params, noise)
+    def one(sampled):
+      return jax.value_and_grad(objective, has_aux=True)(params, *sampled)
 
-    return _over_samples(one, noise, options, options.alpha_reduce)
+    return _over_samples(one, noise, rng, options, options.alpha_reduce)
 
-  def theta_gradient(theta, archs, batch):
-    def one(arch):
-      return jax.value_and_grad(loss_fn, has_aux=True)(theta, arch, batch)
+  def theta_gradient(theta, archs, batch, rng):
+    def one(sampled):
+      arch, rng = sampled
+      return jax.value_and_grad(loss_fn, has_aux=True)(
+          theta, arch, batch, rng)
 
-    return _over_samples(one, archs, options, options.theta_reduce)
+    return _over_samples(one, archs, rng, options, options.theta_reduce)
 
   def sample_archs(params, rng, tau):
     rng, fair_rng = jax.random.split(rng)
     noise = gumbel_noise(params, rng, options.k)
     ops = None
     if options.sampler == 'strict_fair':
+      keys = jax.random.split(fair_rng, len(space.cell_types))
       ops = {t: sampling.strict_fair_ops(
-          key, options.k, space.num_edges, len(space.ops))
-             for t, key in zip(CELL_TYPES, jax.random.split(fair_rng))}
+          key, options.k, space.num_sites, space.num_choices)
+             for t, key in zip(space.cell_types, keys)}
     archs = jax.vmap(
         lambda noise, ops: sample(method, space, params, noise, tau, ops))(
             noise, ops)
@@ -353,7 +397,7 @@ def make_update(method: Method, space: Space, loss_fn: Callable,
   def update_arch(state, batch, rng, tau):
     noise = gumbel_noise(state.arch, rng, options.k)
     (loss, aux), grads = arch_gradient(
-        state.theta, state.arch, batch, noise, tau)
+        state.theta, state.arch, batch, noise, tau, rng)
     updates, arch_opt = arch_tx.update(grads, state.arch_opt, state.arch)
     state = state._replace(
         arch=optax.apply_updates(state.arch, updates), arch_opt=arch_opt)
@@ -362,7 +406,7 @@ def make_update(method: Method, space: Space, loss_fn: Callable,
 
   def update_theta(state, batch, rng, tau):
     archs = sample_archs(state.arch, rng, tau)
-    (loss, aux), grads = theta_gradient(state.theta, archs, batch)
+    (loss, aux), grads = theta_gradient(state.theta, archs, batch, rng)
     norm = optax.tree.norm(grads)
     updates, theta_opt = theta_tx.update(grads, state.theta_opt, state.theta)
     state = state._replace(
@@ -389,9 +433,14 @@ def make_update(method: Method, space: Space, loss_fn: Callable,
   return update
 
 
-def _over_samples(one, samples, options, reduce):
-  """((mean loss, mean aux), gradient) over K samples."""
-  values, grads = gradients.sum_over_samples(one, samples, options.parallel)
+def _over_samples(one, samples, rng, options, reduce):
+  """((mean loss, mean aux), gradient) over K samples, each with a key."""
+  # Raw words: a loop may then slice them like any array.
+  keys = jax.random.key_data(
+      jax.random.split(jax.random.fold_in(rng, 1), options.k))
+  values, grads = gradients.sum_over_samples(
+      lambda sampled: one((sampled[0], jax.random.wrap_key_data(sampled[1]))),
+      (samples, keys), options.parallel)
   values = jax.tree.map(lambda a: a / options.k, values)
   if reduce == 'mean':
     grads = jax.tree.map(lambda a: a / options.k, grads)

@@ -20,7 +20,7 @@ from flax import traverse_util
 from rome_jax import cells as cells_lib
 from rome_jax import genotypes, ops, sampling
 from rome_jax.counting import reductions
-from rome_jax.spaces import CELL_TYPES, Space
+from rome_jax.spaces import Space
 
 STEM_MULTIPLIER = 3
 
@@ -140,6 +140,24 @@ class Supernet(nn.Module):
     return Linear(self.num_classes, name='head')(outputs[-1].mean((1, 2)))
 
 
+def make_drop_path(module: nn.Module, rate):
+  """x -> x with each example's path dropped at `rate`, None for a rate of 0.
+
+  Args:
+    module: whose rng stream 'drop_path' is used.
+    rate: a number, may be traced.
+  """
+  if isinstance(rate, (int, float)) and rate == 0:
+    return None
+
+  def drop(x):
+    keep = 1 - jnp.asarray(rate, x.dtype)
+    mask = jax.random.bernoulli(
+        module.make_rng('drop_path'), keep, (x.shape[0], 1, 1, 1))
+    return jnp.where(mask, x / keep, 0)
+  return drop
+
+
 class AuxiliaryHead(nn.Module):
   """The auxiliary classifier after the second reduction cell.
 
@@ -209,7 +227,7 @@ class Network(nn.Module):
     norm = functools.partial(
         nn.BatchNorm, use_running_average=not train, momentum=.9,
         epsilon=1e-5)
-    drop = self._drop_path(drop_path) if train else None
+    drop = make_drop_path(self, drop_path) if train else None
 
     def make_cell(i, features, reduction, reduction_prev):
       g = self.genotype
@@ -232,16 +250,6 @@ class Network(nn.Module):
             outputs[2 * self.cells // 3])
     return (logits, auxiliary) if train else logits
 
-  def _drop_path(self, rate):
-    if isinstance(rate, (int, float)) and rate == 0:
-      return None
-
-    def drop(x):
-      keep = 1 - jnp.asarray(rate, x.dtype)
-      mask = jax.random.bernoulli(
-          self.make_rng('drop_path'), keep, (x.shape[0], 1, 1, 1))
-      return jnp.where(mask, x / keep, 0)
-    return drop
 
 
 def initialise(module: nn.Module, seed: int, *args):
@@ -259,7 +267,9 @@ def initialise(module: nn.Module, seed: int, *args):
   Returns:
     {collection: tree} of NumPy float32 arrays.
   """
-  shapes = jax.eval_shape(module.init, jax.random.key(0), *args)
+  key = jax.random.key(0)
+  shapes = jax.eval_shape(
+      module.init, {'params': key, 'noise': key}, *args)
   kernels = {path[:-1]: _one_edge(path, leaf.shape)
              for path, leaf in traverse_util.flatten_dict(shapes).items()
              if path[-1] == 'kernel'}
@@ -289,6 +299,6 @@ def init_supernet(network: Supernet, seed: int, image_size: int,
                   image_channels: int):
   """Initial weights of a supernet for square images; see `initialise`."""
   images = jnp.zeros((1, image_size, image_size, image_channels))
-  cell = sampling.first_cell(network.space)
-  arch = {t: cell for t in CELL_TYPES}
+  space = network.space
+  arch = {t: sampling.first_cell(space, t) for t in space.cell_types}
   return initialise(network, seed, images, arch)['params']

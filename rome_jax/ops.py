@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rome_jax import errors, kernels
+from rome_jax import counting, errors, kernels
 
 
 def init_bound(shape) -> float:
@@ -72,6 +72,33 @@ class Depthwise(nn.Module):
         x, w.astype(x.dtype), self.stride, self.dilation)
 
 
+class Conv(nn.Module):
+  """Full convolution that keeps the size at stride 1.
+
+  Attributes:
+    features: output channels.
+    kernel: odd.
+    stride: 1 or 2.
+    bias: whether it has one; without affine statistics behind it.
+  """
+
+  features: int
+  kernel: int
+  stride: int = 1
+  bias: bool = False
+
+  @nn.compact
+  def __call__(self, x):
+    shape = (self.kernel, self.kernel, x.shape[-1], self.features)
+    w = self.param('kernel', torch_init, shape).astype(x.dtype)
+    y = kernels.conv(x, w) if self.stride == 1 else (
+        kernels.strided_conv(x, w, self.stride))
+    if self.bias:
+      b = self.param('bias', nn.initializers.zeros, (self.features,))
+      y = y + b.astype(x.dtype)
+    return y
+
+
 class ReluConvNorm(nn.Module):
   """ReLU, 1x1 convolution, normalisation: the preprocessing of a cell."""
 
@@ -107,34 +134,40 @@ class FactorizedReduce(nn.Module):
     return self.norm()(jnp.concatenate(halves, -1))
 
 
-class SepConv(nn.Module):
-  """[ReLU, depthwise, 1x1, normalisation], twice; stride in the first."""
+class Separable(nn.Module):
+  """[ReLU, depthwise, 1x1, normalisation], once per entry of `strides`.
+
+  DARTS' sep_conv is two of them, the stride in the first; its dil_conv is one
+  with dilation 2.
+  """
 
   kernel: int
-  stride: int
+  strides: tuple[int, ...]
   norm: Callable
+  dilation: int = 1
 
   @nn.compact
   def __call__(self, x):
     features = x.shape[-1]
-    for stride in (self.stride, 1):
-      x = Depthwise(self.kernel, stride)(nn.relu(x))
+    for stride in self.strides:
+      x = Depthwise(self.kernel, stride, self.dilation)(nn.relu(x))
       x = self.norm()(Pointwise(features)(x))
     return x
 
 
-class DilConv(nn.Module):
-  """ReLU, depthwise with dilation 2, 1x1, normalisation."""
+class ReluConv(nn.Module):
+  """ReLU, a full convolution, normalisation (NAS-Bench-201)."""
 
   kernel: int
   stride: int
   norm: Callable
+  bias: bool
 
   @nn.compact
   def __call__(self, x):
-    features = x.shape[-1]
-    x = Depthwise(self.kernel, self.stride, 2)(nn.relu(x))
-    return self.norm()(Pointwise(features)(x))
+    x = Conv(x.shape[-1], self.kernel, self.stride, self.bias,
+             name='conv')(nn.relu(x))
+    return self.norm()(x)
 
 
 class Conv7x1(nn.Module):
@@ -182,40 +215,80 @@ class Skip(nn.Module):
     return FactorizedReduce(x.shape[-1], self.norm)(x)
 
 
+class Zero(nn.Module):
+  """Zeros of the output's shape."""
+
+  stride: int
+
+  @nn.compact
+  def __call__(self, x):
+    return jnp.zeros_like(x[:, ::self.stride, ::self.stride])
+
+
+class Noise(nn.Module):
+  """Fresh N(0, 1) of the output's shape, in training and in test.
+
+  The operation of RobustDARTS S4 that carries no information. It draws from
+  the rng stream 'noise' and has no gradient.
+  """
+
+  stride: int
+
+  @nn.compact
+  def __call__(self, x):
+    shape = x[:, ::self.stride, ::self.stride].shape
+    return jax.random.normal(self.make_rng('noise'), shape, x.dtype)
+
+
 class Context(NamedTuple):
   """What the builder of an operation may depend on.
 
   Attributes:
     stride: 1 or 2.
     norm: function that makes a normalisation layer.
-    search: True in a supernet, False in a discrete network.
+    pool_norm: whether a pooling is normalised: in DARTS' supernet only.
+    bias: whether full convolutions have a bias: in NAS-Bench-201's supernet.
   """
 
   stride: int
   norm: Callable
-  search: bool
+  pool_norm: bool = False
+  bias: bool = False
 
 
 def _pool(pool):
   def build(context):
-    return Pool(pool, context.stride, context.norm if context.search else None)
+    return Pool(
+        pool, context.stride, context.norm if context.pool_norm else None)
   return build
 
 
-def _conv(module, kernel):
-  return lambda context: module(kernel, context.stride, context.norm)
+def _separable(kernel):
+  return lambda c: Separable(kernel, (c.stride, 1), c.norm)
+
+
+def _dilated(kernel):
+  return lambda c: Separable(kernel, (c.stride,), c.norm, dilation=2)
+
+
+def _relu_conv(kernel):
+  return lambda c: ReluConv(kernel, c.stride, c.norm, c.bias)
 
 
 OPS: dict[str, Callable[[Context], nn.Module]] = {
+    'none': lambda c: Zero(c.stride),
+    'noise': lambda c: Noise(c.stride),
     'max_pool_3x3': _pool(kernels.max_pool),
     'avg_pool_3x3': _pool(kernels.avg_pool),
-    'skip_connect': lambda context: Skip(context.stride, context.norm),
-    'sep_conv_3x3': _conv(SepConv, 3),
-    'sep_conv_5x5': _conv(SepConv, 5),
-    'sep_conv_7x7': _conv(SepConv, 7),
-    'dil_conv_3x3': _conv(DilConv, 3),
-    'dil_conv_5x5': _conv(DilConv, 5),
-    'conv_7x1_1x7': lambda context: Conv7x1(context.stride, context.norm),
+    'skip_connect': lambda c: Skip(c.stride, c.norm),
+    'sep_conv_3x3': _separable(3),
+    'sep_conv_5x5': _separable(5),
+    'sep_conv_7x7': _separable(7),
+    'dil_conv_3x3': _dilated(3),
+    'dil_conv_5x5': _dilated(5),
+    'conv_7x1_1x7': lambda c: Conv7x1(c.stride, c.norm),
+    'nor_conv_1x1': _relu_conv(1),
+    'nor_conv_3x3': _relu_conv(3),
 }
 
 
@@ -230,3 +303,74 @@ def build(name: str, context: Context) -> nn.Module:
         f'operation {name!r} is unknown; known: {", ".join(OPS)}'
         f'{errors.near_miss(name, OPS)}')
   return OPS[name](context)
+
+
+# ------------------------------------------------------ users' own operations
+
+# By their names `networks.initialise` knows how parameters begin.
+_LEAVES = ('kernel', 'scale', 'bias')
+_PROBE = (2, 5, 5, 4)  # odd, so that a wrong stride shows
+
+
+def check(name: str) -> None:
+  """Checks the two table rows of an operation against each other.
+
+  Traces it at both strides, as search cells and discrete networks build it;
+  nothing is compiled.
+
+  Raises:
+    UserError: a row is missing, or the module gives another shape, has state
+      or parameters of other names, or not as many as the count says.
+  """
+  if name not in counting.OP_COUNTS:
+    raise errors.UserError(
+        f'operation {name!r} has no row in counting.OP_COUNTS, by which its '
+        'parameters and multiply-adds are counted')
+  for stride in (1, 2):
+    _check_search(name, stride)
+    discrete = _trace(name, Context(
+        stride, lambda: nn.BatchNorm(use_running_average=True)))[1]
+    _check_count(name, stride, True, discrete)
+
+
+def _trace(name, context):
+  """(output, variables) of an operation, shapes only."""
+  rngs = {'params': jax.random.key(0)}
+  if name == 'noise':  # The cells hand no other operation a key.
+    rngs['noise'] = jax.random.key(0)
+  return jax.eval_shape(
+      build(name, context).init_with_output, rngs,
+      jax.ShapeDtypeStruct(_PROBE, jnp.float32))
+
+
+def _check_search(name, stride):
+  y, variables = _trace(name, Context(stride, BatchStatistics))
+  b, h, w, c = _PROBE
+  wanted = (b, -(-h // stride), -(-w // stride), c)
+  if y.shape != wanted:
+    raise errors.UserError(
+        f'operation {name!r} with stride {stride} turns {_PROBE} into '
+        f'{y.shape}; it must give {wanted}')
+  state = sorted(set(variables) - {'params'})
+  if state:
+    raise errors.UserError(
+        f'operation {name!r} keeps {", ".join(state)}; in a search it may '
+        'hold nothing but parameters, so normalise by context.norm')
+  for path, _ in jax.tree_util.tree_leaves_with_path(variables):
+    if path[-1].key not in _LEAVES:
+      raise errors.UserError(
+          f'operation {name!r} has a parameter {path[-1].key!r}; its name '
+          f'must be one of {", ".join(_LEAVES)}, by which it is initialised')
+  _check_count(name, stride, False, variables)
+
+
+def _check_count(name, stride, affine, variables):
+  leaves = jax.tree.leaves(variables.get('params', {}))
+  found = sum(leaf.size for leaf in leaves)
+  counted = counting.OP_COUNTS[name](
+      _PROBE[-1], _PROBE[1], stride, affine).params
+  if counted != found:
+    raise errors.UserError(
+        f'counting.OP_COUNTS[{name!r}] gives {counted} parameters for '
+        f'channels={_PROBE[-1]}, stride={stride}, affine={affine}, but the '
+        f'operation has {found}')

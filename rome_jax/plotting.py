@@ -681,10 +681,14 @@ def save_run(workdir, rows, genotype=None):
   phases = {str(row.get('phase', '')).partition('/')[0] for row in rows}
   paths = ()
   if genotype is not None:
-    paths += save_cell(stems['cell_normal'], genotype.normal,
-                       genotype.normal_concat, 'Normal cell')
-    paths += save_cell(stems['cell_reduce'], genotype.reduce,
-                       genotype.reduce_concat, 'Reduction cell')
+    for name, nodes, concat, title in (
+        ('cell_normal', genotype.normal, genotype.normal_concat,
+         'Normal cell' if genotype.reduce else 'Cell'),
+        ('cell_reduce', genotype.reduce, genotype.reduce_concat,
+         'Reduction cell')):
+      if nodes:
+        paths += save_cell(stems[name], nodes, concat, title,
+                           num_inputs=genotype.num_inputs)
   if 'search' in phases:
     paths += save_search(stems['search'], rows)
   if 'evaluate' in phases:

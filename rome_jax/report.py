@@ -254,6 +254,10 @@ def _progress(result, rows):
 
 
 def _search(result):
+  if 'origin' in result:  # Nothing was searched here.
+    pairs = [*result['origin'].items()]
+    return _section('Where the genotype is from', _facts(
+        [(_words(name), _value(name, value)) for name, value in pairs]))
   search = result.get('search') or {}
   pairs = [(name, result.get(name)) for name in
            ('method', 'space', 'dataset', 'seed')]
@@ -291,7 +295,8 @@ def _diagnostics(record, rows):
     parts.append(_facts([
         (f'operations without weights, {name} cell',
          f'{counts[cell]} of {sizes[cell]}')
-        for cell, name in (('normal', 'normal'), ('reduce', 'reduction'))]))
+        for cell, name in (('normal', 'normal'), ('reduce', 'reduction'))
+        if cell in counts]))
   parts.append(_facts([
       (f'{kind} of {letter}, {cell} cell, at the end', _value('', last.get(
           f'{letter}_{kind}_{cell}')))
@@ -334,9 +339,11 @@ def write_report(workdir):
   rows = metrics.read(workdir)
   path = workdir / 'genotype.json'
   record = genotypes.read(path) if path.exists() else None
+  subject = config.get('genotype') or result.get('method') or config.get(
+      'method')
   title = ' on '.join(
-      str(part) for part in (result.get('method') or config.get('method'),
-                             result.get('dataset') or config.get('dataset'))
+      str(part) for part in (
+          subject, result.get('dataset') or config.get('dataset'))
       if part) or workdir.name
   # Local time with its offset: it is for people.
   now = datetime.datetime.now().astimezone().isoformat(' ', 'minutes')

@@ -26,8 +26,11 @@ class CellArch(NamedTuple):
 
   Attributes:
     edges: [M] int32, edge numbers; a node's edges in rising order.
-    ops: [M] int32, the operation on each.
-    gates: [M] float, exactly 1; carries the gradient to alpha and beta.
+    ops: [M] int32, the operation on each, its place in `space.ops`. Where
+      nodes hold the operations: [S], one per node.
+    gates: [M] float, exactly 1 where the choice is hard; carries the gradient
+      to alpha and beta. Where nodes hold the operations: [M + S], the edges'
+      gates and then the nodes'.
   """
 
   edges: jax.Array
@@ -98,9 +101,16 @@ def subsets(n: int, k: int) -> np.ndarray:
 
 
 def sample_all_edges(space: Space, beta, noise, tau):
-  """Every edge active: GDAS, which has no topology parameters."""
-  del beta, noise, tau
-  return jnp.ones(space.num_edges)
+  """Every edge active: GDAS, which has no topology parameters.
+
+  Where nodes hold the operations the edges have weights: the soft
+  Gumbel-Softmax over the parents of a node, as in NAS-Bench-1Shot1's GDAS.
+  """
+  if space.sites == 'edges':
+    return jnp.ones(space.num_edges)
+  return jnp.concatenate([
+      _perturbed(beta[a:b], noise[a:b], tau)[1]
+      for a, b in space.node_edges])
 
 
 def pair_sizes(space: Space) -> tuple[int, ...]:
@@ -149,42 +159,66 @@ def sample_top_k(space: Space, beta, noise, tau):
       for (a, b), d in zip(space.node_edges, space.in_degrees)])
 
 
-def compact(space: Space, edge_mask, op_mask, degrees) -> CellArch:
+def masked_logits(alpha, choices):
+  """alpha [S,C] with the places that hold no operation out of reach.
+
+  Args:
+    alpha: [S,C].
+    choices: [S,C] static, `Space.choices`.
+  """
+  # Not -inf: an entropy would be 0 * inf there.
+  return alpha if (choices >= 0).all() else jnp.where(
+      choices >= 0, alpha, jnp.asarray(-1e9, alpha.dtype))
+
+
+def compact(space: Space, edge_mask, op_mask, degrees, choices) -> CellArch:
   """Masks of one cell to the list of its active edges.
 
   Args:
     space: the search space.
     edge_mask: B, [E], with `degrees[i]` ones among node i's edges.
-    op_mask: A, [E,O], one-hot rows.
+    op_mask: A, [S,C], one-hot rows.
     degrees: active edges per node, static.
+    choices: [S,C] static, `Space.choices` of the cell's type.
 
   Returns:
     The CellArch; gates are B * A at the chosen entries (Eq. 4).
   """
   chex.assert_shape(edge_mask, (space.num_edges,))
-  chex.assert_shape(op_mask, (space.num_edges, len(space.ops)))
+  chex.assert_shape(op_mask, choices.shape)
   edges = jnp.concatenate([
       a + jnp.sort(lax.top_k(lax.stop_gradient(edge_mask[a:b]), d)[1])
-      for (a, b), d in zip(space.node_edges, degrees)])
-  ops = jnp.argmax(op_mask, -1)[edges]
-  gates = edge_mask[edges] * op_mask[edges, ops]
-  return CellArch(edges.astype(jnp.int32), ops.astype(jnp.int32), gates)
+      for (a, b), d in zip(space.node_edges, degrees)]).astype(jnp.int32)
+  sites = edges if space.sites == 'edges' else np.arange(space.num_sites)
+  places = jnp.argmax(op_mask, -1)[sites]
+  ops, gates = jnp.asarray(choices)[sites, places], op_mask[sites, places]
+  if space.sites == 'edges':
+    gates = edge_mask[edges] * gates
+  else:
+    gates = jnp.concatenate([edge_mask[edges], gates])
+  return CellArch(edges, ops, gates)
 
 
-def first_cell(space: Space) -> CellArch:
+def first_cell(space: Space, cell_type: str = 'normal') -> CellArch:
   """An example: each node's first edges, the first operation on each."""
   edges = np.concatenate([
       a + np.arange(d)
       for (a, _), d in zip(space.node_edges, space.in_degrees)])
-  return CellArch(jnp.asarray(edges, jnp.int32),
-                  jnp.zeros(len(edges), jnp.int32), jnp.ones(len(edges)))
+  edges = edges.astype(np.int32)
+  ops = space.choices(cell_type)[:, 0]
+  gates = len(edges)
+  if space.sites == 'edges':
+    ops = ops[edges]
+  else:
+    gates += len(ops)
+  return CellArch(jnp.asarray(edges), jnp.asarray(ops), jnp.ones(gates))
 
 
 # ------------------------------------------------------------- strict fair
 
 
 def strict_fair_ops(rng, num_samples: int, num_edges: int, num_ops: int):
-  """Each operation once per edge over every `num_ops` samples.
+  """Each operation once per site over every `num_ops` samples.
 
   FairNAS's strict fairness (Chu et al. 2021), here over the K samples of one
   weight step: per edge, independent random permutations of the operations.
@@ -231,15 +265,15 @@ def log_prob_top_k(logits, mask):
   return jnp.log(total)
 
 
-def log_prob_ops(alpha, edges, ops):
+def log_prob_ops(alpha, sites, places):
   """Sum of log p(o_i | e_i; alpha) over the active edges (Eq. 18).
 
   Args:
-    alpha: [E,O].
-    edges: [M] int.
-    ops: [M] int.
+    alpha: [S,C].
+    sites: [M] int, its rows.
+    places: [M] int, its columns.
   """
-  return jax.nn.log_softmax(alpha)[edges, ops].sum()
+  return jax.nn.log_softmax(alpha)[sites, places].sum()
 
 
 def entropy(logits):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rome_jax import config as config_lib
 from rome_jax import (
     data,
     errors,
@@ -15,7 +16,7 @@ from rome_jax import (
     methods,
     networks,
     sampling,
-    spaces,
+    skeletons,
     training,
 )
 
@@ -53,7 +54,9 @@ def stem(config, dataset) -> str:
   """The config's stem; 'auto' is 'imagenet' from 128 pixels."""
   if config.stem != 'auto':
     return config.stem
-  return 'imagenet' if dataset.image_size >= 128 else 'cifar'
+  stems = skeletons.get(config_lib.space(config)).stems
+  large = dataset.image_size >= 128 and 'imagenet' in stems
+  return 'imagenet' if large else 'cifar'
 
 
 def make_batches(config, dataset) -> Paired:
@@ -78,10 +81,11 @@ def num_steps(section, steps_per_epoch) -> int:
 
 
 def make_loss(network):
-  """(theta, arch, batch) -> (mean cross entropy, {'accuracy': mean})."""
+  """(theta, arch, batch, rng) -> (mean cross entropy, {'accuracy': mean})."""
 
-  def loss_fn(theta, arch, batch):
-    logits = network.apply({'params': theta}, batch['image'], arch)
+  def loss_fn(theta, arch, batch, rng):
+    logits = network.apply(
+        {'params': theta}, batch['image'], arch, rngs={'noise': rng})
     loss = training.cross_entropy(logits, batch['label']).mean()
     return loss, {'accuracy': training.correct(logits, batch['label']).mean()}
 
@@ -107,7 +111,7 @@ def make_tau(section, steps, steps_per_epoch):
 def build(config, dataset, on_checkpoint=None) -> Search:
   """Puts a search together; compiles nothing yet but the initialisation."""
   section = config.search
-  space = spaces.get_space(config.space)
+  space = config_lib.space(config)
   method = methods.METHODS[config.method]
   batches = make_batches(config, dataset)
   per_epoch = batches.theta.steps_per_epoch
@@ -117,7 +121,7 @@ def build(config, dataset, on_checkpoint=None) -> Search:
         f'config.search.epochs={section.epochs} gives no steps; use at least '
         '1, or set config.genotype to skip the search')
 
-  network = networks.Supernet(
+  network = skeletons.get(space).supernet(
       space, section.cells, section.channels, dataset.num_classes,
       stem(config, dataset))
   arch = methods.init_arch(
@@ -149,9 +153,10 @@ def build(config, dataset, on_checkpoint=None) -> Search:
         'clip_rate': means['clipped'],
         'lr': float(schedule(int(state.step) - 1)),
         'genotype_changes': _changes(before, genotype),
-        **{f'parameterless_{t}': free[t] for t in spaces.CELL_TYPES},
+        **{f'parameterless_{t}': n for t, n in free.items()},
         **{k: float(v)
-           for k, v in methods.diagnostics(space, state.arch).items()}}
+           for k, v in methods.diagnostics(
+               method, space, state.arch).items()}}
     # A copy: the state's own arrays are donated to the next step.
     return scalars, jax.tree.map(jnp.copy, state.arch)
 
@@ -169,7 +174,7 @@ def _changes(before, after):
   """How many (operation, predecessor) entries of the genotype are new."""
   return sum(
       len(set(new) - set(old))
-      for t in spaces.CELL_TYPES
+      for t in genotypes.cell_types(after)
       for old, new in zip(getattr(before, t), getattr(after, t)))
 
 
@@ -189,7 +194,7 @@ def run(config, dataset, workdir, writer, stop):
     (outcome, genotype).
   """
   workdir = pathlib.Path(workdir)
-  space = spaces.get_space(config.space)
+  space = config_lib.space(config)
   method = methods.METHODS[config.method]
 
   def save_genotype(step, state):

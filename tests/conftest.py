@@ -81,7 +81,9 @@ def edge_weights():
   def find(cell, space, reduction, edge, op):
     strided = [reduction and p < 2 for p in space.edge_preds]
     group = 'strided_edges' if strided[edge] else 'edges'
-    row = sum(s == strided[edge] for s in strided[:edge])
+    names = space.site_ops('reduce' if reduction else 'normal')
+    row = sum(s == strided[edge] and op in names[e]
+              for e, s in enumerate(strided[:edge]))
     stacked = cell.get(group, {}).get(op, {})
     return jax.tree.map(lambda leaf: leaf[row], stacked)
 

@@ -48,7 +48,8 @@ def states(reduction_prev, dtype=np.float32, size=6, batch=2):
 
 
 def shapes_of(cell, s0, s1, arch):
-  return jax.eval_shape(cell.init, jax.random.key(0), s0, s1, arch)['params']
+  return jax.eval_shape(
+      cell.init, jax.random.key(0), s0, s1, arch=arch)['params']
 
 
 def plain_cell(space, reduction, reduction_prev, find, edges, ops_of,
@@ -92,7 +93,7 @@ def compact(fill, quick_jit):
     def run(weights, gates, s0, s1, g, edges, ops_of):
       def function(weights, gates, s0, s1):
         return cell.apply({'params': weights}, s0, s1,
-                          cells.CellArch(edges, ops_of, gates))
+                          arch=cells.CellArch(edges, ops_of, gates))
       return pulled(function, weights, gates, s0, s1, g)
 
     return run
@@ -269,7 +270,7 @@ def test_vmap_of_vmap(compact, cell_arch, quick_jit):
 
   def output(edges, ops_of, gates):
     return cell.apply({'params': weights}, s0, s1,
-                      cells.CellArch(edges, ops_of, gates))
+                      arch=cells.CellArch(edges, ops_of, gates))
 
   actual = quick_jit(jax.vmap(jax.vmap(output)))(*grid)
   single = quick_jit(output)
@@ -293,7 +294,7 @@ def test_memory_does_not_grow_with_the_operations(cell_arch):
     params = shapes_of(cell, s0, s1, arch)
 
     def loss(params, arch):
-      return cell.apply({'params': params}, s0, s1, arch).sum()
+      return cell.apply({'params': params}, s0, s1, arch=arch).sum()
 
     compiled = jax.jit(jax.grad(loss)).lower(params, arch).compile()
     return compiled.memory_analysis().temp_size_in_bytes
@@ -311,7 +312,7 @@ def test_only_wanted_gradients_are_computed(compact, cell_arch):
 
   def loss(weights, gates):
     return cell.apply({'params': weights}, s0, s1,
-                      arch._replace(gates=gates)).sum()
+                      arch=arch._replace(gates=gates)).sum()
 
   size = {}
   for name, argnums in (('theta', 0), ('alpha', 1), ('both', (0, 1))):
@@ -339,7 +340,7 @@ def test_corner_spaces(
   s0, s1 = states(False)
   cell = make_cell(reduction, False, space)
   weights = fill(shapes_of(cell, s0, s1, arch))
-  actual = quick_jit(cell.apply)({'params': weights}, s0, s1, arch)
+  actual = quick_jit(cell.apply)({'params': weights}, s0, s1, arch=arch)
   expected = quick_jit(functools.partial(
       plain_cell, space, reduction, False, edge_weights, tuple(edges),
       tuple(ops_of)))(weights, arch.gates, s0, s1)
@@ -355,7 +356,7 @@ def test_initial_weights():
   space = spaces.Space('s', ('sep_conv_5x5', 'dil_conv_3x3'), num_nodes=4)
   arch = cells.CellArch(jnp.zeros(8, int), jnp.zeros(8, int), jnp.ones(8))
   cell = cells.SearchCell(space, 8, False, False)
-  params = cell.init(jax.random.key(0), s0, s1, arch)['params']
+  params = cell.init(jax.random.key(0), s0, s1, arch=arch)['params']
   for op, layer, fan_in in (
       ('sep_conv_5x5', 'Depthwise_1', 25), ('sep_conv_5x5', 'Pointwise_0', 8),
       ('dil_conv_3x3', 'Depthwise_0', 9)):
@@ -409,7 +410,7 @@ def test_drop_path_spares_the_identity(fill):
 
     jax.eval_shape(
         lambda cell=cell, drop=drop: cell.init(
-            jax.random.key(0), s0, s1, drop))
+            jax.random.key(0), s0, s1, drop_path=drop))
     calls[reduction] = len(dropped)
   # A strided skip is a FactorizedReduce and may be dropped.
   assert calls == {False: 2, True: 4}

@@ -169,6 +169,9 @@ def by_hand(op, size, channels, stride):
   if op == 'conv_7x1_1x7':
     weights = 7 * channels * channels
     return 2 * weights + 2 * channels, weights * (size * out + pixels)
+  if op.startswith('nor_conv'):
+    weights = int(op[-1])**2 * channels * channels
+    return weights + 2 * channels, weights * pixels
   if op == 'skip_connect' and stride == 2:
     half = channels * (channels // 2)
     return 2 * half + 2 * channels, 2 * half * pixels
@@ -260,3 +263,14 @@ def test_counting_needs_no_jax():
       'import sys; from rome_jax import describe; '
       'sys.exit("jax" in sys.modules)')
   assert subprocess.run([sys.executable, '-c', code]).returncode == 0
+
+
+# The logs of RobustDARTS's searches (experiments/search_logs*), in millions
+# of parameters; S2 and S3 differ by `none`, which has none.
+@pytest.mark.parametrize('name, ten, hundred', [
+    ('s0', 1930618, 1953748), ('s1', 405146, 428276),
+    ('s2', 665466, 688596), ('s3', 665466, 688596), ('s4', 624506, 647636)])
+def test_published_supernets(name, ten, hundred):
+  space = spaces.get_space(name)
+  assert counting.supernet_params(space, 8, 16, 10) == ten
+  assert counting.supernet_params(space, 8, 16, 100) == hundred

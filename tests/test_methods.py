@@ -27,7 +27,7 @@ ROWS = list(methods.METHODS)
 def params_of(name, space=SPACE, seed=0, scale=1.):
   """ArchParams of normal float32 NumPy tables."""
   rng = np.random.default_rng(seed)
-  size = methods.METHODS[name].beta_size(space)
+  size = sum(methods.METHODS[name].beta_sizes(space))
   return methods.ArchParams(
       {t: np.float32(scale * rng.normal(
           size=(space.num_edges, len(space.ops)))) for t in CELLS},
@@ -40,7 +40,7 @@ def noise_like(params, k, seed):
       lambda a: np.float32(rng.gumbel(size=(k, *a.shape))), params)
 
 
-def quadratic(theta, arch, target):
+def quadratic(theta, arch, target, rng=None):
   f = sum((arch[t].gates * theta[t][arch[t].edges, arch[t].ops]).sum()
           for t in CELLS)
   return .5 * ((f - target) ** 2).mean(), {'output': f}
@@ -628,7 +628,8 @@ def test_gdas_may_take_one_edge_twice():
 def test_diagnostics(name):
   params = params_of(name)
   found = {k: float(v) for k, v in
-           methods.diagnostics(SPACE, params).items()}
+           methods.diagnostics(
+               methods.METHODS[name], SPACE, params).items()}
   for t in CELLS:
     groups = {'alpha': list(np.float64(params.alpha[t]))}
     if name == 'rome_v1':  # Node 1 has one pair, no choice.

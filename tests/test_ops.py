@@ -85,7 +85,16 @@ def skip(x, p, stride):
   return x if stride == 1 else factorized_reduce(x, p['FactorizedReduce_0'])
 
 
+def full_conv(x, p, kernel, stride):
+  w = p['conv']['kernel'].reshape(kernel * kernel, C, C)
+  return norm(np.einsum(
+      'tbhwc,tcd->bhwd', taps(relu(x), kernel, stride, 1), w))
+
+
 TRANSCRIPTIONS = {
+    'none': lambda x, p, s: 0 * x[:, ::s, ::s],
+    'nor_conv_1x1': lambda x, p, s: full_conv(x, p, 1, s),
+    'nor_conv_3x3': lambda x, p, s: full_conv(x, p, 3, s),
     'max_pool_3x3': lambda x, p, s: norm(taps(x, 3, s, 1, -np.inf).max(0)),
     'avg_pool_3x3': lambda x, p, s: norm(
         np.nanmean(taps(x, 3, s, 1, np.nan), 0)),
@@ -118,12 +127,40 @@ def apply(module, params, x):
 
 
 def test_every_row_has_a_transcription():
-  assert set(TRANSCRIPTIONS) == set(ops.OPS)
+  assert {*TRANSCRIPTIONS, 'noise'} == set(ops.OPS)
+
+
+@pytest.mark.parametrize('stride', [1, 2])
+def test_noise(stride):
+  """Standard normal, whatever the image; fresh for each key."""
+  module = build('noise', stride)
+  x = np.full((64, 7, 8, C), 5., np.float32)
+
+  def draw(x, key):
+    return module.apply({}, x, rngs={'noise': jax.random.key(key)})
+
+  y = np.asarray(draw(x, 0))
+  assert y.shape == (64, -(-7 // stride), 8 // stride, C)
+  # Five standard errors of a mean, 1/sqrt(n), and a variance, sqrt(2/n).
+  assert abs(y.mean()) < 5 * y.size ** -.5
+  assert abs(y.var() - 1) < 5 * (2 / y.size) ** .5
+  np.testing.assert_array_equal(y, draw(-x, 0))
+  assert abs(np.corrcoef(y.ravel(), np.ravel(draw(x, 1)))[0, 1]) < (
+      5 * y.size ** -.5)
+  assert not np.any(jax.grad(lambda x: draw(x, 0).sum())(x))
+
+
+def test_bias_of_full_convolutions():
+  x = images()
+  module = ops.build('nor_conv_3x3', ops.Context(1, lambda: lambda x: x,
+                                                 bias=True))
+  params = module.init(jax.random.key(0), x)['params']['conv']
+  assert params['bias'].shape == (C,)
 
 
 @pytest.mark.parametrize('size', [(8, 8), (7, 5)])
 @pytest.mark.parametrize('stride', [1, 2])
-@pytest.mark.parametrize('name', ops.OPS)
+@pytest.mark.parametrize('name', TRANSCRIPTIONS)
 def test_equals_numpy(name, stride, size, fill):
   x, module = images(size), build(name, stride)
   params = weights_of(module, x, fill)
@@ -135,7 +172,7 @@ def test_equals_numpy(name, stride, size, fill):
 
 
 @pytest.mark.parametrize('stride', [1, 2])
-@pytest.mark.parametrize('name', ops.OPS)
+@pytest.mark.parametrize('name', TRANSCRIPTIONS)
 def test_bfloat16_is_kept(name, stride, fill):
   x, module = images(), build(name, stride)
   params = weights_of(module, x, fill)
@@ -146,7 +183,7 @@ def test_bfloat16_is_kept(name, stride, fill):
 
 
 @pytest.mark.parametrize('stride', [1, 2])
-@pytest.mark.parametrize('name', ops.OPS)
+@pytest.mark.parametrize('name', TRANSCRIPTIONS)
 def test_number_of_parameters(name, stride, fill):
   params = weights_of(build(name, stride), images(), fill)
   actual = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -157,6 +194,7 @@ def test_number_of_parameters(name, stride, fill):
       'sep_conv_7x7': 2 * (49 * C + C * C),
       'dil_conv_3x3': 9 * C + C * C, 'dil_conv_5x5': 25 * C + C * C,
       'conv_7x1_1x7': 14 * C * C,
+      'nor_conv_1x1': C * C, 'nor_conv_3x3': 9 * C * C,
       'skip_connect': C * C if stride == 2 else 0}.get(name, 0)
   assert actual == expected
   assert actual == counting.OP_COUNTS[name](C, 8, stride, False).params

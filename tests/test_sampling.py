@@ -228,7 +228,8 @@ def test_compact(space):
   def sample(alpha, beta):
     return sampling.compact(
         space, sampling.sample_top_k(space, beta, noise, .1),
-        sampling.gumbel_max(alpha, op_noise, .1), space.in_degrees)
+        sampling.gumbel_max(alpha, op_noise, .1), space.in_degrees,
+        space.choices('normal'))
 
   arch = sample(alpha, beta)
   mask, _ = paper.edges_v2(space, *wide(beta, noise), .1)
@@ -248,7 +249,8 @@ def test_gates_are_exactly_one():
   def gates(alpha, op_noise, beta, noise, tau):
     return sampling.compact(
         space, sampling.sample_top_k(space, beta, noise, tau),
-        sampling.gumbel_max(alpha, op_noise, tau), space.in_degrees).gates
+        sampling.gumbel_max(alpha, op_noise, tau), space.in_degrees,
+        space.choices('normal')).gates
 
   for tau in (10., .1, 1e-3):
     # Standard deviation 20: saturated softmaxes too.
@@ -270,7 +272,8 @@ def test_gradient_of_the_gates():
   def objective(alpha, beta):
     arch = sampling.compact(
         space, sampling.sample_top_k(space, beta, noise, tau),
-        sampling.gumbel_max(alpha, op_noise, tau), space.in_degrees)
+        sampling.gumbel_max(alpha, op_noise, tau), space.in_degrees,
+        space.choices('normal'))
     return (arch.gates * c).sum(), arch
 
   grads, arch = jax.jit(jax.grad(objective, (0, 1), has_aux=True))(alpha, beta)

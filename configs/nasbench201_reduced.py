@@ -1,0 +1,56 @@
+"""ROME against GDAS on NAS-Bench-201 with CIFAR-10, for 2 CPU cores.
+
+CIFAR-10 brought to 16x16 pixels, 3 cells of 8 channels, at equal K x steps:
+ROME-v2 with K=4 (in-degree 2, without `none`) or all edges and every
+operation (`edges`), or GDAS with K=1 and four times the steps. Nothing is
+retrained: the benchmark's table says how good the derived cell is. alpha's
+learning rate keeps the total travel of a full search (19,500 steps at 3e-4).
+
+  for method in rome_v2 edges gdas; do for seed in 0 1 2; do
+    python -m rome_jax.main --config=configs/nasbench201_reduced.py:$method \
+      --config.seed=$seed --config.data_dir=DIR --workdir=runs/$method-$seed
+  done; done
+
+Hardware: 2 CPU cores. Time: see docs/results/nasbench201_reduced.json.
+Published score: none at this scale.
+This code: not run
+"""
+
+from rome_jax import config as config_lib
+from rome_jax import errors
+
+STEPS = {'rome_v2': 600, 'edges': 600, 'gdas': 2400}
+
+
+def get_config(method='rome_v2'):
+  """Returns the config of one method, the argument after the colon."""
+  if method not in STEPS:
+    raise errors.UserError(
+        f'method {method!r} must be one of {", ".join(STEPS)}')
+  config = config_lib.defaults()
+  config.name = f'nasbench201_reduced {method}'
+  config.dataset = 'cifar10'
+  config.image_size = 16
+  config.space = 'nasbench201'
+  config.method = 'gdas' if method == 'gdas' else 'rome_v2'
+  if method == 'rome_v2':
+    config.in_degree, config.drop_none = 2, True
+  config.log_every = 100
+  config.checkpoint_every = 1000
+
+  search = config.search
+  search.cells = 3
+  search.channels = 8
+  search.epochs = 100
+  search.max_steps = STEPS[method]
+  search.k = 1 if method == 'gdas' else 4
+  # One sample a step: DARTS' rate; ROME doubles it for the sum of K.
+  search.lr = .025 if method == 'gdas' else .05
+  search.lr_per = search.tau_per = 'step'
+  search.alpha_lr = 3e-4 * 19_500 / STEPS[method]
+
+  config.evaluate.cells = 15
+  config.evaluate.channels = 16
+  config.evaluate.seeds = 0
+  config.evaluate.auxiliary = False
+  return config

@@ -1,0 +1,54 @@
+"""Collapse on RobustDARTS S2 and S4, ROME against GDAS, for 2 CPU cores.
+
+CIFAR-10 brought to 16x16 pixels, a 5-cell supernet of 8 channels, at equal
+K x steps: ROME-v2 with K=7, or GDAS with K=1 and seven times the steps. The
+figure is the number of operations without weights in the derived normal cell;
+nothing is retrained. alpha's learning rate keeps the total travel of the
+paper's search (19,500 steps at 3e-4).
+
+  for seed in 0 1 2; do
+    python -m rome_jax.main --config=configs/robustdarts_reduced.py:s2,gdas \
+      --config.seed=$seed --config.data_dir=DIR --workdir=runs/s2-gdas-$seed
+  done; and so on for s4 and rome_v2
+
+Hardware: 2 CPU cores. Time: see docs/results/robustdarts_reduced.json.
+Published score: GDAS 6.0 (S2) and 0.0 (S4), ROME 2.0 and 0.0 operations
+without weights, at full scale (Wang et al., ICCV 2023, Table 1).
+This code: not run
+"""
+
+from rome_jax import config as config_lib
+from rome_jax import errors
+
+STEPS = {'rome_v2': 100, 'gdas': 700}
+SPACES = ('s1', 's2', 's3', 's4')
+
+
+def get_config(which='s2,rome_v2'):
+  """Returns the config of SPACE,METHOD, the argument after the colon."""
+  space, _, method = which.partition(',')
+  if space not in SPACES or method not in STEPS:
+    raise errors.UserError(
+        f'argument {which!r} must be SPACE,METHOD with a space of '
+        f'{", ".join(SPACES)} and a method of {", ".join(STEPS)}')
+  config = config_lib.defaults()
+  config.name = f'robustdarts_reduced {which}'
+  config.dataset = 'cifar10'
+  config.image_size = 16
+  config.space = space
+  config.method = method
+  config.log_every = 20
+  config.checkpoint_every = 200
+
+  search = config.search
+  search.cells = 5
+  search.channels = 8
+  search.max_steps = STEPS[method]
+  search.k = 1 if method == 'gdas' else 7
+  # One sample a step: DARTS' rate; ROME doubles it for the sum of K.
+  search.lr = .025 if method == 'gdas' else .05
+  search.lr_per = search.tau_per = 'step'
+  search.alpha_lr = 3e-4 * 19_500 / STEPS[method]
+
+  config.evaluate.seeds = 0
+  return config

@@ -1,0 +1,125 @@
+"""One of several modules, chosen by a number, in the memory of that one.
+
+JAX's reverse mode through `lax.switch` keeps the residuals of every branch,
+and `jax.vmap` turns a switch with a batched number into a `select` that runs
+every branch. `switch` cures both: it recomputes the chosen branch in the
+backward pass, and runs the examples of a `vmap` one after the other.
+"""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_batching import custom_vmap
+from jax.custom_derivatives import SymbolicZero
+
+
+def one_by_one(function):
+  """`function`, whose vmap runs the examples in a loop.
+
+  So a `lax.switch` in it keeps an unbatched number and runs one branch.
+  """
+  mapped = custom_vmap(function)
+
+  @mapped.def_vmap
+  def rule(axis_size, in_batched, *args):
+    def example(i):
+      # custom_vmap again, for a vmap around this one.
+      return mapped(*jax.tree.map(
+          lambda a, batched: a[i] if batched else a, args, tuple(in_batched)))
+    out = lax.map(example, jnp.arange(axis_size))
+    return out, jax.tree.map(lambda _: True, out)
+
+  return mapped
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Wants:
+  """Which cotangents a backward pass has to compute."""
+
+  weights: bool
+  gates: bool
+
+
+def perturbed(tree) -> bool:
+  """Whether any leaf of a primal with symbolic zeros is differentiated."""
+  return any(p.perturbed for p in jax.tree.leaves(tree, is_leaf=_is_primal))
+
+
+def values(tree):
+  """The values of primals with symbolic zeros."""
+  return jax.tree.map(lambda p: p.value, tree, is_leaf=_is_primal)
+
+
+def _is_primal(p):
+  return hasattr(p, 'perturbed')
+
+
+@functools.cache
+def _forward(modules):
+  def branch(module, i):
+    return lambda weights, gate, x: gate.astype(x.dtype) * module.apply(
+        {'params': weights[i]}, x)
+
+  branches = [branch(m, i) for i, m in enumerate(modules)]
+  return one_by_one(lambda index, *args: lax.switch(index, branches, *args))
+
+
+@functools.cache
+def _backward(modules, wants):
+  """(dweights or None, dgate or None, dx); recomputes the chosen module."""
+
+  def branch(module, i):
+    def pull(weights, gate, x, g):
+      scaled = gate.astype(g.dtype) * g
+      if wants.weights:
+        y, pullback = jax.vjp(
+            lambda w, x: module.apply({'params': w}, x), weights[i], x)
+        dw, dx = pullback(scaled)
+        dweights = jax.tree.map(jnp.zeros_like, weights)
+        dweights = (*dweights[:i], dw, *dweights[i + 1:])
+      else:
+        y, pullback = jax.vjp(
+            lambda x: module.apply({'params': weights[i]}, x), x)
+        (dx,), dweights = pullback(scaled), None
+      dgate = (y * g).sum(dtype=gate.dtype) if wants.gates else None
+      return dweights, dgate, dx
+    return pull
+
+  branches = [branch(m, i) for i, m in enumerate(modules)]
+  return one_by_one(lambda index, *args: lax.switch(index, branches, *args))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def switch(modules: tuple[nn.Module, ...], index, weights, gate, x):
+  """gate * modules[index](x), keeping only `x` for the backward pass.
+
+  Args:
+    modules: unbound Flax modules that map [B,H,W,C] to one common shape.
+    index: int32, which of them.
+    weights: a tuple with each module's 'params' ({} where it has none).
+    gate: float, a factor of 1 that carries the architecture's gradient.
+    x: [B,H,W,C].
+  """
+  return _forward(modules)(index, weights, gate, x)
+
+
+def _switch_fwd(modules, index, weights, gate, x):
+  wants = Wants(perturbed(weights), perturbed(gate))
+  primals = values((index, weights, gate, x))
+  return switch(modules, *primals), (wants, primals)
+
+
+def _switch_bwd(modules, residuals, g):
+  wants, (index, weights, gate, x) = residuals
+  if isinstance(g, SymbolicZero):
+    g = jnp.zeros(g.shape, g.dtype)
+  dweights, dgate, dx = _backward(modules, wants)(index, weights, gate, x, g)
+  return None, dweights, dgate, dx
+
+
+switch.defvjp(_switch_fwd, _switch_bwd, symbolic_zeros=True)

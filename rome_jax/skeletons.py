@@ -1,0 +1,161 @@
+"""The networks around the cells: a table with a row per family.
+
+A space names its skeleton; the drivers know no other way to a network or to
+its counts.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+
+from rome_jax import (
+    counting,
+    errors,
+    genotypes,
+    mobile,
+    nasbench1shot1,
+    nasbench201,
+    networks,
+    ops,
+)
+from rome_jax.spaces import Space
+
+
+class Skeleton(NamedTuple):
+  """One row.
+
+  Attributes:
+    supernet: (space, cells, channels, num_classes, stem) -> flax module,
+      `apply({'params': theta}, images, arch)` -> logits.
+    network: (space, genotype, cells, channels, num_classes, stem, auxiliary)
+      -> flax module, see `networks.Network` for its conventions.
+    count: (space, genotype, **sizes) -> counting.Count of the network.
+    count_supernet: (space, **sizes) -> counting.Count of the supernet.
+    check: (space, *, cells, channels) -> None; UserError for sizes that it
+      cannot have.
+    stems: stems it has.
+    auxiliary: whether the network can have an auxiliary head.
+  """
+
+  supernet: Callable[..., nn.Module]
+  network: Callable[..., nn.Module]
+  count: Callable[..., counting.Count]
+  count_supernet: Callable[..., counting.Count]
+  check: Callable[..., None]
+  stems: tuple[str, ...] = ('cifar',)
+  auxiliary: bool = False
+
+
+def _darts_network(space, genotype, cells, channels, num_classes, stem,
+                   auxiliary):
+  del space
+  return networks.Network(
+      genotype, cells, channels, num_classes, stem, auxiliary)
+
+
+def _plain(network):
+  """A network module that needs neither space, stem nor auxiliary head."""
+
+  def make(space, genotype, cells, channels, num_classes, stem, auxiliary):
+    del space, stem, auxiliary
+    return network(genotype, cells, channels, num_classes)
+
+  return make
+
+
+def _mobile_network(space, genotype, cells, channels, num_classes, stem,
+                    auxiliary):
+  del cells, auxiliary
+  return mobile.Network(space, genotype, channels, num_classes, stem)
+
+
+SKELETONS: dict[str, Skeleton] = {
+    'darts': Skeleton(
+        networks.Supernet, _darts_network,
+        lambda space, genotype, **sizes: counting.count(genotype, **sizes),
+        counting.supernet, lambda space, **sizes: None,
+        stems=('cifar', 'imagenet'), auxiliary=True),
+    'nasbench201': Skeleton(
+        nasbench201.Supernet, _plain(nasbench201.Network), nasbench201.count,
+        nasbench201.count_supernet, nasbench201.check),
+    'nasbench1shot1': Skeleton(
+        nasbench1shot1.Supernet, _plain(nasbench1shot1.Network),
+        nasbench1shot1.count, nasbench1shot1.count_supernet,
+        nasbench1shot1.check),
+    'mobile': Skeleton(
+        mobile.Supernet, _mobile_network, mobile.count, mobile.count_supernet,
+        mobile.check, stems=('cifar', 'imagenet')),
+}
+
+
+def get(space: Space) -> Skeleton:
+  """The row of a space.
+
+  Raises:
+    UserError: the space names a skeleton that is not in the table.
+  """
+  if space.skeleton not in SKELETONS:
+    raise errors.UserError(
+        f'space {space.name}: skeleton={space.skeleton!r} must be one of '
+        f'{", ".join(SKELETONS)}'
+        f'{errors.near_miss(space.skeleton, SKELETONS)}')
+  return SKELETONS[space.skeleton]
+
+
+def check(space: Space, where: str, *, cells: int, channels: int, stem: str,
+          auxiliary: bool = False) -> None:
+  """Checks the sizes of a supernet or network before anything is built.
+
+  Args:
+    space: the search space.
+    where: what the message calls the section of the config.
+    cells, channels, stem, auxiliary: the sizes; stem is no 'auto'.
+
+  Raises:
+    UserError: naming the field, its value and what is allowed.
+  """
+  row = get(space)
+  if stem not in row.stems:
+    raise errors.UserError(
+        f'stem={stem!r} must be {" or ".join(row.stems)} with '
+        f'space={space.name}')
+  if auxiliary and not row.auxiliary:
+    raise errors.UserError(
+        f'{where}.auxiliary must be false with space={space.name}, whose '
+        'networks have no auxiliary head')
+  if stem == 'imagenet' and channels % 2:
+    raise errors.UserError(
+        f'{where}.channels={channels} must be even with the ImageNet stem')
+  try:
+    row.check(space, cells=cells, channels=channels)
+  except errors.UserError as error:
+    raise errors.UserError(f'{where}.{error}') from None
+
+
+def check_genotype(space: Space, genotype: genotypes.Genotype,
+                   where: str) -> None:
+  """Checks that a genotype can stand in the skeleton of a space.
+
+  Operations and wiring are free where the skeleton is that of DARTS, so that
+  published cells of other spaces can be retrained; elsewhere the genotype
+  must be one of the space.
+
+  Raises:
+    UserError: naming what does not fit.
+  """
+  types = genotypes.cell_types(genotype)
+  if types != space.cell_types:
+    raise errors.UserError(
+        f'{where}: the genotype has the cells {", ".join(types)}, but '
+        f'space={space.name} has {", ".join(space.cell_types)}')
+  if space.skeleton == 'darts':
+    genotypes.validate(genotype, tuple(ops.OPS), where=where)
+    return
+  absent = {space.absent} - {'', *space.ops}
+  genotypes.validate(genotype, (*space.ops, *absent), where=where)
+  inner = space.num_nodes - (space.sites == 'nodes')
+  if len(genotype.normal) != inner:
+    raise errors.UserError(
+        f'{where}: the genotype has {len(genotype.normal)} nodes, but '
+        f'space={space.name} has {inner}')

@@ -1,0 +1,237 @@
+"""Laws that hold for every search space times every method, at tiny size."""
+
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rome_jax import (
+    checkpoint,
+    data,
+    genotypes,
+    methods,
+    sampling,
+    search,
+    skeletons,
+    spaces,
+)
+from rome_jax import config as config_lib
+
+CLASSES, C = 3, 4
+# What runs in the usual tests: each skeleton, method and kind of site; the
+# other combinations compile as much again and are slow tests. Sampling and
+# derivation are quick and run for all.
+QUICK = {('s1', 'rome_v2'), ('s4', 'rome_v1'), ('s4', 'gdas'),
+         ('nasbench201', 'gdas'), ('nasbench201_two', 'rome_v2'),
+         ('nasbench1shot1_2', 'rome_v1'), ('nasbench1shot1_2', 'gdas'),
+         ('mobile_tiny', 'rome_v2')}
+LARGE = ('mobile',)
+TWO_EDGES = dict(in_degree=2, drop_none=True)
+
+
+def cells_of(space):
+  return space.num_nodes if space.skeleton == 'mobile' else 3
+
+
+def combinations():
+  found = {name: space for name, space in spaces.SPACES.items()
+           if name not in LARGE}
+  found['nasbench201_two'] = spaces.get_space('nasbench201', **TWO_EDGES)
+  return [
+      pytest.param(
+          space, method, id=f'{name}-{method}',
+          marks=() if (name, method) in QUICK else pytest.mark.slow)
+      for name, space in found.items() for method in methods.METHODS
+      if allowed(space, method)]
+
+
+def allowed(space, name):
+  """GDAS has no topology to leave edges of NAS-Bench-201 out by."""
+  return not (name == 'gdas' and space.absent and space.has_topology)
+
+
+# Their like runs too, under another name.
+SLOW = ('s2', 'nasbench1shot1_1', 'nasbench1shot1_3', 'nasbench1shot1_1_skip',
+        'nasbench1shot1_2_skip', 'nasbench1shot1_3_skip')
+EVERY_SPACE = pytest.mark.parametrize('space', [
+    *(pytest.param(space, id=name,
+                   marks=pytest.mark.slow if name in SLOW else ())
+      for name, space in spaces.SPACES.items()),
+    pytest.param(spaces.get_space('nasbench201', **TWO_EDGES),
+                 id='nasbench201_two')])
+EVERY_METHOD = pytest.mark.parametrize('name', methods.METHODS)
+
+
+def params_of(space, name, seed=0):
+  rng = np.random.default_rng(seed)
+  shapes = jax.eval_shape(lambda: methods.init_arch(
+      methods.METHODS[name], space, jax.random.key(0)))
+  return jax.tree.map(
+      lambda s: rng.normal(size=s.shape).astype(s.dtype), shapes)
+
+
+@EVERY_METHOD
+@EVERY_SPACE
+def test_samples_are_of_the_space(space, name):
+  """Edges and operations allowed, in-degrees kept, gates as promised."""
+  method, params = methods.METHODS[name], params_of(space, name)
+  k = 16
+  noise = methods.gumbel_noise(params, jax.random.key(1), k)
+  archs = jax.device_get(jax.jit(jax.vmap(
+      lambda noise: methods.sample(method, space, params, noise, 1.)))(noise))
+  assert set(archs) == set(space.cell_types)
+  degrees = method.degrees(space)
+  for t, cell in archs.items():
+    names = space.site_ops(t)
+    assert cell.edges.dtype == cell.ops.dtype == np.int32
+    for edges, ops in zip(cell.edges, cell.ops):
+      assert [np.sum(space.edge_nodes[edges] == i)
+              for i in range(space.num_nodes)] == list(degrees)
+      sites = edges if space.sites == 'edges' else range(space.num_sites)
+      assert all(space.ops[o] in names[s] for s, o in zip(sites, ops))
+    soft = name == 'gdas' and space.sites == 'nodes'
+    hard = cell.gates[:, sum(degrees):] if soft else cell.gates
+    np.testing.assert_array_equal(hard, np.ones_like(hard))
+    if soft:  # The weights of a node's edges are a softmax.
+      totals = [cell.gates[:, a:b].sum(-1) for a, b in space.node_edges]
+      np.testing.assert_allclose(totals, 1., rtol=1e-5)
+
+
+@EVERY_METHOD
+@EVERY_SPACE
+def test_derived_genotypes_are_of_the_space(space, name):
+  if not allowed(space, name):
+    pytest.skip('refused by the config')
+  for seed in range(5):
+    genotype = methods.derive(
+        methods.METHODS[name], space, params_of(space, name, seed))
+    check_genotype(space, genotype)
+    text = genotypes.to_text(genotype)
+    assert genotypes.from_text(text) == genotype
+    assert genotypes.from_json(genotypes.to_json(genotype)) == genotype
+
+
+@EVERY_SPACE
+def test_random_genotypes_are_of_the_space(space):
+  rng = np.random.default_rng(0)
+  for _ in range(20):
+    check_genotype(space, genotypes.random(space, rng))
+
+
+def check_genotype(space, genotype):
+  genotypes.validate(genotype, space.ops + ((space.absent,) * bool(
+      space.absent)))
+  skeletons.check_genotype(space, genotype, 'here')
+  assert genotypes.cell_types(genotype) == space.cell_types
+  for t in space.cell_types:
+    nodes, concat = genotypes.cell_of(genotype, t)
+    degrees = list(space.in_degrees)
+    if space.sites == 'nodes':
+      assert len(concat) == degrees.pop()
+      assert all(len({op for op, _ in node}) == 1 for node in nodes)
+    names = space.site_ops(t)
+    for i, (node, degree) in enumerate(zip(nodes, degrees, strict=True)):
+      kept = [p for p in node if p[0] != space.absent or not space.absent]
+      if space.absent:
+        assert len(node) == space.node_edges[i][1] - space.node_edges[i][0]
+        assert len(kept) <= degree
+      else:
+        assert len(node) == degree
+      for op, pred in kept:
+        assert op not in space.not_derived
+        start = space.node_edges[i][0]
+        first = space.edge_preds[start]
+        site = i if space.sites == 'nodes' else start + pred - first
+        assert op in names[site]
+
+
+@pytest.mark.parametrize('name', ['s3', 's1', 'nasbench1shot1_2', 'mobile'])
+def test_probabilities_of_a_chain_add_up(name):
+  """log p(z) of Eq. 18 by hand: softmaxes of the rows that were chosen."""
+  space, method = spaces.SPACES[name], methods.METHODS['rome_v1']
+  params = params_of(space, 'rome_v1')
+  noise = methods.gumbel_noise(params, jax.random.key(2), 1)
+  arch = methods.sample(method, space, params, jax.tree.map(
+      lambda a: a[0], noise), 1.)
+  total = 0.
+  for t, cell in arch.items():
+    table, alpha = space.choices(t), np.float64(params.alpha[t])
+    sites = cell.edges if space.sites == 'edges' else range(space.num_sites)
+    for site, op in zip(sites, cell.ops):
+      row = alpha[site][table[site] >= 0]
+      column = list(table[site]).index(op)
+      total += alpha[site][column] - np.log(np.exp(row).sum())
+    start = 0
+    for (a, b), d in zip(space.node_edges, space.in_degrees):
+      chosen = sampling.subsets(b - a, d)
+      mask = np.isin(np.arange(a, b), cell.edges)
+      beta = np.float64(params.beta[t][start:start + len(chosen)])
+      index = int(np.flatnonzero((chosen == mask).all(-1))[0])
+      total += beta[index] - np.log(np.exp(beta).sum())
+      start += len(chosen)
+  assert float(methods.log_prob(method, space, params, arch)) == (
+      pytest.approx(total, rel=1e-4))
+
+
+# ------------------------------------------------------------ with networks
+
+
+def fake_dataset(size=8):
+  rng = np.random.default_rng(0)
+
+  def split(n):
+    return data.ArraySplit(
+        rng.integers(0, 256, (n, size, size, 3), np.uint8),
+        (np.arange(n) % CLASSES).astype(np.int32))
+
+  return data.Dataset('fake', split(24), split(8), CLASSES, size, 3,
+                      (.5,) * 3, (.25,) * 3)
+
+
+def tiny_search(space, name, monkeypatch):
+  monkeypatch.setitem(spaces.SPACES, 'under test', space)
+  config = config_lib.defaults()
+  config.space, config.method, config.stem = 'under test', name, 'cifar'
+  part = config.search
+  part.cells, part.channels, part.batch_size = cells_of(space), C, 4
+  part.k = 1 if name == 'gdas' else 2
+  part.augment, part.epochs, part.max_steps = 'none', 1, 2
+  config_lib.validate(config)
+  return search.build(config, fake_dataset())
+
+
+def compiled(function, *args):
+  """Optimised little: these programs run two steps."""
+  return jax.jit(function).lower(*args).compile(
+      {'xla_backend_optimization_level': 0,
+       'xla_cpu_use_fusion_emitters': False})
+
+
+@pytest.mark.parametrize('space, name', combinations())
+def test_two_updates(space, name, monkeypatch, tmp_path):
+  """Finite, stable shapes and dtypes, one program, through a checkpoint."""
+  built = tiny_search(space, name, monkeypatch)
+  batches = [jax.device_put(built.phase.batches(i)) for i in range(2)]
+  # One compiled program takes both steps: anything else raises.
+  step = compiled(built.update, built.state, batches[0])
+  state, metrics = step(built.state, batches[0])
+  assert all(np.isfinite(v) for v in jax.tree.leaves(metrics))
+  signature = jax.tree.map(lambda a: (jnp.shape(a), jnp.result_type(a)),
+                           built.state)
+  assert signature == jax.tree.map(lambda a: (a.shape, a.dtype), state)
+  moved = jax.tree.map(lambda a, b: bool(np.any(a != b)),
+                       built.state.arch, state.arch)
+  assert all(moved.alpha[t] for t in space.cell_types)
+  if space.has_topology and name != 'gdas':
+    assert all(moved.beta[t] for t in space.cell_types)
+
+  with checkpoint.Checkpoints(tmp_path / 'checkpoints') as store:
+    store.save(1, state)
+    store.wait()
+    found, restored = store.restore(jax.tree.map(jnp.zeros_like, state))
+  assert found == 1
+  jax.tree.map(np.testing.assert_array_equal, restored, state)
+  again, _ = step(state, batches[1])
+  other, _ = step(restored, batches[1])
+  jax.tree.map(np.testing.assert_array_equal, again, other)
