@@ -239,6 +239,26 @@ def _headline(result):
   return _section('Result', *parts)
 
 
+def _tabular(result):
+  """What the space's complete table says of the derived cell."""
+  table = result.get('table') or {}
+  datasets = table.get('datasets') or {}
+  if not datasets:
+    return ''
+  return _section(
+      'In the table of NAS-Bench-201',
+      _paragraph(f'{table.get("string", "")}: trained in full by the '
+                 'benchmark, not here.'),
+      _table(
+          ('data set', 'test accuracy', 'rank', 'regret', 'after 12 epochs',
+           'best in the table'),
+          [(name, f'{row["test"]:.2f}%',
+            f'{row["rank"]} of {table.get("num_cells")}',
+            f'{row["regret"]:.2f}', f'{row["test_12_epochs"]:.2f}%',
+            f'{row["best_test"]:.2f}%') for name, row in datasets.items()],
+          numbers=(1, 2, 3, 4, 5)))
+
+
 def _progress(result, rows):
   """What an unfinished run has done so far."""
   if result:
@@ -352,6 +372,7 @@ def write_report(workdir):
       _paragraph(f'{workdir.name}, written {now} by rome_jax', 'soft'),
       _progress(result, rows),
       _headline(result),
+      _tabular(result),
       _cells(workdir, record),
       _section('Curves', *(
           _picture(workdir, name) for name in plotting.PICTURES[2:])),

@@ -189,3 +189,17 @@ def test_comparison_claims_no_more_than_the_runs_show(
   rows += [evaluation('random', i, a) for i, a in enumerate(random)]
   (tmp_path / 'result.json').write_text(json.dumps({'evaluations': rows}))
   assert words in read_page(tmp_path).text
+
+
+def test_what_a_complete_table_says(tmp_path):
+  """Accuracy, rank and regret of a derived cell stand in the page."""
+  from rome_jax.benchmarks import nasbench201
+  three = 'nor_conv_3x3'
+  table = nasbench201.report(
+      f'|{three}~0|+|{three}~0|{three}~1|+|skip_connect~0|{three}~1|{three}~2|')
+  (tmp_path / 'result.json').write_text(json.dumps(
+      {'method': 'gdas', 'table': table}))
+  page = report.write_report(tmp_path).read_text()
+  assert 'NAS-Bench-201' in page and 'skip_connect~0' in page
+  for text in ('73.51%', '1 of 15625', '47.31%'):
+    assert text in page
