@@ -257,6 +257,19 @@ def count(
   return _count(genotype, **sizes, stem=stem)
 
 
+def check(space: spaces.Space, *, cells: int, channels: int) -> None:
+  """Raises UserError for a space that has no cells to stack as DARTS does."""
+  del cells, channels
+  for field, wanted in (
+      ('num_inputs', 2), ('cell_types', spaces.CELL_TYPES),
+      ('sites', 'edges'), ('parents', 'all')):
+    value = getattr(space, field)
+    if value != wanted:
+      raise errors.UserError(
+          f'space {space.name}: {field}={value!r} must be {wanted!r} with '
+          f'skeleton={spaces.S0.skeleton}')
+
+
 def supernet(
     space: spaces.Space,
     *,
@@ -272,10 +285,7 @@ def supernet(
   BatchNorm is affine in the stem only; architecture parameters are not
   counted. Arguments and errors are those of `count`.
   """
-  if space.num_inputs != 2 or space.cell_types != spaces.CELL_TYPES:
-    raise errors.UserError(
-        f'space {space.name}: num_inputs={space.num_inputs} must be 2 in a '
-        'network of stacked cells')
+  check(space, cells=cells, channels=channels)
   concat = tuple(range(2, 2 + space.num_nodes))
   normal, reduce = (all_operations(space, t) for t in spaces.CELL_TYPES)
   everything = genotypes.Genotype(normal, concat, reduce, concat)

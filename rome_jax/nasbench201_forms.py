@@ -18,6 +18,7 @@ Every `to_*` takes any form, every `from_*` its own one and returns ops.
 
 import functools
 import numbers
+import os
 import random
 import reprlib
 
@@ -228,6 +229,33 @@ def from_genotype(genotype: genotypes.Genotype,
         f'{where}: a NAS-Bench-201 network has one cell; reduce and '
         'reduce_concat must be empty')
   return _from_nodes(nodes, where)
+
+
+def read(text: str) -> genotypes.Record:
+  """`genotypes.read`, which also takes the string, the code and the index.
+
+  Six digits are a code, other digits an index. A file of that name goes
+  first.
+
+  Raises:
+    UserError: it is no cell, or what `genotypes.read` refuses.
+  """
+  digits = text.isascii() and text.isdigit()
+  if not (digits or text.startswith('|')) or os.path.exists(text):
+    return genotypes.read(text)
+  index = digits and len(text) != len(EDGES)
+  ops = parse(int(text) if index else text, 'genotype')
+  return genotypes.Record(
+      to_genotype(ops), {'space': spaces.NASBENCH201.name})
+
+
+def covers(space: spaces.Space) -> bool:
+  """Whether every architecture of a space is a cell of the benchmark."""
+  known = spaces.NASBENCH201
+  return (
+      (space.skeleton, space.num_nodes) == (known.skeleton, known.num_nodes)
+      and set(space.ops) <= set(OPS)
+      and (space.absent == known.absent or not space.has_topology))
 
 
 # --- Cells that are the same

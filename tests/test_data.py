@@ -6,6 +6,7 @@ import os
 import pickle
 import struct
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -408,6 +409,56 @@ def test_imagenet(tmp_path):
   assert dataset.mean == (.485, .456, .406)
   assert dataset.test.get([4])[0].shape == (50, 40, 3)
   assert data.load('imagenet', str(tmp_path)).image_size == 224
+
+
+# Big-endian TIFF opens as 'I;16B', PGM as 'I' of 32 bits.
+@pytest.mark.parametrize('end, order', [
+    ('.png', '<'), ('.tif', '<'), ('.tif', '>'), ('.pgm', '<')])
+def test_gray_of_16_bits_is_scaled(tmp_path, end, order):
+  levels = np.arange(256).reshape(16, 16)
+  # 128 levels off, 16 bits still round to the same 8.
+  wide = {'a': levels * 257, 'b': np.clip(levels * 257 + 128, 0, 65535)}
+  for name, pixels in wide.items():
+    (tmp_path / name).mkdir()
+    for i in range(2):
+      Image.fromarray(pixels.astype(f'{order}u2')).save(
+          tmp_path / name / f'{i}{end}')
+  dataset = data.load('folder', str(tmp_path))
+  assert dataset.image_channels == 1
+  for split in (dataset.train, dataset.test):
+    for image in split.images:
+      np.testing.assert_array_equal(image[..., 0], levels)
+  colours = splits.decode(tmp_path / 'a' / f'0{end}', 3, 'a')
+  np.testing.assert_array_equal(colours, np.repeat(levels[..., None], 3, -1))
+
+
+def test_colours_of_16_bits_are_scaled(tmp_path):
+  levels = np.arange(256, dtype='>u2').reshape(16, 16) * np.uint16(257)
+  rows = np.stack([levels, levels[::-1], levels.T], -1)
+  path = tmp_path / 'wide.png'
+  path.write_bytes(_png_of_16_bits(rows))
+  np.testing.assert_array_equal(
+      splits.decode(path, 3, 'wide'), rows // 257)
+
+
+def _png_of_16_bits(pixels):
+  """A PNG of [h, w, 3] integers below 65536, which Pillow cannot write."""
+  def chunk(kind, content):
+    return (struct.pack('>I', len(content)) + kind + content
+            + struct.pack('>I', zlib.crc32(kind + content)))
+
+  height, width, _ = pixels.shape
+  header = struct.pack('>IIBBBBB', width, height, 16, 2, 0, 0, 0)
+  lines = b''.join(b'\0' + row.astype('>u2').tobytes() for row in pixels)
+  return (b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header)
+          + chunk(b'IDAT', zlib.compress(lines)) + chunk(b'IEND', b''))
+
+
+def test_images_of_floats_are_refused(tmp_path):
+  path = tmp_path / 'float.tif'
+  Image.fromarray(np.full((4, 4), .5, np.float32)).save(path)
+  with pytest.raises(errors.UserError, match='float.tif.*pixels are floats'):
+    splits.decode(path, 1, str(path))
 
 
 def test_wrong_folders_are_refused(tmp_path):

@@ -237,6 +237,54 @@ def test_imagenet_test_crop():
   np.testing.assert_allclose(pixels[0, :, 113:], 1, atol=1e-6)
 
 
+def _imagenet_pixels(images, monkeypatch, jitter=None):
+  """0..255 of the ImageNet training transform, of 24 x 24 pixels."""
+  if jitter is not None:
+    monkeypatch.setattr(augment, '_JITTER', jitter)
+  dataset = _dataset()._replace(
+      image_size=24, mean=(.485, .456, .406), std=(.229, .224, .225))
+  seen = data.make_transform('imagenet', dataset, train=True)(
+      images, np.random.default_rng(3))
+  assert seen.dtype == np.float32 and seen.shape == (len(images), 24, 24, 3)
+  return (seen * dataset.std + dataset.mean) * 255
+
+
+def test_imagenet_training_crops_and_flips(monkeypatch):
+  # Red is the column and green the row, so an image says what was cut out.
+  y, x = np.mgrid[:200, :200].astype(np.uint8)
+  image = np.stack([x, y, np.zeros_like(x)], -1)
+  seen = _imagenet_pixels([image] * 600, monkeypatch, jitter={})
+  # Away from the borders; a pixel of the result is a 24th of the part.
+  part = seen[:, 6:18, 6:18]
+  width = 24 / 11 * (part[:, :, -1, 0] - part[:, :, 0, 0]).mean(1)
+  height = 24 / 11 * (part[:, -1, :, 1] - part[:, 0, :, 1]).mean(1)
+  assert .42 < (width < 0).mean() < .58  # mirrored, 600 tosses
+  assert (height > 0).all()
+  width = np.abs(width)
+  area, ratio = width * height / 200**2, width / height
+  assert .06 < area.min() < .1 and .9 < area.max() < 1.03
+  assert .7 < ratio.min() < .8 and 1.25 < ratio.max() < 1.42
+
+
+def test_imagenet_training_jitters(monkeypatch):
+  # Gray stays gray, and on one level only brightness shows.
+  gray = np.full((30, 40, 3), 120, np.uint8)
+  levels = _imagenet_pixels([gray] * 300, monkeypatch)
+  assert np.ptp(levels, axis=(1, 2, 3)).max() < 2
+  factors = levels.mean((1, 2, 3)) / 120
+  assert .59 < factors.min() < .63 and 1.37 < factors.max() < 1.41
+  # One colour: a shift of hue by up to a fifth of a turn, either way.
+  colour = np.full((30, 40, 3), (90, 130, 90), np.uint8)
+  pixels = _imagenet_pixels([colour] * 300, monkeypatch)[:, 0, 0]
+  hues = np.array([
+      colorsys.rgb_to_hsv(*p / 255)[0] for p in np.rint(pixels)]) - 1 / 3
+  assert -.24 < hues.min() < -.17 and .17 < hues.max() < .24
+  # Contrast and saturation both pull towards gray: (1 +- .4)^2 of it.
+  spread = np.ptp(pixels, axis=1) / pixels.max(1)
+  usual = (130 - 90) / 130
+  assert spread.min() < .6 * usual and spread.max() > 1.4 * usual
+
+
 def test_random_resized_crop_shapes():
   rng = np.random.default_rng(0)
   shares = []

@@ -4,9 +4,17 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from rome_jax import counting, describe, genotypes
+from rome_jax import (
+    counting,
+    describe,
+    genotypes,
+    mobile,
+    nasbench1shot1,
+    spaces,
+)
 
 DARTS_V2 = genotypes.load('DARTS_V2')
 
@@ -97,6 +105,136 @@ def test_space_of_the_file(capsys, tmp_path):
   assert json.loads(run(capsys, 'NASNet', '--json')[1])['space'] is None
 
 
+def values_of(capsys, *argv):
+  code, out, err = run(capsys, *argv, '--json')
+  assert code == 0, err
+  return json.loads(out)
+
+
+def nasbench201(op):
+  return f'|{op}~0|+|{op}~0|{op}~1|+|{op}~0|{op}~1|{op}~2|'
+
+
+# Parameters and multiply-adds as the benchmark lists them, for CIFAR-10.
+@pytest.mark.parametrize('op, params, macs', [
+    ('nor_conv_3x3', 1531546, '220.12'), ('nor_conv_1x1', 241306, '31.38'),
+    ('none', 73306, '7.78')])
+def test_networks_of_nasbench201(capsys, op, params, macs):
+  values = values_of(capsys, nasbench201(op))
+  assert values['space'] == 'nasbench201'
+  assert values['params'] == values['table']['params'] == params
+  assert f'{values["macs"] / 1e6:.2f}' == macs
+  assert (values['cells'], values['channels']) == (15, 16)
+  assert 'auxiliary_params' not in values
+
+
+# The benchmark's cell 0, in all of its forms.
+@pytest.mark.parametrize('target', [
+    '0', '421211', '|avg_pool_3x3~0|+|nor_conv_1x1~0|skip_connect~1|+'
+    '|nor_conv_1x1~0|skip_connect~1|skip_connect~2|'])
+def test_text_of_nasbench201(capsys, target):
+  code, out, _ = run(capsys, target)
+  assert code == 0
+  assert out.splitlines()[3:8] == [
+      'cell',
+      '  node 1 = avg_pool_3x3(cell k-1)',
+      '  node 2 = nor_conv_1x1(cell k-1) + skip_connect(node 1)',
+      '  node 3 = nor_conv_1x1(cell k-1) + skip_connect(node 1) + '
+      'skip_connect(node 2)',
+      '  output = node 3']
+  assert 'cifar10: 85.86% test accuracy after 200 epochs, rank' in out
+  assert '4 of 6 in the cell' in out
+  assert 'auxiliary' not in out
+
+
+def test_a_file_goes_before_a_cell_of_that_name(capsys, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  write(tmp_path, '421211', genotypes.to_text(DARTS_V2))
+  assert values_of(capsys, '421211')['space'] == 's0'
+
+
+def saved(tmp_path, name, seed=1):
+  """(file of a random genotype of a space, the genotype)."""
+  genotype = genotypes.random(
+      spaces.SPACES[name], np.random.default_rng(seed))
+  path = tmp_path / f'{name}.json'
+  genotypes.save(path, genotype, space=name, seed=0, step=1)
+  return path, genotype
+
+
+def test_networks_of_nasbench1shot1(capsys, tmp_path):
+  space = spaces.SPACES['nasbench1shot1_2']
+  path, genotype = saved(tmp_path, space.name)
+  count = nasbench1shot1.count(space, genotype, cells=9, channels=16)
+  values = values_of(capsys, path)
+  assert (values['params'], values['macs']) == count[:2]
+  # Nobody says of which space it is: the sizes of the cell do.
+  text = write(tmp_path, 'cell.txt', genotypes.to_text(genotype))
+  assert values_of(capsys, text)['params'] == count.params
+  out = run(capsys, path)[1]
+  # The operation of a node is applied to the sum of what it reads.
+  two = next(n for n in genotype.normal if len(n) == 2)
+  places = [f'node {p}' if p else 'cell k-1' for _, p in two]
+  assert f' = {two[0][0]}({" + ".join(places)})\n' in out
+  assert f'output = concat({places_of(genotype.normal_concat)})' in out
+
+
+def places_of(states):
+  return ', '.join(f'node {i}' if i else 'cell k-1' for i in states)
+
+
+@pytest.mark.parametrize('name, blocks', [('mobile', 21), ('mobile_tiny', 3)])
+def test_networks_of_blocks(capsys, tmp_path, name, blocks):
+  path, genotype = saved(tmp_path, name)
+  space = spaces.SPACES[name]
+  for flags, sizes in (
+      ((), dict(num_classes=1000, image_size=224, stem='imagenet')),
+      (('--stem=cifar', '--channels=16'), dict(channels=16, stem='cifar'))):
+    count = mobile.count(
+        space, genotype, cells=blocks, **{'channels': 32, **sizes})
+    values = values_of(capsys, path, *flags)
+    assert (values['params'], values['macs']) == count[:2]
+  assert f'  block {blocks - 1} = {genotype.normal[-1][0][0]}\n' in run(
+      capsys, path)[1]
+
+
+def test_the_flag_goes_before_the_files_space(capsys, tmp_path):
+  path, _ = saved(tmp_path, 'nasbench1shot1_1')
+  same = values_of(capsys, path, '--space=nasbench1shot1_2')
+  assert same['space'] == 'nasbench1shot1_2'
+  code, _, err = run(capsys, path, '--space=nasbench1shot1_3')
+  assert code == 2 and 'has 4 nodes' in err
+
+
+OWN = """
+from rome_jax import config, counting, spaces
+
+counting.OP_COUNTS['twice'] = (
+    lambda channels, size, stride, affine: counting.Cost(2, 3))
+spaces.SPACES['own'] = spaces.Space('own', ('twice',))
+get_config = config.defaults
+"""
+
+
+def test_an_own_space_is_read_from_a_config_file(capsys, tmp_path,
+                                                 monkeypatch):
+  monkeypatch.setattr(spaces, 'SPACES', dict(spaces.SPACES))
+  monkeypatch.setattr(counting, 'OP_COUNTS', dict(counting.OP_COUNTS))
+  genotype = genotypes.random(
+      spaces.Space('own', ('twice',)), np.random.default_rng(0))
+  genotypes.save(tmp_path / 'own.json', genotype, space='own', seed=0, step=0)
+  code, _, err = run(capsys, tmp_path / 'own.json')
+  assert code == 2 and err.count('\n') == 1
+  assert "space='own' is unknown here" in err and '--config=FILE' in err
+  flags = f'--config={write(tmp_path, "own.py", OWN)}', '--cells=1'
+  values = values_of(capsys, tmp_path / 'own.json', *flags, '--channels=1')
+  # A reduction of 2 channels behind a stem of 3: two 1x1, 8 operations.
+  part = next(p for p in values['parts'] if 'cell 0' in p['name'])
+  assert part['params'] == 2 * (3 * 2 + 2 * 2) + 8 * 2
+  assert part['macs'] == 2 * 3 * 2 * 32**2 + 8 * 3
+  assert values['space'] == 'own'
+
+
 def write(tmp_path, name, content):
   (tmp_path / name).write_text(content)
   return tmp_path / name
@@ -117,6 +255,17 @@ def write(tmp_path, name, content):
     (['DARTS_V2', '--stem=cifar10'], 'cifar10'),
     (['DARTS_V2', '--stem=imagenet', '--channels=5'], 'must be even'),
     (['DARTS_V2', 'PDARTS'], 'PDARTS'),
+    (['DARTS_V2', '--space=nasbench201'], 'space=nasbench201 has normal'),
+    (['421211', '--space=s0'], 'but the space has normal, reduce'),
+    (['421211', '--stem=imagenet'], '--stem=imagenet must be cifar'),
+    (['421211', '--cells=4'], 'cells=4 must be a multiple of 3'),
+    (['421215'], "genotype='421215' must be 6 digits of 0 to 4"),
+    (['15625'], 'index of 0 to 15624'),
+    (['|nor_conv_3x3~0|'], 'must have 3 groups'),
+    ([nasbench201('nor_conv_3x4')], "did you mean 'nor_conv_3x3'"),
+    (['Genotype(normal=[[("skip_connect", 0)]], normal_concat=[1])'],
+     'name its space with --space'),
+    (['DARTS_V2', '--config=missing.py'], 'missing.py'),
     (['DARTS_V2', '--list'], '--list'),
     (['Genotype(normal=open("x"))'], 'plain list'),
 ])

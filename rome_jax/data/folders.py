@@ -112,7 +112,7 @@ def probe_channels(files):
   for i in splits.spread(64, len(paths)):
     try:
       with Image.open(paths[i]) as image:
-        if image.mode not in ('1', 'L', 'LA', 'I', 'I;16', 'F'):
+        if not splits.is_gray(image.mode):
           return 3
     except (OSError, SyntaxError, ValueError):
       splits.decode(paths[i], 3, paths[i])  # says what is wrong with it

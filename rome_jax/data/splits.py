@@ -108,8 +108,16 @@ def require(module, why):
         f'pip install {_REQUIREMENTS[module]}') from error
 
 
+def is_gray(mode):
+  """Whether images of a mode of Pillow's have no colour."""
+  return mode in ('1', 'L', 'LA', 'La', 'F') or mode.startswith('I')
+
+
 def decode(file, channels, where):
   """Decodes an image file with Pillow.
+
+  Of 16 bits the result has the upper 8: gray ones are divided by 257 and
+  rounded, which Pillow would clip instead; of colours it takes the high byte.
 
   Args:
     file: a path or a binary file object.
@@ -120,11 +128,15 @@ def decode(file, channels, where):
     [h, w, channels] uint8.
 
   Raises:
-    UserError: the file is missing, truncated or no image.
+    UserError: the file is missing, truncated, no image, or one of floats.
   """
   Image = require('PIL.Image', 'decoding images')
   try:
     with Image.open(file) as image:
+      if image.mode.startswith('I'):
+        image = Image.fromarray(_upper_byte(np.asarray(image)))
+      elif image.mode == 'F':
+        raise ValueError('its pixels are floats, whose range is unknown')
       pixels = np.asarray(image.convert('L' if channels == 1 else 'RGB'))
   except (OSError, SyntaxError, ValueError, EOFError,
           Image.DecompressionBombError) as error:
@@ -132,6 +144,11 @@ def decode(file, channels, where):
     raise errors.UserError(
         f'{where} is not a readable image ({reason})') from error
   return pixels[:, :, None] if channels == 1 else pixels
+
+
+def _upper_byte(pixels):
+  """Integers 0..65535 as uint8 0..255; Pillow reads 16 bits into 32."""
+  return np.rint(np.clip(pixels, 0, 65535) / 257).astype(np.uint8)
 
 
 def fit(image, size, short=None):
