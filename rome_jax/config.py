@@ -107,8 +107,8 @@ _TOP = {
         "divides it by 8, 'auto' is 'imagenet' from 128 pixels",
         ('auto', 'cifar', 'imagenet')),
     'genotype': Field(
-        '', 'path or published name of a genotype: no search, only its '
-        'retraining'),
+        '', 'path or published name of a genotype, or a string, code or index '
+        'of NAS-Bench-201: no search, only its retraining'),
     'log_every': _at_least(1, 50, 'steps between two lines of metrics'),
     'checkpoint_every': _at_least(1, 500, 'steps between two checkpoints'),
     'keep_checkpoints': _at_least(
@@ -629,8 +629,10 @@ def _flatten(value, prefix=''):
 def help_text() -> str:
   """How to call the program, and every field."""
   lines = [
-      'usage: python -m rome_jax.main --config=PATH [--workdir=DIR] '
-      '[--config.FIELD=VALUE ...]', '', 'Fields and their defaults:']
+      'usage: python -m rome_jax.main --config=PATH[:KEY=VALUE,...] '
+      '[--workdir=DIR] [--config.FIELD=VALUE ...]', '',
+      'The docstring of the file at PATH says which keys it has.', '',
+      'Fields and their defaults:']
   for name, field in FIELDS.items():
     allowed = f' ({", ".join(field.choices)})' if field.choices else ''
     lines.append(f'  --config.{name}={field.default}')

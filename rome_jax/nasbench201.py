@@ -147,6 +147,11 @@ class Network(nn.Module):
 def check(space: Space, *, cells: int, channels: int) -> None:
   """Raises UserError for sizes that the skeleton cannot have."""
   del channels
+  shape = space.num_inputs, space.cell_types, space.sites
+  if shape != (1, ('normal',), 'edges'):
+    raise errors.UserError(
+        f"space {space.name}: with skeleton='nasbench201' a space has "
+        "num_inputs=1, cell_types=('normal',) and sites='edges'")
   if cells % STAGES:
     raise errors.UserError(
         f'cells={cells} must be a multiple of {STAGES} with '

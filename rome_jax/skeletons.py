@@ -74,7 +74,7 @@ SKELETONS: dict[str, Skeleton] = {
     'darts': Skeleton(
         networks.Supernet, _darts_network,
         lambda space, genotype, **sizes: counting.count(genotype, **sizes),
-        counting.supernet, lambda space, **sizes: None,
+        counting.supernet, counting.check,
         stems=('cifar', 'imagenet'), auxiliary=True),
     'nasbench201': Skeleton(
         nasbench201.Supernet, _plain(nasbench201.Network), nasbench201.count,
@@ -130,7 +130,10 @@ def check(space: Space, where: str, *, cells: int, channels: int, stem: str,
   try:
     row.check(space, cells=cells, channels=channels)
   except errors.UserError as error:
-    raise errors.UserError(f'{where}.{error}') from None
+    # Those of a size begin with its name.
+    field = str(error).startswith(('cells=', 'channels='))
+    raise errors.UserError(f'{where}.{error}' if field else str(error)) from (
+        None)
 
 
 def check_genotype(space: Space, genotype: genotypes.Genotype,
