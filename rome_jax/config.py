@@ -30,7 +30,7 @@ AUGMENTATIONS = ('none', 'shift', 'cifar', 'svhn', 'imagenet')
 # depends on.
 FREE_FIELDS = (
     'name', 'log_every', 'checkpoint_every', 'keep_checkpoints',
-    'compilation_cache', 'data_dir')
+    'compilation_cache', 'data_dir', 'mesh.data', 'mesh.sample')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,7 +218,16 @@ _EVALUATE = {
         0, 0, 'images of one test batch; 0: as batch_size'),
 }
 
-SECTIONS = {'search': _SEARCH, 'evaluate': _EVALUATE}
+_MESH = {
+    'data': _at_least(
+        0, 0, 'parts into which a batch is cut, a device each; 0: as many as '
+        'the devices give'),
+    'sample': _at_least(
+        1, 1, 'groups of devices, each with its share of the K architectures '
+        'of a search'),
+}
+
+SECTIONS = {'search': _SEARCH, 'evaluate': _EVALUATE, 'mesh': _MESH}
 # {'seed': Field, ..., 'search.cells': Field, ...}
 FIELDS = {
     **_TOP, **{f'{section}.{name}': field

@@ -15,6 +15,7 @@ from rome_jax import (
     genotypes,
     loop,
     networks,
+    parallel,
     search,
     skeletons,
     training,
@@ -160,9 +161,11 @@ def make_test(network, dataset, section):
 class Trainer:
   """Compiles each genotype once and trains it with any seed."""
 
-  def __init__(self, config, dataset):
+  def __init__(self, config, dataset, mesh=None):
     section = config.evaluate
     self.config, self.dataset = config, dataset
+    self.placement = mesh and loop.Placement(
+        parallel.replicated(mesh), parallel.split_over_all(mesh))
     self.transform = data.make_transform(
         section.augment, dataset, train=True, cutout=section.cutout)
     self.per_epoch = self._batches(0).steps_per_epoch
@@ -194,10 +197,10 @@ class Trainer:
     section = self.config.evaluate
     step = make_step(network, section, self.tx, self.steps, self.per_epoch)
     batch = self._batches(0)(0)
-    carry = loop.init_carry(step, state, batch)
+    carry = loop.init_carry(step, state, batch, placement=self.placement)
     if network not in self._programs:
       self._programs[network] = (
-          loop.compile_step(step, carry, batch, label),
+          loop.compile_step(step, carry, batch, label, self.placement),
           make_test(network, self.dataset, section))
     return *self._programs[network], carry
 

@@ -28,6 +28,7 @@ from rome_jax import (
   metrics,
   nasbench201_forms,
   ops,
+  parallel,
   plotting,
   report,
   search,
@@ -82,10 +83,12 @@ def run(config, workdir, dataset=None) -> int:
     _check_operations(config, given)
     dataset = dataset or _load(config)
     _check_data(config, dataset, given)
+    mesh = parallel.from_config(config)
     config_lib.check_workdir(workdir, config)
     use_compilation_cache(config.compilation_cache)
     with _only_one(workdir), metrics.MetricsWriter(workdir) as writer:
-      result = _run_phases(config, dataset, workdir, given, writer, stop)
+      result = _run_phases(
+          config, dataset, workdir, given, writer, stop, mesh)
       if result is not None:
         _finish(workdir, result)
         return 0
@@ -189,7 +192,7 @@ def _processor_key():
   return hashlib.sha256('\n'.join(facts).encode()).hexdigest()[:12]
 
 
-def _run_phases(config, dataset, workdir, given, writer, stop):
+def _run_phases(config, dataset, workdir, given, writer, stop, mesh):
   """The search and every retraining; the result, or None if stopped."""
   result = {'format': 1, 'method': config.method, 'space': config.space,
             'dataset': config.dataset, 'seed': config.seed}
@@ -200,7 +203,8 @@ def _run_phases(config, dataset, workdir, given, writer, stop):
   else:
     note = workdir / 'phases' / 'search.json'
     if not note.exists():
-      outcome, genotype = search.run(config, dataset, workdir, writer, stop)
+      outcome, genotype = search.run(
+          config, dataset, workdir, writer, stop, mesh)
       if not outcome.finished:
         return None
       files.write_json(note, _search_figures(outcome, genotype))
@@ -208,7 +212,8 @@ def _run_phases(config, dataset, workdir, given, writer, stop):
     genotype = genotypes.load(str(workdir / 'genotype.json'))
   result['genotype'] = genotypes.to_text(genotype)
   result |= _tabular(config_lib.space(config), genotype)
-  evaluations = _retrain(config, dataset, workdir, genotype, writer, stop)
+  evaluations = _retrain(
+      config, dataset, workdir, genotype, writer, stop, mesh)
   if evaluations is None:
     return None
   count = evaluate.count(config, dataset, genotype)
@@ -256,13 +261,13 @@ def _tabular(space, genotype):
   return {'table': nasbench201.report(genotype)}
 
 
-def _retrain(config, dataset, workdir, genotype, writer, stop):
+def _retrain(config, dataset, workdir, genotype, writer, stop, mesh):
   """One record per retraining; None if stopped."""
   trainer, records = None, []
   for job in evaluate.jobs(config, genotype):
     note = workdir / 'phases' / f'{job.name}.json'
     if not note.exists():
-      trainer = trainer or evaluate.Trainer(config, dataset)
+      trainer = trainer or evaluate.Trainer(config, dataset, mesh)
       outcome = trainer.run(job, workdir, writer, stop)
       if not outcome.finished:
         return None
