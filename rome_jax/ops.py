@@ -315,7 +315,7 @@ _PROBE = (2, 5, 5, 4)  # odd, so that a wrong stride shows
 def check(name: str) -> None:
   """Checks the two table rows of an operation against each other.
 
-  Traces it at both strides, as search cells and discrete networks build it;
+  Traces it at both strides, with statistics of the batch and with BatchNorm;
   nothing is compiled.
 
   Raises:
