@@ -6,7 +6,8 @@ alpha's learning rate keeps the total travel of the paper's search (19,500
 steps at 3e-4).
 
   for method in rome_v2 gdas; do for seed in 0 1 2; do
-    python -m rome_jax.main --config=configs/cifar10_reduced.py:$method \
+    python -m rome_jax.main \
+      --config=configs/cifar10_reduced.py:method=$method \
       --config.seed=$seed --config.data_dir=DIR --workdir=runs/$method-$seed
   done; done
 
@@ -18,16 +19,13 @@ retraining, ROME-v2 44.70 +- 2.10 %, GDAS 45.33 +- 1.99 % test accuracy.
 """
 
 from rome_jax import config as config_lib
-from rome_jax import errors
 
 STEPS = {'rome_v2': 80, 'rome_v1': 80, 'gdas': 560}
 
 
-def get_config(method='rome_v2'):
-  """Returns the config of one method, the argument after the colon."""
-  if method not in STEPS:
-    raise errors.UserError(
-        f'method {method!r} must be one of {", ".join(STEPS)}')
+def get_config(text=''):
+  """Returns the config of method=..., given after the colon."""
+  method = config_lib.arguments(text, method=tuple(STEPS)).method
   config = config_lib.defaults()
   config.name = f'cifar10_reduced {method}'
   config.dataset = 'cifar10'

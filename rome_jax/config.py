@@ -135,7 +135,8 @@ _SEARCH = {
         "or batched ('vmap')", ('scan', 'vmap')),
     'sampler': _choice(
         'iid', "theta's samples: independent (Algorithm 1), or each "
-        'operation equally often per edge (FairNAS)', ('iid', 'strict_fair')),
+        'operation given to each edge equally often (FairNAS), sampled or '
+        'not', ('iid', 'strict_fair')),
     'order': _choice(
         'alpha_first', 'what a step updates first: alpha and beta '
         '(Algorithm 1) or theta (GDAS)', ('alpha_first', 'theta_first')),
@@ -335,8 +336,9 @@ def _check_search(config):
   searched = space(config)
   if config.method == 'gdas' and searched.absent and searched.has_topology:
     raise errors.UserError(
-        f'config.in_degree={config.in_degree} must be 0 with '
-        f"config.method='gdas' and space={config.space}: every edge stays")
+        f"config.method='gdas' needs every edge, but space={config.space} "
+        f'keeps {searched.in_degrees} of a node\'s (config.in_degree='
+        f'{config.in_degree})')
   operations = searched.num_choices
   fair = all((searched.choices(t) >= 0).all() for t in searched.cell_types)
   if search.sampler == 'strict_fair' and not fair:

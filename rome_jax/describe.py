@@ -229,7 +229,7 @@ def summary(record: genotypes.Record, space=None, **sizes) -> dict:
         name: sizes[name]
         for name in ('cells', 'channels', 'num_classes', 'stem')})
   values |= {
-      'parameterless': genotypes.parameterless(genotype),
+      'parameterless': genotypes.parameterless(genotype, space),
       'genotype': genotypes.to_json(genotype),
       'text': genotypes.to_text(genotype),
       'info': record.info,
@@ -282,9 +282,9 @@ def _titles(genotype):
 
 def _text(target, space, name, record, values):
   """The report for people."""
+  names = genotypes.operations(record.genotype, space)
   free = ', '.join(
-      f'{values["parameterless"][cell]} of '
-      f'{sum(map(len, getattr(record.genotype, cell)))} in the {title}'
+      f'{values["parameterless"][cell]} of {len(names[cell])} in the {title}'
       for cell, title in _titles(record.genotype).items())
   origin = ', '.join(
       f'{key} {record.info[key]}'

@@ -147,6 +147,8 @@ def make_test(network, dataset, section):
     # they draw depends on the seed and the step alone.
     rng = jax.random.fold_in(
         jax.random.key(np.uint32(state.seed)), int(state.step))
+    # The training step of that number splits its key in two; this is neither.
+    rng = jax.random.fold_in(rng, 2)
     with data.prefetch(batches, 0, len(batches)) as ahead:
       for i, batch in enumerate(ahead):
         a, b = sums(state.params, state.batch_stats, batch,
@@ -198,10 +200,11 @@ class Trainer:
     step = make_step(network, section, self.tx, self.steps, self.per_epoch)
     batch = self._batches(0)(0)
     carry = loop.init_carry(step, state, batch, placement=self.placement)
+    # Jobs of one genotype follow each other: older programs are of no use.
     if network not in self._programs:
-      self._programs[network] = (
+      self._programs = {network: (
           loop.compile_step(step, carry, batch, label, self.placement),
-          make_test(network, self.dataset, section))
+          make_test(network, self.dataset, section))}
     return *self._programs[network], carry
 
   def run(self, job: Job, workdir, writer, stop) -> loop.Outcome:

@@ -167,13 +167,33 @@ def used_ops(genotype) -> set[str]:
           for node in cell for op, _ in node}
 
 
-def parameterless(genotype: Genotype) -> dict[str, int]:
-  """Counts the pooling, skip and none entries of each cell."""
-  return {
-      cell: sum(
-          op in PARAMETERLESS
-          for node in getattr(genotype, cell) for op, _ in node)
-      for cell in cell_types(genotype)}
+def operations(genotype: Genotype, space: spaces.Space | None = None
+               ) -> dict[str, list[str]]:
+  """The operations of each cell that a search has chosen.
+
+  Args:
+    genotype: the value.
+    space: where it is known: a node's own operation then counts once, and an
+      edge that was left out is none.
+  """
+  found = {}
+  for cell in cell_types(genotype):
+    nodes = getattr(genotype, cell)
+    if space is not None and space.sites == 'nodes':
+      nodes = [node[:1] for node in nodes]
+    left_out = '' if space is None or space.absent in space.ops else (
+        space.absent)
+    found[cell] = [
+        op for node in nodes for op, _ in node if not left_out or (
+            op != left_out)]
+  return found
+
+
+def parameterless(genotype: Genotype, space: spaces.Space | None = None
+                  ) -> dict[str, int]:
+  """Counts the operations without weights; arguments as `operations`."""
+  return {cell: sum(op in PARAMETERLESS for op in names)
+          for cell, names in operations(genotype, space).items()}
 
 
 def random(space: spaces.Space, rng: np.random.Generator) -> Genotype:

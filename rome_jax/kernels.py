@@ -309,17 +309,21 @@ def _moments(x):
   return centred, _batch_mean(centred * centred)
 
 
+def part_of_batch():
+  """Which part of the batch this device has, None where it is not cut."""
+  try:
+    return lax.axis_index(BATCH_AXIS)
+  except NameError:
+    return None
+
+
 def _batch_mean(x):
   """[C]: the mean over the batch, all parts of it if it is cut.
 
   A batch is cut where a `shard_map` has bound BATCH_AXIS, and only there.
   """
   mean = x.mean((0, 1, 2))
-  try:
-    lax.axis_index(BATCH_AXIS)
-  except NameError:
-    return mean
-  return lax.pmean(mean, BATCH_AXIS)
+  return mean if part_of_batch() is None else lax.pmean(mean, BATCH_AXIS)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

@@ -118,7 +118,9 @@ def _given(config):
 
 def _check_operations(config, given):
   """Finds a wrong table row of the user's before anything is compiled."""
-  names = set(config_lib.space(config).ops)
+  space = config_lib.space(config)
+  skeletons.check_operations(space)
+  names = set(space.ops)
   if given is not None:
     names |= genotypes.used_ops(given.genotype)
   for name in sorted(names & set(ops.OPS)):  # Some skeletons have their own.
@@ -164,6 +166,8 @@ def _check_data(config, dataset, given):
     search.make_batches(config, dataset)
   if retrains:
     evaluate.Trainer(config, dataset)
+  if given is not None:
+    evaluate.count(config, dataset, given.genotype)
 
 
 def use_compilation_cache(where: str) -> None:
@@ -207,7 +211,8 @@ def _run_phases(config, dataset, workdir, given, writer, stop, mesh):
           config, dataset, workdir, writer, stop, mesh)
       if not outcome.finished:
         return None
-      files.write_json(note, _search_figures(outcome, genotype))
+      files.write_json(note, _search_figures(
+          outcome, genotype, config_lib.space(config)))
     result['search'] = files.read_json(note)
     genotype = genotypes.load(str(workdir / 'genotype.json'))
   result['genotype'] = genotypes.to_text(genotype)
@@ -246,12 +251,12 @@ def _origin(given, config):
   return origin
 
 
-def _search_figures(outcome, genotype):
+def _search_figures(outcome, genotype, space):
   keep = ('train_loss', 'train_accuracy', 'valid_loss', 'valid_accuracy')
   return {
       **{k: outcome.scalars.get(k) for k in keep}, **outcome.figures,
       'peak_memory_bytes': peak_memory_bytes(),
-      'parameterless': genotypes.parameterless(genotype)}
+      'parameterless': genotypes.parameterless(genotype, space)}
 
 
 def _tabular(space, genotype):

@@ -386,8 +386,7 @@ def make_update(method: Method, space: Space, loss_fn: Callable,
     return _over_samples(one, archs, rng, theta, batch, options,
                          options.theta_reduce, spread)
 
-  def sample_archs(params, rng, tau):
-    rng, fair_rng = jax.random.split(rng)
+  def sample_archs(params, rng, fair_rng, tau):
     noise = gumbel_noise(params, rng, options.k)
     ops = None
     if options.sampler == 'strict_fair':
@@ -401,9 +400,10 @@ def make_update(method: Method, space: Space, loss_fn: Callable,
     return lax.stop_gradient(archs)
 
   def update_arch(state, batch, rng, tau):
-    noise = gumbel_noise(state.arch, rng, options.k)
+    noise_rng, op_rng = jax.random.split(rng)
+    noise = gumbel_noise(state.arch, noise_rng, options.k)
     (loss, aux), grads = arch_gradient(
-        state.theta, state.arch, batch, noise, tau, rng)
+        state.theta, state.arch, batch, noise, tau, op_rng)
     updates, arch_opt = arch_tx.update(grads, state.arch_opt, state.arch)
     state = state._replace(
         arch=optax.apply_updates(state.arch, updates), arch_opt=arch_opt)
@@ -411,8 +411,9 @@ def make_update(method: Method, space: Space, loss_fn: Callable,
                    **{f'valid_{k}': v for k, v in aux.items()}}
 
   def update_theta(state, batch, rng, tau):
-    archs = sample_archs(state.arch, rng, tau)
-    (loss, aux), grads = theta_gradient(state.theta, archs, batch, rng)
+    noise_rng, fair_rng, op_rng = jax.random.split(rng, 3)
+    archs = sample_archs(state.arch, noise_rng, fair_rng, tau)
+    (loss, aux), grads = theta_gradient(state.theta, archs, batch, op_rng)
     norm = optax.tree.norm(grads)
     updates, theta_opt = theta_tx.update(grads, state.theta_opt, state.theta)
     state = state._replace(
@@ -442,8 +443,7 @@ def make_update(method: Method, space: Space, loss_fn: Callable,
 def _over_samples(one, samples, rng, shared, batch, options, reduce, spread):
   """((mean loss, mean aux), gradient) over K samples, each with a key."""
   # Raw words: a loop may then slice them like any array.
-  keys = jax.random.key_data(
-      jax.random.split(jax.random.fold_in(rng, 1), options.k))
+  keys = jax.random.key_data(jax.random.split(rng, options.k))
 
   def total(samples, shared, batch):
     def function(sampled):

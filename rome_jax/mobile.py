@@ -40,7 +40,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from rome_jax import choice, counting, errors, kernels, networks, ops, spaces
+from rome_jax import choice, counting, errors, networks, ops, spaces
 from rome_jax.cells import EDGES
 from rome_jax.genotypes import Genotype
 from rome_jax.spaces import Space
@@ -148,6 +148,14 @@ def runs(stages: tuple[Block, ...]) -> tuple[Run, ...]:
 # --------------------------------------------------------------- operations
 
 
+def knows(op: str) -> bool:
+  """Whether it names a candidate of a block."""
+  try:
+    return op == ZERO or bool(kernel_and_expansion(op))
+  except errors.UserError:
+    return False
+
+
 def kernel_and_expansion(op: str) -> tuple[int, int]:
   """(3, 6) of 'mbconv_k3_e6'.
 
@@ -162,16 +170,9 @@ def kernel_and_expansion(op: str) -> tuple[int, int]:
   return int(match[1]), int(match[2])
 
 
-class AffineBatchStatistics(nn.Module):
-  """Stateless BatchNorm with affine: ProxylessNAS trains it in its search."""
-
-  @nn.compact
-  def __call__(self, x):
-    c = x.shape[-1]
-    scale = self.param('scale', nn.initializers.ones, (c,))
-    bias = self.param('bias', nn.initializers.zeros, (c,))
-    y = kernels.batch_norm(x, EPSILON)
-    return y * scale.astype(x.dtype) + bias.astype(x.dtype)
+# ProxylessNAS trains the affine of its supernet's norms.
+_search_norm = functools.partial(
+    networks.AffineBatchStatistics, epsilon=EPSILON)
 
 
 class MBConv(nn.Module):
@@ -210,7 +211,7 @@ def _candidates(block):
   return tuple(
       ops.Zero(block.stride, parent=None) if op == ZERO else
       MBConv(*kernel_and_expansion(op), block.c_out, block.stride,
-             AffineBatchStatistics, parent=None)
+             _search_norm, parent=None)
       for op in block.ops)
 
 
@@ -327,7 +328,7 @@ class Supernet(nn.Module):
 
     return _skeleton(
         images, body, channels=self.channels, num_classes=self.num_classes,
-        stem=self.stem, norm=AffineBatchStatistics)
+        stem=self.stem, norm=_search_norm)
 
   def _run(self, run, cell, x):
     weights = self.param(run.name, _init_run, run)[EDGES]

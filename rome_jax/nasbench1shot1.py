@@ -204,6 +204,11 @@ class ConvNormRelu(nn.Module):
     return nn.relu(self.norm(name='norm')(x))
 
 
+def knows(op: str) -> bool:
+  """Whether it names an operation of a node."""
+  return op in CONVS or op in ops.OPS
+
+
 def _operation(name, features, norm):
   """The unbound module of a node's operation; pools are not normalised."""
   if name in CONVS:

@@ -21,10 +21,10 @@ from rome_jax.spaces import Space
 STAGES = 3
 
 
-def _conv(features, kernel, stride, name, bias=False):
+def _conv(features, kernel, stride, name):
   pad = kernel // 2
   return nn.Conv(features, (kernel,) * 2, (stride,) * 2,
-                 ((pad, pad), (pad, pad)), use_bias=bias,
+                 ((pad, pad), (pad, pad)), use_bias=False,
                  kernel_init=ops.torch_init, name=name)
 
 
@@ -34,19 +34,17 @@ class ResidualBlock(nn.Module):
   Attributes:
     features: output channels.
     norm: function that makes a normalisation layer.
-    bias: whether the convolutions but the shortcut's have a bias.
   """
 
   features: int
   norm: Callable
-  bias: bool = False
 
   @nn.compact
   def __call__(self, x):
     y = self.norm(name='norm_a')(
-        _conv(self.features, 3, 2, 'conv_a', self.bias)(nn.relu(x)))
+        _conv(self.features, 3, 2, 'conv_a')(nn.relu(x)))
     y = self.norm(name='norm_b')(
-        _conv(self.features, 3, 1, 'conv_b', self.bias)(nn.relu(y)))
+        _conv(self.features, 3, 1, 'conv_b')(nn.relu(y)))
     # At odd sizes the strided convolution gives ceil(n / 2); so must this.
     pad = tuple((0, n % 2) for n in x.shape[1:3])
     shortcut = nn.avg_pool(x, (2, 2), (2, 2), padding=pad)
@@ -79,9 +77,10 @@ def _skeleton(images, *, channels, cells, num_classes, norm, block, make_cell):
 class Supernet(nn.Module):
   """All candidate weights; evaluates one sampled architecture.
 
-  As in the benchmark's search code, BatchNorm in cells and residual blocks
-  has no affine and their convolutions have a bias; every BatchNorm uses the
-  statistics of the batch. Attributes are those of `networks.Supernet`.
+  As in the benchmark's search code, BatchNorm in cells has no affine and
+  their convolutions have a bias; stem, residual blocks and head are those of
+  the final network. Every BatchNorm uses the statistics of the batch.
+  Attributes are those of `networks.Supernet`.
   """
 
   space: Space
@@ -103,7 +102,7 @@ class Supernet(nn.Module):
 
     def block(features, name):
       return ResidualBlock(
-          features, ops.BatchStatistics, bias=True, name=name)
+          features, networks.AffineBatchStatistics, name=name)
 
     return _skeleton(
         images, channels=self.channels, cells=self.cells,
@@ -147,11 +146,12 @@ class Network(nn.Module):
 def check(space: Space, *, cells: int, channels: int) -> None:
   """Raises UserError for sizes that the skeleton cannot have."""
   del channels
-  shape = space.num_inputs, space.cell_types, space.sites
-  if shape != (1, ('normal',), 'edges'):
+  shape = space.num_inputs, space.cell_types, space.sites, space.parents
+  if shape != (1, ('normal',), 'edges', 'all'):
     raise errors.UserError(
         f"space {space.name}: with skeleton='nasbench201' a space has "
-        "num_inputs=1, cell_types=('normal',) and sites='edges'")
+        "num_inputs=1, cell_types=('normal',), sites='edges' and "
+        "parents='all'")
   if cells % STAGES:
     raise errors.UserError(
         f'cells={cells} must be a multiple of {STAGES} with '
@@ -162,7 +162,6 @@ def _parts(nodes, cells, channels, num_classes, image_size, image_channels,
            search):
   """(name, Cost) of stem, cells, residual blocks and head."""
   c, size = counting, image_size
-  affine = not search
   parts = [('stem', c.total(c.conv(image_channels, channels, 9, size**2),
                             c.norm(channels)))]
   for stage in range(STAGES):
@@ -170,11 +169,10 @@ def _parts(nodes, cells, channels, num_classes, image_size, image_channels,
     if stage:
       size = c.strided(size, 2)
       before = width // 2
-      bias = c.Cost(2 * width if search else 0, 0)
       parts.append((f'residual block {stage}', c.total(
-          c.conv(before, width, 9, size**2), c.norm(width, affine),
-          c.conv(width, width, 9, size**2), c.norm(width, affine),
-          c.conv(before, width, 1, size**2), bias)))
+          c.conv(before, width, 9, size**2), c.norm(width),
+          c.conv(width, width, 9, size**2), c.norm(width),
+          c.conv(before, width, 1, size**2))))
     costs = [_op_cost(op, width, size, search)
              for node in nodes for op, _ in node]
     for i in range(cells // STAGES):

@@ -252,8 +252,10 @@ def read(text: str) -> genotypes.Record:
 def covers(space: spaces.Space) -> bool:
   """Whether every architecture of a space is a cell of the benchmark."""
   known = spaces.NASBENCH201
+  same = ('skeleton', 'num_nodes', 'num_inputs', 'cell_types', 'sites',
+          'parents')
   return (
-      (space.skeleton, space.num_nodes) == (known.skeleton, known.num_nodes)
+      all(getattr(space, name) == getattr(known, name) for name in same)
       and set(space.ops) <= set(OPS)
       and (space.absent == known.absent or not space.has_topology))
 

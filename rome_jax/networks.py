@@ -18,7 +18,7 @@ import numpy as np
 from flax import traverse_util
 
 from rome_jax import cells as cells_lib
-from rome_jax import genotypes, ops, sampling
+from rome_jax import genotypes, kernels, ops, sampling
 from rome_jax.counting import reductions
 from rome_jax.spaces import Space
 
@@ -95,12 +95,15 @@ def _stack(images, *, stem, channels, cells, stem_norm, make_cell):
 class AffineBatchStatistics(nn.Module):
   """Stateless BatchNorm with affine: the stem of a supernet."""
 
+  epsilon: float = 1e-5
+
   @nn.compact
   def __call__(self, x):
     c = x.shape[-1]
     scale = self.param('scale', nn.initializers.ones, (c,))
     bias = self.param('bias', nn.initializers.zeros, (c,))
-    return ops.BatchStatistics()(x) * scale + bias
+    y = kernels.batch_norm(x, self.epsilon)
+    return y * scale.astype(x.dtype) + bias.astype(x.dtype)
 
 
 class Supernet(nn.Module):
@@ -255,9 +258,10 @@ class Network(nn.Module):
 def initialise(module: nn.Module, seed: int, *args):
   """The variables of `module.init(key, *args)`, drawn by NumPy.
 
-  The law is that of the modules' own initialisers. `init` would compile one
-  random draw per kernel, which takes longer than training a small network;
-  and these weights are the same on every device and version of JAX.
+  The law is PyTorch's: kernels, and biases beside them, in
+  U(+-1/sqrt(fan_in)). `init` would compile one random draw per kernel, which
+  takes longer than training a small network; and these weights are the same
+  on every device and version of JAX.
 
   Args:
     module: a Supernet or Network.

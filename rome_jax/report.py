@@ -13,7 +13,7 @@ import pathlib
 import re
 import statistics
 
-from rome_jax import files, genotypes, metrics, plotting
+from rome_jax import files, genotypes, metrics, plotting, spaces
 
 FILENAME = 'report.html'
 
@@ -304,9 +304,13 @@ def _diagnostics(record, rows):
     if row.get('phase') == 'search':
       last.update({k: v for k, v in row.items() if v is not None})
   if record is not None:
-    counts = genotypes.parameterless(record.genotype)
-    sizes = {cell: sum(map(len, getattr(record.genotype, cell)))
-             for cell in counts}
+    space = spaces.SPACES.get(record.info.get('space'))
+    sizes = {cell: len(names) for cell, names in genotypes.operations(
+        record.genotype, space).items()}
+    # What the search wrote last; it knew of changes to the space too.
+    counts = {cell: int(last.get(f'parameterless_{cell}', n))
+              for cell, n in genotypes.parameterless(
+                  record.genotype, space).items()}
     if 2 * counts['normal'] > sizes['normal']:
       parts.append(_paragraph(
           f'{counts["normal"]} of the {sizes["normal"]} operations of the '

@@ -104,13 +104,15 @@ def sample_all_edges(space: Space, beta, noise, tau):
   """Every edge active: GDAS, which has no topology parameters.
 
   Where nodes hold the operations the edges have weights: the soft
-  Gumbel-Softmax over the parents of a node, as in NAS-Bench-1Shot1's GDAS.
+  Gumbel-Softmax over the parents of a node, as in NAS-Bench-1Shot1's GDAS. A
+  node that keeps all its parents has none to weigh.
   """
   if space.sites == 'edges':
     return jnp.ones(space.num_edges)
   return jnp.concatenate([
-      _perturbed(beta[a:b], noise[a:b], tau)[1]
-      for a, b in space.node_edges])
+      jnp.ones(b - a) if d == b - a else (
+          _perturbed(beta[a:b], noise[a:b], tau)[1])
+      for (a, b), d in zip(space.node_edges, space.in_degrees)])
 
 
 def pair_sizes(space: Space) -> tuple[int, ...]:
@@ -221,7 +223,9 @@ def strict_fair_ops(rng, num_samples: int, num_edges: int, num_ops: int):
   """Each operation once per site over every `num_ops` samples.
 
   FairNAS's strict fairness (Chu et al. 2021), here over the K samples of one
-  weight step: per edge, independent random permutations of the operations.
+  weight step: per site, independent random permutations of the operations.
+  Where a method samples edges too (ROME), it is the assignment that is fair:
+  an operation is trained in those of its samples that keep the edge.
 
   Args:
     rng: PRNG key.

@@ -132,9 +132,10 @@ def build(config, dataset, on_checkpoint=None, mesh=None) -> Search:
   network = skeletons.get(space).supernet(
       space, section.cells, section.channels, dataset.num_classes,
       stem(config, dataset))
+  # No step draws from this key: steps fold in their own, smaller number.
+  init_rng = jax.random.fold_in(jax.random.key(config.seed), 2**32 - 1)
   arch = methods.init_arch(
-      method, space, jax.random.key(config.seed), section.alpha_init,
-      section.beta_init)
+      method, space, init_rng, section.alpha_init, section.beta_init)
   theta = networks.init_supernet(
       network, config.seed, dataset.image_size, dataset.image_channels)
 
@@ -155,7 +156,7 @@ def build(config, dataset, on_checkpoint=None, mesh=None) -> Search:
   def observe(state, means, logged):
     genotype = methods.derive(method, space, state.arch)
     before = methods.derive(method, space, logged)
-    free = genotypes.parameterless(genotype)
+    free = genotypes.parameterless(genotype, space)
     scalars = {k: v for k, v in means.items() if k != 'clipped'}
     # The rate of the last step done, not of the next.
     scalars |= {

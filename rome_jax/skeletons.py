@@ -36,6 +36,7 @@ class Skeleton(NamedTuple):
       cannot have.
     stems: stems it has.
     auxiliary: whether the network can have an auxiliary head.
+    knows: name -> whether its cells can hold the operation.
   """
 
   supernet: Callable[..., nn.Module]
@@ -45,6 +46,7 @@ class Skeleton(NamedTuple):
   check: Callable[..., None]
   stems: tuple[str, ...] = ('cifar',)
   auxiliary: bool = False
+  knows: Callable[[str], bool] = ops.OPS.__contains__
 
 
 def _darts_network(space, genotype, cells, channels, num_classes, stem,
@@ -82,10 +84,10 @@ SKELETONS: dict[str, Skeleton] = {
     'nasbench1shot1': Skeleton(
         nasbench1shot1.Supernet, _plain(nasbench1shot1.Network),
         nasbench1shot1.count, nasbench1shot1.count_supernet,
-        nasbench1shot1.check),
+        nasbench1shot1.check, knows=nasbench1shot1.knows),
     'mobile': Skeleton(
         mobile.Supernet, _mobile_network, mobile.count, mobile.count_supernet,
-        mobile.check, stems=('cifar', 'imagenet')),
+        mobile.check, stems=('cifar', 'imagenet'), knows=mobile.knows),
 }
 
 
@@ -124,7 +126,8 @@ def check(space: Space, where: str, *, cells: int, channels: int, stem: str,
     raise errors.UserError(
         f'{where}.auxiliary must be false with space={space.name}, whose '
         'networks have no auxiliary head')
-  if stem == 'imagenet' and channels % 2:
+  # DARTS' ImageNet stem has half of the channels in its first layer.
+  if stem == 'imagenet' and space.skeleton == 'darts' and channels % 2:
     raise errors.UserError(
         f'{where}.channels={channels} must be even with the ImageNet stem')
   try:
@@ -162,3 +165,45 @@ def check_genotype(space: Space, genotype: genotypes.Genotype,
     raise errors.UserError(
         f'{where}: the genotype has {len(genotype.normal)} nodes, but '
         f'space={space.name} has {inner}')
+  for i, node in enumerate(genotype.normal):
+    _check_node(space, i, node, f'{where}: normal node {i + 1}')
+
+
+def _check_node(space, i, node, where):
+  """Whether a node reads what it may, by operations that stand there."""
+  start, stop = space.node_edges[i]
+  may_read = [int(p) for p in space.edge_preds[start:stop]]
+  preds = [pred for _, pred in node]
+  every = space.absent or space.parents == 'previous'
+  if len(set(preds)) < len(preds) or not set(preds) <= set(may_read) or (
+      every and len(preds) < len(may_read)):
+    raise errors.UserError(
+        f'{where} reads {preds}; in space={space.name} it reads '
+        f'{"each" if every else "some"} of {may_read} once')
+  if space.sites == 'nodes':
+    names = {op for op, _ in node}
+    if len(names) > 1:
+      raise errors.UserError(
+          f'{where} has the operations {", ".join(sorted(names))}; in '
+          f'space={space.name} a node has one')
+    return
+  for op, pred in node:
+    allowed = space.site_ops('normal')[start + may_read.index(pred)]
+    if op not in allowed and op != space.absent:
+      raise errors.UserError(
+          f'{where} has {op!r} where space={space.name} has '
+          f'{", ".join(allowed)}')
+
+
+def check_operations(space: Space) -> None:
+  """Whether the skeleton knows every operation of a space.
+
+  Raises:
+    UserError: naming the first that it does not.
+  """
+  row = get(space)
+  for name in (*space.ops, *filter(None, [space.absent])):
+    if not row.knows(name):
+      raise errors.UserError(
+          f'space {space.name}: operation {name!r} is not known to '
+          f'skeleton={space.skeleton}{errors.near_miss(name, ops.OPS)}')

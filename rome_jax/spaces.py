@@ -86,6 +86,7 @@ class Space:
           f'{CELL_TYPES} or {CELL_TYPES[:1]}')
     self._check_in_degree()
     self._check_edge_ops()
+    self._check_derivable()
 
   def _check_in_degree(self):
     degree = self.in_degree
@@ -114,6 +115,22 @@ class Space:
           raise errors.UserError(
               f'space {self.name}: edge_ops of edge {site} must be some of '
               f'{", ".join(self.ops)}, not {names}')
+
+  def _check_derivable(self):
+    if len(set(self.ops)) < len(self.ops):
+      raise errors.UserError(
+          f'space {self.name}: ops={self.ops} has an operation twice')
+    unknown = set(self.not_derived) - set(self.ops)
+    if unknown:
+      raise errors.UserError(
+          f'space {self.name}: not_derived={self.not_derived} must be some of '
+          f'{", ".join(self.ops)}')
+    for cell_type in self.cell_types:
+      for site, names in enumerate(self.site_ops(cell_type)):
+        if set(names) <= set(self.not_derived):
+          raise errors.UserError(
+              f'space {self.name}: not_derived={self.not_derived} leaves '
+              f'nothing to derive on edge {site}')
 
   @functools.cached_property
   def node_edges(self) -> tuple[tuple[int, int], ...]:
@@ -294,6 +311,10 @@ def get_space(name: str, *, in_degree: int = 0,
         f'space={name!r} must be one of {", ".join(SPACES)}'
         f'{errors.near_miss(name, SPACES)}')
   space = SPACES[name]
+  if space.name != name:
+    raise errors.UserError(
+        f'the space under {name!r} in spaces.SPACES must have that name, not '
+        f'{space.name!r}')
   if in_degree:
     if isinstance(space.in_degree, tuple) or space.parents == 'previous':
       raise errors.UserError(
@@ -301,9 +322,15 @@ def get_space(name: str, *, in_degree: int = 0,
           'the edges of its nodes')
     space = space.restrict(in_degree=in_degree)
   if drop_none:
-    if 'none' not in space.ops or space.edge_ops:
+    if 'none' not in space.ops:
       raise errors.UserError(
           f'drop_none must be false with space={name}, which has no '
           'operation `none`')
-    space = space.restrict(ops=tuple(op for op in space.ops if op != 'none'))
+    if space.edge_ops:
+      raise errors.UserError(
+          f'drop_none must be false with space={name}, whose edges have '
+          'operations of their own')
+    space = space.restrict(**{
+        field: tuple(op for op in getattr(space, field) if op != 'none')
+        for field in ('ops', 'not_derived')})
   return space

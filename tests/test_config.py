@@ -8,7 +8,7 @@ import ml_collections
 import pytest
 
 from rome_jax import config as config_lib
-from rome_jax import errors, spaces
+from rome_jax import errors, skeletons, spaces
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 CONFIGS = sorted((REPOSITORY / 'configs').glob('*.py'))
@@ -79,7 +79,8 @@ def test_every_config_loads_and_round_trips(path):
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 def test_every_config_says_what_it_costs_and_reaches(path):
   text = path.read_text()
-  docstring = text.split('"""')[1]
+  # A command may go on in the next line.
+  docstring = ' '.join(text.split('"""')[1].replace('\\', ' ').split())
   for words in ('python -m rome_jax.main --config=configs/', 'Hardware:',
                 'Time:', 'Published score:', 'This code:'):
     assert words in docstring
@@ -153,6 +154,48 @@ def test_config_files_take_an_argument(tmp_path):
   assert loaded.config.seed == 7
   assert loaded.workdir == os.path.join('runs', 'mine_7')
   assert list(tmp_path.iterdir()) == [path]  # No bytecode beside it.
+
+
+KNOWN = dict(space=('s1', 's2'), size=('8', '20'), cell='DARTS_V2')
+
+
+@pytest.mark.parametrize('text, expected', [
+    ('', ('s1', '8', 'DARTS_V2')),
+    ('space=s2', ('s2', '8', 'DARTS_V2')),
+    ('size=20,space=s1', ('s1', '20', 'DARTS_V2')),
+    (' cell = a=b/c.json , size=8', ('s1', '8', 'a=b/c.json'))])
+def test_arguments_of_a_config_file(text, expected):
+  found = config_lib.arguments(text, **KNOWN)
+  assert (found.space, found.size, found.cell) == expected
+  assert vars(found).keys() == KNOWN.keys()
+
+
+@pytest.mark.parametrize('text, words', [
+    ('spaec=s1',
+     "'spaec' must be one of space, size, cell; did you mean 'space'?"),
+    ('space=ss2', "space='ss2' must be one of s1, s2; did you mean 's2'?"),
+    ('space=', "space='' must be one of s1, s2"),
+    ('cell=', 'cell needs a value'),
+    ('20', "'20' must be KEY=VALUE with a KEY of space, size, cell; did you "
+     "mean 'size=20'?"),
+    ('DARTS', "'DARTS' must be KEY=VALUE with a KEY of space, size, cell"),
+    ('space=s1,', "'' must be KEY=VALUE"),
+    ('=s1', "'' must be one of space"),
+    ('space=s1,space=s2', 'space comes twice')])
+def test_bad_arguments_of_a_config_file(text, words):
+  with pytest.raises(errors.UserError, match=re.escape(words)) as caught:
+    config_lib.arguments(text, **KNOWN)
+  assert '\n' not in str(caught.value)
+
+
+def test_commands_with_arguments():
+  loaded = config_lib.load(
+      ['--config=robustdarts:space=s2,method=gdas', '--config.search.epochs=3'])
+  config = loaded.config
+  assert (config.space, config.method, config.search.k,
+          config.search.epochs) == ('s2', 'gdas', 1, 3)
+  assert loaded.workdir == os.path.join(
+      'runs', 'robustdarts_space_s2_method_gdas')
 
 
 @pytest.mark.parametrize('flags, words', [
@@ -258,13 +301,20 @@ def test_strict_fair_needs_whole_rounds_of_the_operations():
     config_lib.validate(config)
 
 
-def test_imagenet_stem_needs_even_channels():
-  config = config_lib.defaults()
-  config.evaluate.channels = 35
-  config_lib.validate(config)
-  config.image_size = 224
-  with pytest.raises(errors.UserError, match='evaluate.channels=35 must be'):
-    config_lib.validate(config)
+@pytest.mark.parametrize('space, sizes, words', [
+    ('s0', dict(channels=35, stem='imagenet'),
+     'config.evaluate.channels=35 must be even with the ImageNet stem'),
+    ('nasbench201', dict(cells=15, stem='imagenet'),
+     "stem='imagenet' must be cifar with space=nasbench201"),
+    ('nasbench201', dict(cells=20), 'config.evaluate.cells=20 must be a'),
+    ('nasbench1shot1_1', dict(cells=15, auxiliary=True),
+     'config.evaluate.auxiliary must be false with space=nasbench1shot1_1'),
+    ('mobile', dict(cells=20), 'config.evaluate.cells=20 must be 21')])
+def test_sizes_that_a_network_cannot_have(space, sizes, words):
+  good = dict(cells=21 if space == 'mobile' else 15, channels=36, stem='cifar')
+  skeletons.check(spaces.SPACES[space], 'config.evaluate', **good)
+  with pytest.raises(errors.UserError, match=re.escape(words)):
+    skeletons.check(spaces.SPACES[space], 'config.evaluate', **(good | sizes))
 
 
 def test_one_architecture_a_step_is_gdas():

@@ -1,26 +1,90 @@
 """Every file in configs/ runs: search, retraining and report, on fake data.
 
 The fast test keeps all fields but the sizes; the slow ones take the sizes
-too.
+too. Files with arguments are checked for all of their values.
 """
 
+import itertools
 import json
 import pathlib
+import re
+from math import comb, prod
 
 import jax
 import numpy as np
 import pytest
 
 from rome_jax import config as config_lib
-from rome_jax import data, evaluate, genotypes, loop, main, search
+from rome_jax import (
+    data,
+    errors,
+    evaluate,
+    genotypes,
+    loop,
+    main,
+    mobile,
+    nasbench201_forms,
+    plotting,
+    search,
+    skeletons,
+    spaces,
+)
+from rome_jax.benchmarks import nasbench201
 
-FILES = sorted(pathlib.Path(__file__).parents[1].glob('configs/*.py'))
-SHAPES = {'digits': (8, 1, 10), 'cifar10': (32, 3, 10),
-          'imagenet': (224, 3, 1000)}
+ROOT = pathlib.Path(__file__).parents[1]
+FILES = sorted(ROOT.glob('configs/*.py'))
+SHAPES = {'digits': (8, 1, 10), 'cifar10': (32, 3, 10), 'svhn': (32, 3, 10),
+          'cifar100': (32, 3, 100), 'imagenet': (224, 3, 1000)}
+METHODS = ('rome_v2', 'rome_v1', 'gdas')
+# Every value of every argument, the defaults first.
+ARGUMENTS = {
+    'robustdarts': dict(
+        space=('s1', 's2', 's3', 's4'),
+        dataset=('cifar10', 'cifar100', 'svhn'), method=METHODS,
+        evaluation=('robustdarts', 'sdarts')),
+    'nasbench201': dict(
+        method=METHODS, dataset=('cifar10', 'cifar100'),
+        topology=('auto', 'edges', 'none')),
+    'nasbench1shot1': dict(
+        space=('1', '2', '3'), variant=('original', 'skip'), method=METHODS)}
+# What the run of two steps takes; the other files run without arguments.
+RUN = {'robustdarts': ':space=s2,dataset=cifar100,method=rome_v2',
+       'nasbench1shot1': ':space=2,variant=skip'}
+# Of the same kind, and compiled in a fraction of the time.
+SMALL = {
+    's0': spaces.S0.restrict(
+        ops=('max_pool_3x3', 'skip_connect', 'dil_conv_3x3'), num_nodes=1,
+        in_degree=1),
+    's2': spaces.S2.restrict(num_nodes=1, in_degree=1),
+    'nasbench1shot1_2_skip': spaces.SPACES['nasbench1shot1_2_skip'].restrict(
+        num_nodes=3, in_degree=(1, 1, 2)),
+    'mobile': spaces.mobile('mobile', ((24, 2, 2),), (
+        'mbconv_k3_e3', 'mbconv_k5_e3'))}
+SMALL_CELL = (
+    "Genotype(normal=[('skip_connect', 0), ('sep_conv_3x3', 1)], "
+    "normal_concat=[2], reduce=[('max_pool_3x3', 0), ('skip_connect', 1)], "
+    'reduce_concat=[2])')
+EVERY_FILE = pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
 
 
-def load(path):
-  return config_lib.load([f'--config={path}']).config
+def load(path, argument=''):
+  return config_lib.load([f'--config={path}{argument}']).config
+
+
+def texts(stem):
+  """Every combination of the arguments of a file."""
+  values = ARGUMENTS[stem]
+  return [','.join(f'{k}={v}' for k, v in zip(values, row))
+          for row in itertools.product(*values.values())]
+
+
+def combinations(stem):
+  """(arguments as a dict, config) of all that the file allows."""
+  for text in texts(stem):
+    if 'method=gdas' in text and 'topology=edges' in text:
+      continue
+    yield (dict(word.split('=') for word in text.split(',')),
+           load(f'configs/{stem}.py:{text}'))
 
 
 def fake(config, images, size=None):
@@ -40,46 +104,347 @@ def fake(config, images, size=None):
 
 
 @pytest.fixture
-def quick_compiles():
+def quick_compiles(quick_jit, monkeypatch):
   """XLA without its costly passes: these programs run two steps."""
   jax.config.update('jax_disable_most_optimizations', True)
+  if quick_jit is not jax.jit:  # XLA knows the option.
+    compile_lowered = jax.stages.Lowered.compile
+    monkeypatch.setattr(
+        jax.stages.Lowered, 'compile', lambda lowered: compile_lowered(
+            lowered, {'xla_cpu_use_fusion_emitters': False}))
   yield
   jax.config.update('jax_disable_most_optimizations', False)
 
 
+@pytest.fixture(autouse=True)
+def in_the_repository(monkeypatch):
+  monkeypatch.chdir(ROOT)
+
+
 @pytest.mark.usefixtures('quick_compiles')
-@pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
-def test_config_runs_two_steps(path, tmp_path):
-  config = load(path)
+@EVERY_FILE
+def test_config_runs_two_steps(path, tmp_path, monkeypatch):
+  argument = RUN.get(path.stem, '')
+  if path.stem == 'imagenet_retrain':
+    (tmp_path / 'cell.txt').write_text(SMALL_CELL)
+    argument = f':genotype={tmp_path / "cell.txt"}'
+  config = load(path, argument)
+  for curves in ('save_search', 'save_training'):  # Slow, and all alike.
+    monkeypatch.setattr(plotting, curves, lambda *args: ())
+  if config.space in SMALL:
+    monkeypatch.setitem(spaces.SPACES, config.space, SMALL[config.space])
   config.compilation_cache = ''
   config.stem = 'imagenet' if config.dataset == 'imagenet' else 'cifar'
   search_part, evaluate_part = config.search, config.evaluate
-  search_part.cells = evaluate_part.cells = 3
+  search_part.cells = evaluate_part.cells = (
+      2 if config.space == 'mobile' else 3)
   search_part.channels = evaluate_part.channels = 2
   search_part.batch_size = evaluate_part.batch_size = 4
   search_part.fraction_theta = search_part.fraction_alpha = .5
   search_part.max_steps = 2
   evaluate_part.epochs = 1
   evaluate_part.warmup_epochs = 0
-  evaluate_part.seeds = 1
+  evaluate_part.seeds = min(1, evaluate_part.seeds)
   evaluate_part.random_architectures = 0
   size = 64 if config.dataset == 'imagenet' else 32
   dataset = fake(config, 8, size if config.dataset != 'digits' else 8)
   assert main.run(config, tmp_path / 'run', dataset) == 0
   result = json.loads((tmp_path / 'run' / 'result.json').read_text())
-  assert result['search']['steps'] == 2
-  assert np.isfinite(result['evaluations'][0]['test_loss'])
+  if not config.genotype:
+    assert result['search']['steps'] == 2
+  for evaluation in result['evaluations']:
+    assert np.isfinite(evaluation['test_loss'])
+  assert len(result['evaluations']) == evaluate_part.seeds
+  assert ('table' in result) == (config.space == 'nasbench201')
+
+
+# ---------------------------------------------------------------- arguments
+
+
+@pytest.mark.parametrize('stem', ARGUMENTS)
+def test_every_argument_gives_a_config_of_its_own(stem):
+  """All can be built: space, method and sizes fit (`load` validates)."""
+  known = []
+  for args, config in combinations(stem):
+    space = config_lib.space(config)
+    for name in ('search', 'evaluate'):
+      part = config[name]
+      skeletons.check(
+          space, name, cells=part.cells, channels=part.channels, stem='cifar',
+          auxiliary=name == 'evaluate' and part.auxiliary)
+    assert config.method == args['method']
+    assert config.dataset == args.get('dataset', 'cifar10')
+    assert config.search.k * config.search.epochs == (
+        250 if stem == 'nasbench201' else 350)
+    if args.get('topology') != 'auto':  # The same as one of the others.
+      known.append(json.dumps(config_lib.to_json(config) | {'name': ''}))
+  repeated = len(known) - len(set(known))
+  # The two evaluations of S1 and S3 on CIFAR-10 are the same.
+  assert repeated == (2 * len(METHODS) if stem == 'robustdarts' else 0)
+
+
+@pytest.mark.parametrize('stem', ARGUMENTS)
+def test_defaults_are_the_first_values_and_documented(stem):
+  values = ARGUMENTS[stem]
+  plain = load(f'configs/{stem}.py')
+  assert plain == load(f'configs/{stem}.py:{texts(stem)[0]}')
+  docstring = pathlib.Path(f'configs/{stem}.py').read_text().split('"""')[1]
+  words = ' '.join(docstring.split())
+  assert 'the default first' in words
+  for name, allowed in values.items():
+    assert f'{name}={"|".join(allowed)}' in words
+
+
+@pytest.mark.parametrize('argument, words', [
+    ('robustdarts:space=s5', "space='s5' must be one of s1, s2, s3, s4"),
+    ('robustdarts:spce=s1',
+     "'spce' must be one of space, dataset, method, evaluation; did you mean "
+     "'space'?"),
+    ('robustdarts:s2', "did you mean 'space=s2'?"),
+    ('nasbench201:dataset=svhn', "dataset='svhn' must be one of cifar10, "),
+    ('nasbench201:method=gdas,topology=edges',
+     "config.method='gdas' needs every edge, but space=nasbench201"),
+    ('nasbench1shot1:variant=orginal', "did you mean 'original'?"),
+    ('imagenet_retrain:genotype=', 'genotype needs a value')])
+def test_bad_arguments(argument, words):
+  with pytest.raises(errors.UserError, match=re.escape(words)):
+    config_lib.load([f'--config={argument}'])
+
+
+# ------------------------------------------------------------------ recipes
+
+
+def test_robustdarts_sizes():
+  """The note of ROME's Table 6, in its words."""
+  for args, config in combinations('robustdarts'):
+    part = config.evaluate
+    if args['evaluation'] == 'sdarts':
+      expected = 20, 36
+    elif args['dataset'] in ('cifar100', 'svhn'):
+      expected = 8, 16
+    else:
+      expected = 20, {'s1': 36, 's2': 16, 's3': 36, 's4': 16}[args['space']]
+    assert (part.cells, part.channels) == expected
+    assert (part.drop_path, part.auxiliary, part.auxiliary_weight, part.cutout,
+            part.epochs, part.batch_size, part.lr, part.weight_decay,
+            part.clip_norm) == (.2, True, .4, 16, 600, 96, .025, 3e-4, 5.)
+    assert (config.search.cells, config.search.channels,
+            config.search.batch_size) == (8, 16, 64)
+    assert config.search.augment == part.augment == (
+        'svhn' if args['dataset'] == 'svhn' else 'cifar')
+
+
+# Sizes in RobustDARTS's logs, on CIFAR-10 (and SVHN) and on CIFAR-100.
+@pytest.mark.parametrize('space, small, large', [
+    ('s1', 405_146, 428_276), ('s2', 665_466, 688_596),
+    ('s3', 665_466, 688_596), ('s4', 624_506, 647_636)])
+def test_robustdarts_supernets_have_the_published_size(space, small, large):
+  for dataset in SHAPES:
+    if dataset not in ('cifar10', 'cifar100', 'svhn'):
+      continue
+    config = load(f'configs/robustdarts.py:space={space},dataset={dataset}')
+    assert supernet_params(config) == (
+        large if dataset == 'cifar100' else small)
+
+
+def supernet_params(config):
+  space, part = config_lib.space(config), config.search
+  _, channels, classes = SHAPES[config.dataset]
+  return skeletons.get(space).count_supernet(
+      space, cells=part.cells, channels=part.channels, num_classes=classes,
+      image_size=config.image_size or 32, image_channels=channels,
+      stem='imagenet' if config.dataset == 'imagenet' else 'cifar').params
+
+
+def test_nasbench201_recipe():
+  """AutoDL-Projects, configs/nas-benchmark; counts of its networks."""
+  for args, config in combinations('nasbench201'):
+    search_part, part = config.search, config.evaluate
+    assert (search_part.cells, search_part.channels, search_part.batch_size,
+            search_part.lr_end, search_part.weight_decay,
+            search_part.nesterov) == (15, 16, 64, .001, 5e-4, True)
+    assert search_part.lr == (.025 if args['method'] == 'gdas' else .05)
+    assert (part.seeds, part.cells, part.channels, part.epochs,
+            part.batch_size, part.lr, part.lr_end, part.nesterov,
+            part.weight_decay) == (
+                0, 15, 16, 200, 256, .1, 0., True, 5e-4)
+    assert (part.auxiliary, part.cutout, part.drop_path) == (False, 0, 0.)
+    space = config_lib.space(config)
+    searches_edges = args['topology'] == 'edges' or (
+        args['topology'] == 'auto' and args['method'] != 'gdas')
+    assert space.has_topology == searches_edges
+    assert ('none' in space.ops) != searches_edges
+  config = load('configs/nasbench201.py')
+  for code, params in (('333333', 1_531_546), ('222222', 241_306)):
+    cell = nasbench201_forms.to_genotype(code)
+    assert evaluate.count(config, fake(config, 1), cell).params == params
+
+
+def test_nasbench1shot1_recipe():
+  for args, config in combinations('nasbench1shot1'):
+    part, skip = config.search, args['variant'] == 'skip'
+    assert (part.cells, part.channels, part.batch_size, part.lr_end,
+            part.weight_decay, part.alpha_lr, part.alpha_weight_decay) == (
+                9, 16, 96, .001, 3e-4, 3e-4, 1e-3)
+    space = config_lib.space(config)
+    assert ('skip_connect' in space.ops, 'conv_1x1' in space.ops) == (
+        skip, not skip)
+    assert space.num_nodes == {'1': 5, '2': 5, '3': 6}[args['space']]
+
+
+def test_mobile_recipe():
+  """ProxylessNAS, search/imagenet_arch_search.py and imagenet_run_exp.py."""
+  config = load('configs/mobile.py')
+  part = config.search
+  assert (part.batch_size, part.weight_decay, part.nesterov, part.alpha_lr,
+          part.alpha_b1, part.alpha_b2, part.alpha_weight_decay) == (
+              256, 4e-5, True, 1e-3, 0., .999, 0.)
+  assert part.k * part.epochs == 120
+  labels = np.arange(1_281_167) % 1000
+  theta, alpha = data.halves(labels, part.fraction_theta, part.fraction_alpha,
+                             0)
+  assert len(theta) + len(alpha) == len(labels)
+  assert len(alpha) == pytest.approx(50_000, rel=.001)
+  part = config.evaluate
+  assert (part.epochs, part.batch_size, part.lr, part.weight_decay,
+          part.label_smoothing, part.nesterov, part.auxiliary) == (
+              300, 256, .05, 4e-5, .1, True, False)
+  space = config_lib.space(config)
+  for name in ('search', 'evaluate'):
+    skeletons.check(space, name, cells=config[name].cells,
+                    channels=config[name].channels, stem='imagenet')
+  cpu = mobile.PROXYLESS['proxyless_cpu'].genotype
+  skeletons.check_genotype(space, cpu, 'proxyless_cpu')
+
+
+def test_imagenet_retrain_is_imagenet_direct_without_its_search():
+  config = load('configs/imagenet_retrain.py:genotype=PC_DARTS_cifar')
+  direct = load('configs/imagenet_direct.py')
+  differing = {name for name in config_lib.FIELDS
+               if config_lib.to_json(config) != config_lib.to_json(direct)
+               and at(config, name) != at(direct, name)}
+  assert differing == {'name', 'genotype'}
+  cell = genotypes.load(config.genotype)
+  assert evaluate.count(config, fake(config, 1), cell).params == 5_270_560
+
+
+def at(config, name):
+  for part in name.split('.'):
+    config = config[part]
+  return config
+
+
+# ----------------------------------------------------------- docs/spaces.md
+
+
+def num_cells(space):
+  """Derivable architectures, from the row alone.
+
+  Per node, the sum over the edges it may keep of the product of their
+  operations: an elementary symmetric polynomial.
+  """
+  total = 1
+  for cell_type in space.cell_types:
+    names = [set(names) - set(space.not_derived)
+             for names in space.site_ops(cell_type)]
+    if space.sites == 'nodes':
+      total *= prod(len(ops) for ops in names)
+    for (a, b), degree in zip(space.node_edges, space.in_degrees):
+      if space.sites == 'nodes':
+        total *= comb(b - a, degree)
+        continue
+      coefficients = np.array([1], object)
+      for ops in names[a:b]:
+        coefficients = np.convolve(coefficients, [1, len(ops)])
+      total *= int(coefficients[degree])
+  return total
+
+
+def table_of(path, first):
+  """Rows (lists of cells) of the table whose first heading is `first`."""
+  lines = pathlib.Path(path).read_text().splitlines()
+  start = next(i for i, line in enumerate(lines)
+               if line.startswith(f'| {first} |'))
+  rows = itertools.takewhile(lambda line: line.startswith('|'),
+                             lines[start + 2:])
+  return [[cell.strip() for cell in row.strip('|').split('|')] for row in rows]
+
+
+def number(text):
+  return float(text.replace(',', ''))
+
+
+def test_the_table_of_spaces_is_right():
+  rows = table_of('docs/spaces.md', 'space')
+  assert [row[0].strip('`') for row in rows] == list(spaces.SPACES)
+  sizes = {'nasbench201': (15, 16), 'nasbench1shot1': (9, 16),
+           'darts': (8, 16)}
+  for name, _, edges, ops, architectures, size, params in rows:
+    space = spaces.SPACES[name.strip('`')]
+    assert int(edges) == space.num_edges
+    assert int(ops) == space.num_choices
+    assert number(architectures) == pytest.approx(num_cells(space), rel=.005)
+    blocks = space.skeleton == 'mobile'
+    cells, channels = sizes.get(space.skeleton, (space.num_nodes, 32))
+    assert size == f'{cells} / {channels}'
+    assert number(params) == skeletons.get(space).count_supernet(
+        space, cells=cells, channels=channels,
+        num_classes=1000 if blocks else 10, image_size=224 if blocks else 32,
+        stem='imagenet' if blocks else 'cifar').params
+
+
+@pytest.mark.parametrize('space, expected', [
+    (spaces.S0, 1_037_664_180**2), (spaces.NASBENCH201, 15_625),
+    (spaces.SPACES['nasbench1shot1_3'], 1_312_200),
+    (spaces.MOBILE, 6**6 * 7**15)], ids=lambda x: getattr(x, 'name', ''))
+def test_numbers_of_architectures_that_are_known(space, expected):
+  assert num_cells(space) == expected
+
+
+def test_what_an_in_degree_of_nasbench201_can_reach():
+  table = nasbench201.load()
+  rows = table_of('docs/spaces.md', 'in-degree')
+  assert [row[0] for row in rows] == ['3', '2', '1']
+  for degree, cells, *best in rows:
+    found = reachable(int(degree))
+    assert int(cells.replace(',', '')) == len(found)
+    space = spaces.get_space(
+        'nasbench201', in_degree=int(degree), drop_none=True)
+    assert num_cells(space) == len(found)
+    for dataset, text in zip(('cifar10', 'cifar100', 'imagenet16-120'), best):
+      values = table.values(dataset)[found]
+      rank = table.rank(int(found[np.argmax(values)]), dataset)
+      assert text == f'{values.max():.2f} ({rank})'
+
+
+def reachable(degree):
+  """Indices of the cells in which each node keeps `degree` edges."""
+  found = []
+  for code in itertools.product('01234', repeat=6):
+    kept = [sum(op != '0' for op in code[a:b])
+            for a, b in ((0, 1), (1, 3), (3, 6))]
+    if kept == [min(degree, n) for n in (1, 2, 3)]:
+      found.append(nasbench201_forms.to_index(''.join(code)))
+  return np.array(found)
+
+
+# ---------------------------------------------------------------- full size
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
+@EVERY_FILE
 def test_full_size_search_runs_two_steps(path):
-  config = load(path)
-  classes = SHAPES[config.dataset][2]
-  need = int(config.search.batch_size / config.search.fraction_theta) + 1
+  config = load(path, RUN.get(path.stem, ''))
+  if config.genotype:
+    pytest.skip('does not search')
+  part, classes = config.search, SHAPES[config.dataset][2]
+  if config.dataset == 'imagenet':
+    part.batch_size = 8
+  smallest = min(part.fraction_theta, part.fraction_alpha)
+  need = int(part.batch_size / smallest) + 1
   # With per-class fractions each class needs that many images.
-  if config.search.fraction_theta < .5:
-    need = max(need, int(np.ceil(1 / config.search.fraction_theta)) * classes)
+  if part.fraction_theta + part.fraction_alpha < .999:
+    need = max(need, int(np.ceil(1 / smallest)) * classes)
   dataset = fake(config, need)
   built = search.build(config, dataset)
   batch = built.phase.batches(0)
@@ -93,14 +458,17 @@ def test_full_size_search_runs_two_steps(path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
+@EVERY_FILE
 def test_full_size_retraining_runs_two_steps(path):
   """At the config's depth, width and image size, and a batch of 4."""
-  config = load(path)
+  config = load(path, RUN.get(path.stem, ''))
   config.evaluate.batch_size = 4
   dataset = fake(config, 8)
   trainer = evaluate.Trainer(config, dataset)
   genotype = genotypes.PUBLISHED['DARTS_V2'].genotype
+  space = config_lib.space(config)
+  if space.skeleton != 'darts':
+    genotype = genotypes.random(space, np.random.default_rng(0))
   network = evaluate.make_network(config, dataset, genotype)
   program, test, carry = trainer._program(network, trainer._init(network, 0))
   batches = trainer._batches(0)

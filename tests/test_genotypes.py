@@ -201,3 +201,19 @@ def test_files_that_are_missing_or_damaged(tmp_path):
     genotypes.load('DARTS_V3')
   with pytest.raises(errors.UserError, match='neither a file nor'):
     genotypes.load('x' * 5000)
+
+
+def test_parameterless_of_other_cells():
+  """One operation per node where nodes have them; no edge left out counts."""
+  shot = spaces.SPACES['nasbench1shot1_1_skip']
+  genotype = genotypes.make(shot, {'normal': (
+      [0, 1, 2, 3, 4, 6, 7, 10, 11],
+      ['skip_connect', 'max_pool_3x3', 'conv_3x3', 'conv_3x3'])})
+  assert genotypes.parameterless(genotype, shot) == {'normal': 2}
+  assert len(genotypes.operations(genotype, shot)['normal']) == 4
+  two = spaces.get_space('nasbench201', in_degree=2, drop_none=True)
+  genotype = genotypes.make(two, {'normal': (
+      [0, 1, 2, 3, 4], ['skip_connect'] + 5 * ['nor_conv_1x1'])})
+  assert genotype.normal[2][2] == ('none', 2)
+  assert genotypes.parameterless(genotype, two) == {'normal': 1}
+  assert len(genotypes.operations(genotype, two)['normal']) == 5

@@ -93,9 +93,12 @@ def test_samples_are_of_the_space(space, name):
     soft = name == 'gdas' and space.sites == 'nodes'
     hard = cell.gates[:, sum(degrees):] if soft else cell.gates
     np.testing.assert_array_equal(hard, np.ones_like(hard))
-    if soft:  # The weights of a node's edges are a softmax.
+    if soft:  # A softmax where there is a choice of parents.
       totals = [cell.gates[:, a:b].sum(-1) for a, b in space.node_edges]
-      np.testing.assert_allclose(totals, 1., rtol=1e-5)
+      wanted = [b - a if d == b - a else 1 for (a, b), d in zip(
+          space.node_edges, space.in_degrees)]
+      np.testing.assert_allclose(
+          totals, np.repeat(np.array(wanted)[:, None], k, 1), rtol=1e-5)
 
 
 @EVERY_METHOD
@@ -190,6 +193,7 @@ def fake_dataset(size=8):
 
 
 def tiny_search(space, name, monkeypatch):
+  space = space.restrict(name='under test')
   monkeypatch.setitem(spaces.SPACES, 'under test', space)
   config = config_lib.defaults()
   config.space, config.method, config.stem = 'under test', name, 'cifar'

@@ -643,3 +643,31 @@ def test_diagnostics(name):
       assert found[f'{symbol}_margin_{t}'] == pytest.approx(
           np.mean([q[-1] - q[-2] for q in p]), rel=1e-4)
   assert ('beta_entropy_normal' in found) == (name != 'gdas')
+
+
+def test_no_key_is_used_twice(monkeypatch):
+  """A key either is split, once, or draws, once."""
+  used = {'split': [], 'gumbel': [], 'permutation': []}
+
+  def recorded(name):
+    original = getattr(jax.random, name)
+
+    def call(key, *args, **kwargs):
+      used[name].append(tuple(np.ravel(jax.random.key_data(key)).tolist()))
+      return original(key, *args, **kwargs)
+    return call
+
+  for name in used:
+    monkeypatch.setattr(methods.jax.random, name, recorded(name))
+  theta_tx, arch_tx = transformations()
+  update = make('rome_v2', methods.Options(k=3, sampler='strict_fair'),
+                theta_tx, arch_tx)
+  state = methods.init_state(
+      {t: jnp.ones((5, 3)) for t in CELLS}, params_of('rome_v2'),
+      theta_tx, arch_tx)
+  target = np.float32([3.])
+  for _ in range(3):
+    state, _ = update(state, target, target)
+  assert all(used.values())
+  keys = [key for found in used.values() for key in found]
+  assert len(set(keys)) == len(keys)

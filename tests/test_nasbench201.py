@@ -116,18 +116,19 @@ def operation(op, p, x):
   return norm(conv(relu(x), p['conv']))
 
 
+def affine(p, x):
+  return norm(x) * p['scale'] + p['bias']
+
+
 def block(p, x):
-  y = norm(conv(relu(x), p['conv_a'], 2))
-  y = norm(conv(relu(y), p['conv_b']))
+  y = affine(p['norm_a'], conv(relu(x), p['conv_a'], 2))
+  y = affine(p['norm_b'], conv(relu(y), p['conv_b']))
   return y + conv(pool(x, 2, 2, 0), p['shortcut'])
 
 
 def plain(params, x, ops, find, cells=3, gates=(1.,) * 6):
   """Three stages; `find` gives the weights of (cell, edge, operation)."""
-  def affine(name, x):
-    return norm(x) * params[name]['scale'] + params[name]['bias']
-
-  x = affine('stem_norm', conv(x, params['stem_conv']))
+  x = affine(params['stem_norm'], conv(x, params['stem_conv']))
   for stage in range(3):
     if stage:
       x = block(params[f'reduce{stage}'], x)
@@ -141,7 +142,7 @@ def plain(params, x, ops, find, cells=3, gates=(1.,) * 6):
           edge += 1
         states.append(total)
       x = states[-1]
-  x = relu(affine('head_norm', x)).mean((1, 2))
+  x = relu(affine(params['head_norm'], x)).mean((1, 2))
   return x @ params['head']['kernel'] + params['head']['bias']
 
 

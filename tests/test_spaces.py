@@ -85,8 +85,17 @@ def test_get_space_changes():
     ("parents='last' must be one of", dict(parents='last')),
     ('cell_types=', dict(cell_types=('reduce',))),
     ('edge_ops must have', dict(edge_ops=((('a',),),))),
+    ('has an operation twice', dict(ops=('a', 'a'))),
+    ('not_derived=.* must be some of a', dict(not_derived=('b',))),
+    ('leaves nothing to derive on edge 0', dict(not_derived=('a',))),
     ('edge 0 must be some of a, not', dict(
         num_nodes=1, edge_ops=((('b',), ('a',)),) * 2))])
 def test_bad_rows(message, fields):
   with pytest.raises(errors.UserError, match=message):
-    spaces.Space('mine', ('a',), **fields)
+    spaces.Space('mine', **{'ops': ('a',), **fields})
+
+
+def test_a_row_has_its_own_name(monkeypatch):
+  monkeypatch.setitem(spaces.SPACES, 'mine', spaces.S2)
+  with pytest.raises(errors.UserError, match="must have that name, not 's2'"):
+    spaces.get_space('mine')
