@@ -16,6 +16,7 @@ from rome_jax import (
     loop,
     networks,
     parallel,
+    preflight,
     search,
     skeletons,
     training,
@@ -209,8 +210,19 @@ class Trainer:
 
   def run(self, job: Job, workdir, writer, stop) -> loop.Outcome:
     """Trains one job, or goes on with it; see `loop.run`."""
+    phase, program, carry = self.prepare(job)
+    return loop.run(phase, program, carry,
+                    search.settings(self.config, workdir), writer, stop)
+
+  def prepare(self, job: Job):
+    """(phase, compiled program, carry), after saying what it will cost.
+
+    Raises:
+      UserError: the program needs more memory than there is.
+    """
     section = self.config.evaluate
     network = make_network(self.config, self.dataset, job.genotype)
+    known = network in self._programs
     program, test, carry = self._program(
         network, self._init(network, job.seed), job.name)
 
@@ -226,8 +238,15 @@ class Trainer:
         steps_per_epoch=self.per_epoch, images_per_step=section.batch_size,
         batches=self._batches(job.seed), observe=observe, test=test,
         test_every=section.eval_every * self.per_epoch)
-    return loop.run(phase, program, carry,
-                    search.settings(self.config, workdir), writer, stop)
+    if not known:
+      preflight.check_memory(
+          f'the retraining {job.name}', program,
+          f'lower config.evaluate.batch_size={section.batch_size}, '
+          f'config.evaluate.channels={section.channels} or '
+          f'config.evaluate.cells={section.cells}')
+      preflight.announce(preflight.plan(
+          phase, program, carry, phase.batches(0)))
+    return phase, program, carry
 
 
 def count(config, dataset, genotype) -> counting.Count:

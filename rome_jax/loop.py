@@ -27,11 +27,13 @@ class Program(NamedTuple):
     call: (carry, batch) -> carry; the carry is donated.
     compile_seconds: tracing and compiling.
     temp_bytes: temporary memory of the program, or None.
+    needed_bytes: that and its arguments and results, or None.
   """
 
   call: Callable
   compile_seconds: float
   temp_bytes: int | None
+  needed_bytes: int | None = None
 
 
 class Carry(NamedTuple):
@@ -151,8 +153,11 @@ def compile_step(step: Callable, carry: Carry, batch, label='',
       carry, batch).compile()
   seconds = time.perf_counter() - began
   analysis = compiled.memory_analysis()
-  return Program(compiled, seconds,
-                 getattr(analysis, 'temp_size_in_bytes', None))
+  if analysis is None:
+    return Program(compiled, seconds, None)
+  needed = (analysis.temp_size_in_bytes + analysis.argument_size_in_bytes
+            + analysis.output_size_in_bytes - analysis.alias_size_in_bytes)
+  return Program(compiled, seconds, analysis.temp_size_in_bytes, needed)
 
 
 def run(phase: Phase, program: Program, carry: Carry, settings: Settings,

@@ -16,6 +16,7 @@ import platform
 import sys
 
 import jax
+import numpy as np
 
 from rome_jax import config as config_lib
 from rome_jax import (
@@ -52,6 +53,8 @@ def main(argv=None) -> int:
     if loaded.config is None:
       print(loaded.options.help)
       return 0
+    if loaded.options.plan:
+      return show_plan(loaded.config)
     return run(loaded.config, loaded.workdir)
   except (errors.UserError, errors.DivergedError) as error:
     print(f'rome_jax: {error}', file=sys.stderr)
@@ -94,6 +97,38 @@ def run(config, workdir, dataset=None) -> int:
         return 0
   print(f'stopped by {stop.signal.name}; everything is saved, the same '
         'command continues')
+  return 0
+
+
+def show_plan(config, dataset=None) -> int:
+  """Says what a run would cost and writes nothing; returns the exit code.
+
+  The network that is retrained is that of the given genotype, or of a random
+  one of the space, as the search's is not known yet.
+
+  Args:
+    config, dataset: as in `run`.
+
+  Raises:
+    UserError: as `run`, or a program needs more memory than there is.
+  """
+  config_lib.validate(config)
+  given = _given(config)
+  _check_operations(config, given)
+  dataset = dataset or _load(config)
+  _check_data(config, dataset, given)
+  mesh = parallel.from_config(config)
+  use_compilation_cache(config.compilation_cache)
+  if given is None:
+    search.prepare(config, dataset, mesh)
+    genotype = genotypes.random(
+        config_lib.space(config), np.random.default_rng(config.seed))
+  else:
+    genotype = given.genotype
+  found = evaluate.jobs(config, genotype)
+  if found:
+    evaluate.Trainer(config, dataset, mesh).prepare(found[0])
+    print(f'{len(found)} retrainings of that kind', file=sys.stderr)
   return 0
 
 

@@ -16,6 +16,7 @@ from rome_jax import (
     methods,
     networks,
     parallel,
+    preflight,
     sampling,
     skeletons,
     training,
@@ -214,16 +215,35 @@ def run(config, dataset, workdir, writer, stop, mesh=None):
         space=space.name, seed=config.seed, step=step, method=config.method,
         dataset=config.dataset)
 
-  search = build(config, dataset, save_genotype, mesh)
+  search, program, carry = prepare(config, dataset, mesh, save_genotype)
+  outcome = loop.run(
+      search.phase, program, carry, settings(config, workdir), writer, stop)
+  return outcome, methods.derive(method, space, outcome.state.arch)
+
+
+def prepare(config, dataset, mesh=None, on_checkpoint=None):
+  """(Search, compiled program, carry), after saying what the run will cost.
+
+  Args:
+    config, dataset, mesh, on_checkpoint: as in `build`.
+
+  Raises:
+    UserError: the program needs more memory than there is.
+  """
+  search = build(config, dataset, on_checkpoint, mesh)
   placement = mesh and loop.Placement(
       parallel.replicated(mesh), parallel.split_batch(mesh))
   batch = search.phase.batches(0)
   carry = loop.init_carry(
       search.update, search.state, batch, search.phase.memo, placement)
   program = loop.compile_step(search.update, carry, batch, 'search', placement)
-  outcome = loop.run(
-      search.phase, program, carry, settings(config, workdir), writer, stop)
-  return outcome, methods.derive(method, space, outcome.state.arch)
+  section = config.search
+  preflight.check_memory(
+      'the search', program, 'lower config.search.batch_size='
+      f'{section.batch_size} or config.search.channels={section.channels}, or '
+      "set config.search.parallel='scan'")
+  preflight.announce(preflight.plan(search.phase, program, carry, batch))
+  return search, program, carry
 
 
 def settings(config, workdir) -> loop.Settings:

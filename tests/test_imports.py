@@ -15,7 +15,7 @@ ORDER = [
     'cells', 'networks', 'nasbench201', 'nasbench1shot1', 'mobile',
     'skeletons', 'gradients', 'methods', 'training', 'config', 'parallel',
     'data', 'benchmarks', 'checkpoint', 'metrics', 'plotting', 'report', 'loop',
-    'search', 'evaluate', 'describe', 'main']
+    'preflight', 'search', 'evaluate', 'describe', 'main']
 # The bilevel step is proven on quadratics, without networks.
 INDEPENDENT = {'gradients': {'networks', 'cells', 'ops', 'kernels'},
                'methods': {'networks', 'cells', 'ops', 'kernels', 'data'},
