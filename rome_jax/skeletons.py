@@ -46,7 +46,7 @@ class Skeleton(NamedTuple):
   check: Callable[..., None]
   stems: tuple[str, ...] = ('cifar',)
   auxiliary: bool = False
-  knows: Callable[[str], bool] = ops.OPS.__contains__
+  knows: Callable[[str], bool] = lambda name: name in ops.OPS
 
 
 def _darts_network(space, genotype, cells, channels, num_classes, stem,
