@@ -148,7 +148,7 @@ def compile_step(step: Callable, carry: Carry, batch, label='',
 
   began = time.perf_counter()
   shardings = {} if placement is None else dict(
-      in_shardings=placement, out_shardings=placement.carry)
+      in_shardings=tuple(placement), out_shardings=placement.carry)
   compiled = jax.jit(advance, donate_argnums=0, **shardings).lower(
       carry, batch).compile()
   seconds = time.perf_counter() - began
