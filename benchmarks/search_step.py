@@ -41,12 +41,9 @@ A row that needs more memory than is available has an `error` and nulls.
 """
 
 import argparse
-import contextlib
 import importlib.util
 import json
 import os
-import pathlib
-import re
 import statistics
 import sys
 import time
@@ -65,6 +62,7 @@ from rome_jax import (
     gradients,
     methods,
     networks,
+    preflight,
     sampling,
     spaces,
     training,
@@ -314,21 +312,6 @@ def make_gradient(problem: Problem, parallel: str):
 # ------------------------------------------------------------------ measuring
 
 
-def available_bytes() -> int | None:
-  """Memory of the device that a program may still take, None if unknown."""
-  device = jax.local_devices()[0]
-  if device.platform != 'cpu':
-    stats = device.memory_stats() or {}
-    if 'bytes_limit' not in stats:
-      return None
-    return stats['bytes_limit'] - stats.get('bytes_in_use', 0)
-  with contextlib.suppress(OSError):
-    text = pathlib.Path('/proc/meminfo').read_text()
-    if found := re.search(r'MemAvailable:\s*(\d+) kB', text):
-      return int(found[1]) * 1024
-  return timing.machine()['memory_bytes']
-
-
 def _compile(function, *args, **jit_options):
   """(compiled, seconds of tracing, seconds in all), from empty caches."""
   jax.clear_caches()
@@ -343,7 +326,7 @@ def _check_memory(compiled):
   """Refuses before the system would end the process instead."""
   memory = compiled.memory_analysis()
   needed = memory.temp_size_in_bytes + memory.output_size_in_bytes
-  available = available_bytes()
+  available = preflight.available_bytes()
   if available is not None and needed > available:
     raise NotEnoughMemory(
         f'needs {needed / 1e9:.1f} GB, available are {available / 1e9:.1f} GB')

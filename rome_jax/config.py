@@ -30,7 +30,7 @@ AUGMENTATIONS = ('none', 'shift', 'cifar', 'svhn', 'imagenet')
 # depends on.
 FREE_FIELDS = (
     'name', 'log_every', 'checkpoint_every', 'keep_checkpoints',
-    'compilation_cache', 'data_dir')
+    'compilation_cache', 'data_dir', 'mesh.data', 'mesh.sample')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,7 +219,16 @@ _EVALUATE = {
         0, 0, 'images of one test batch; 0: as batch_size'),
 }
 
-SECTIONS = {'search': _SEARCH, 'evaluate': _EVALUATE}
+_MESH = {
+    'data': _at_least(
+        0, 0, 'parts into which a batch is cut, a device each; 0: as many as '
+        'the devices give'),
+    'sample': _at_least(
+        1, 1, 'groups of devices, each with its share of the K architectures '
+        'of a search'),
+}
+
+SECTIONS = {'search': _SEARCH, 'evaluate': _EVALUATE, 'mesh': _MESH}
 # {'seed': Field, ..., 'search.cells': Field, ...}
 FIELDS = {
     **_TOP, **{f'{section}.{name}': field
@@ -384,9 +393,15 @@ class Loaded(NamedTuple):
 
 
 class Options(NamedTuple):
-  """`help` is the text to print and end with, or ''."""
+  """What else a command line may ask for.
+
+  Attributes:
+    help: the text to print and end with, or ''.
+    plan: whether only to say what the run would cost.
+  """
 
   help: str = ''
+  plan: bool = False
 
 
 def load(argv: list[str]) -> Loaded:
@@ -395,7 +410,7 @@ def load(argv: list[str]) -> Loaded:
   `--config=PATH[:ARGUMENT]` (a bare name is looked for in configs/ too; how
   most files read theirs: `arguments`),
   `--config.FIELD=VALUE` any number of times, `--workdir=DIR` (default:
-  runs/<name of the config file>), `--help`. `=` may be a space.
+  runs/<name of the config file>), `--plan`, `--help`. `=` may be a space.
 
   Raises:
     UserError: an unknown flag or field, a bad value, an unusable file.
@@ -421,7 +436,8 @@ def load(argv: list[str]) -> Loaded:
   validate(config)
   stem = path.stem + re.sub(r'\W+', '_', f'_{argument}' if argument else '')
   return Loaded(
-      config, named.get('workdir') or os.path.join('runs', stem), Options())
+      config, named.get('workdir') or os.path.join('runs', stem),
+      Options(plan='plan' in named))
 
 
 def _flags(argv):
@@ -434,12 +450,16 @@ def _flags(argv):
     if word in ('-h', '--help', '-help'):
       flags.append(('help', ''))
       continue
+    if word == '--plan':
+      flags.append(('plan', ''))
+      continue
     if not word.startswith('--'):
       raise errors.UserError(
           f'{word!r} is no flag; flags are --config, --config.FIELD, '
-          '--workdir and --help')
+          '--workdir, --plan and --help')
     if name not in ('config', 'workdir') and not name.startswith('config.'):
-      known = ['config', 'workdir', 'help', *(f'config.{n}' for n in FIELDS)]
+      known = ['config', 'workdir', 'plan', 'help',
+               *(f'config.{n}' for n in FIELDS)]
       # A forgotten `config.` is the commonest slip.
       guess = name if name not in FIELDS else f'config.{name}'
       raise errors.UserError(

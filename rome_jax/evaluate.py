@@ -15,6 +15,8 @@ from rome_jax import (
     genotypes,
     loop,
     networks,
+    parallel,
+    preflight,
     search,
     skeletons,
     training,
@@ -162,9 +164,11 @@ def make_test(network, dataset, section):
 class Trainer:
   """Compiles each genotype once and trains it with any seed."""
 
-  def __init__(self, config, dataset):
+  def __init__(self, config, dataset, mesh=None):
     section = config.evaluate
     self.config, self.dataset = config, dataset
+    self.placement = mesh and loop.Placement(
+        parallel.replicated(mesh), parallel.split_over_all(mesh))
     self.transform = data.make_transform(
         section.augment, dataset, train=True, cutout=section.cutout)
     self.per_epoch = self._batches(0).steps_per_epoch
@@ -196,18 +200,29 @@ class Trainer:
     section = self.config.evaluate
     step = make_step(network, section, self.tx, self.steps, self.per_epoch)
     batch = self._batches(0)(0)
-    carry = loop.init_carry(step, state, batch)
+    carry = loop.init_carry(step, state, batch, placement=self.placement)
     # Jobs of one genotype follow each other: older programs are of no use.
     if network not in self._programs:
       self._programs = {network: (
-          loop.compile_step(step, carry, batch, label),
+          loop.compile_step(step, carry, batch, label, self.placement),
           make_test(network, self.dataset, section))}
     return *self._programs[network], carry
 
   def run(self, job: Job, workdir, writer, stop) -> loop.Outcome:
     """Trains one job, or goes on with it; see `loop.run`."""
+    phase, program, carry = self.prepare(job)
+    return loop.run(phase, program, carry,
+                    search.settings(self.config, workdir), writer, stop)
+
+  def prepare(self, job: Job):
+    """(phase, compiled program, carry), after saying what it will cost.
+
+    Raises:
+      UserError: the program needs more memory than there is.
+    """
     section = self.config.evaluate
     network = make_network(self.config, self.dataset, job.genotype)
+    known = network in self._programs
     program, test, carry = self._program(
         network, self._init(network, job.seed), job.name)
 
@@ -223,8 +238,15 @@ class Trainer:
         steps_per_epoch=self.per_epoch, images_per_step=section.batch_size,
         batches=self._batches(job.seed), observe=observe, test=test,
         test_every=section.eval_every * self.per_epoch)
-    return loop.run(phase, program, carry,
-                    search.settings(self.config, workdir), writer, stop)
+    if not known:
+      preflight.check_memory(
+          f'the retraining {job.name}', program,
+          f'lower config.evaluate.batch_size={section.batch_size}, '
+          f'config.evaluate.channels={section.channels} or '
+          f'config.evaluate.cells={section.cells}')
+      preflight.announce(preflight.plan(
+          phase, program, carry, phase.batches(0)))
+    return phase, program, carry
 
 
 def count(config, dataset, genotype) -> counting.Count:

@@ -18,6 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+# The mesh axis over which the images of a batch are spread.
+BATCH_AXIS = 'data'
+
 
 def _on_cpu(shifted, stock, *args):
   """Runs `shifted` on the CPU backend, else `stock`.
@@ -302,9 +305,25 @@ avg_pool.defvjp(_avg_pool_fwd, _avg_pool_bwd)
 
 
 def _moments(x):
+  centred = x - _batch_mean(x)
+  return centred, _batch_mean(centred * centred)
+
+
+def part_of_batch():
+  """Which part of the batch this device has, None where it is not cut."""
+  try:
+    return lax.axis_index(BATCH_AXIS)
+  except NameError:
+    return None
+
+
+def _batch_mean(x):
+  """[C]: the mean over the batch, all parts of it if it is cut.
+
+  A batch is cut where a `shard_map` has bound BATCH_AXIS, and only there.
+  """
   mean = x.mean((0, 1, 2))
-  centred = x - mean
-  return centred, (centred * centred).mean((0, 1, 2))
+  return mean if part_of_batch() is None else lax.pmean(mean, BATCH_AXIS)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -333,8 +352,10 @@ def _batch_norm_bwd(epsilon, residuals, g):
   del epsilon
   y, scale = residuals
   wide_y, wide_g = y.astype(scale.dtype), g.astype(scale.dtype)
-  projection = (wide_g * wide_y).mean((0, 1, 2))
-  dx = scale * (wide_g - wide_g.mean((0, 1, 2)) - wide_y * projection)
+  # With a batch in parts, g is the gradient of the sum of the parts' losses,
+  # of which each part's statistics know through these means.
+  projection = _batch_mean(wide_g * wide_y)
+  dx = scale * (wide_g - _batch_mean(wide_g) - wide_y * projection)
   return (dx.astype(y.dtype),)
 
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rome_jax import checkpoint, data, errors, metrics
+from rome_jax import checkpoint, data, errors, metrics, parallel
 
 
 class Program(NamedTuple):
@@ -27,11 +27,13 @@ class Program(NamedTuple):
     call: (carry, batch) -> carry; the carry is donated.
     compile_seconds: tracing and compiling.
     temp_bytes: temporary memory of the program, or None.
+    needed_bytes: that and its arguments and results, or None.
   """
 
   call: Callable
   compile_seconds: float
   temp_bytes: int | None
+  needed_bytes: int | None = None
 
 
 class Carry(NamedTuple):
@@ -105,20 +107,36 @@ class Outcome(NamedTuple):
   figures: dict[str, Any]
 
 
-def init_carry(step: Callable, state, batch, memo=()) -> Carry:
+class Placement(NamedTuple):
+  """Where a program's arrays lie on a mesh.
+
+  Attributes:
+    carry: sharding of everything in the carry.
+    batch: sharding of a batch's arrays.
+  """
+
+  carry: Any
+  batch: Any
+
+
+def init_carry(step: Callable, state, batch, memo=(),
+               placement: Placement | None = None) -> Carry:
   """The carry before the first step of `step`: (state, batch) -> ..."""
   shapes = jax.eval_shape(step, state, batch)[1]
   window = {name: jnp.zeros(s.shape, s.dtype) for name, s in shapes.items()}
-  return Carry(state, window, jnp.zeros((), jnp.int32), memo)
+  carry = Carry(state, window, jnp.zeros((), jnp.int32), memo)
+  return parallel.place(carry, placement.carry) if placement else carry
 
 
-def compile_step(step: Callable, carry: Carry, batch, label='') -> Program:
+def compile_step(step: Callable, carry: Carry, batch, label='',
+                 placement: Placement | None = None) -> Program:
   """Compiles (state, batch) -> (state, metrics) with its window of metrics.
 
   Args:
     step: the step.
     carry, batch: examples.
     label: what to tell the user who waits, on stderr; '' for nothing.
+    placement: for a mesh of devices; None for one.
   """
   if label:
     print(f'{label}: compiling', file=sys.stderr, flush=True)
@@ -129,11 +147,17 @@ def compile_step(step: Callable, carry: Carry, batch, label='') -> Program:
     return carry._replace(state=state, window=window, count=carry.count + 1)
 
   began = time.perf_counter()
-  compiled = jax.jit(advance, donate_argnums=0).lower(carry, batch).compile()
+  shardings = {} if placement is None else dict(
+      in_shardings=tuple(placement), out_shardings=placement.carry)
+  compiled = jax.jit(advance, donate_argnums=0, **shardings).lower(
+      carry, batch).compile()
   seconds = time.perf_counter() - began
   analysis = compiled.memory_analysis()
-  return Program(compiled, seconds,
-                 getattr(analysis, 'temp_size_in_bytes', None))
+  if analysis is None:
+    return Program(compiled, seconds, None)
+  needed = (analysis.temp_size_in_bytes + analysis.argument_size_in_bytes
+            + analysis.output_size_in_bytes - analysis.alias_size_in_bytes)
+  return Program(compiled, seconds, analysis.temp_size_in_bytes, needed)
 
 
 def run(phase: Phase, program: Program, carry: Carry, settings: Settings,

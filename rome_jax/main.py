@@ -16,6 +16,7 @@ import platform
 import sys
 
 import jax
+import numpy as np
 
 from rome_jax import config as config_lib
 from rome_jax import (
@@ -28,6 +29,7 @@ from rome_jax import (
   metrics,
   nasbench201_forms,
   ops,
+  parallel,
   plotting,
   report,
   search,
@@ -51,6 +53,8 @@ def main(argv=None) -> int:
     if loaded.config is None:
       print(loaded.options.help)
       return 0
+    if loaded.options.plan:
+      return show_plan(loaded.config)
     return run(loaded.config, loaded.workdir)
   except (errors.UserError, errors.DivergedError) as error:
     print(f'rome_jax: {error}', file=sys.stderr)
@@ -82,15 +86,49 @@ def run(config, workdir, dataset=None) -> int:
     _check_operations(config, given)
     dataset = dataset or _load(config)
     _check_data(config, dataset, given)
+    mesh = parallel.from_config(config)
     config_lib.check_workdir(workdir, config)
     use_compilation_cache(config.compilation_cache)
     with _only_one(workdir), metrics.MetricsWriter(workdir) as writer:
-      result = _run_phases(config, dataset, workdir, given, writer, stop)
+      result = _run_phases(
+          config, dataset, workdir, given, writer, stop, mesh)
       if result is not None:
         _finish(workdir, result)
         return 0
   print(f'stopped by {stop.signal.name}; everything is saved, the same '
         'command continues')
+  return 0
+
+
+def show_plan(config, dataset=None) -> int:
+  """Says what a run would cost and writes nothing; returns the exit code.
+
+  The network that is retrained is that of the given genotype, or of a random
+  one of the space, as the search's is not known yet.
+
+  Args:
+    config, dataset: as in `run`.
+
+  Raises:
+    UserError: as `run`, or a program needs more memory than there is.
+  """
+  config_lib.validate(config)
+  given = _given(config)
+  _check_operations(config, given)
+  dataset = dataset or _load(config)
+  _check_data(config, dataset, given)
+  mesh = parallel.from_config(config)
+  use_compilation_cache(config.compilation_cache)
+  if given is None:
+    search.prepare(config, dataset, mesh)
+    genotype = genotypes.random(
+        config_lib.space(config), np.random.default_rng(config.seed))
+  else:
+    genotype = given.genotype
+  found = evaluate.jobs(config, genotype)
+  if found:
+    evaluate.Trainer(config, dataset, mesh).prepare(found[0])
+    print(f'{len(found)} retrainings of that kind', file=sys.stderr)
   return 0
 
 
@@ -193,7 +231,7 @@ def _processor_key():
   return hashlib.sha256('\n'.join(facts).encode()).hexdigest()[:12]
 
 
-def _run_phases(config, dataset, workdir, given, writer, stop):
+def _run_phases(config, dataset, workdir, given, writer, stop, mesh):
   """The search and every retraining; the result, or None if stopped."""
   result = {'format': 1, 'method': config.method, 'space': config.space,
             'dataset': config.dataset, 'seed': config.seed}
@@ -204,7 +242,8 @@ def _run_phases(config, dataset, workdir, given, writer, stop):
   else:
     note = workdir / 'phases' / 'search.json'
     if not note.exists():
-      outcome, genotype = search.run(config, dataset, workdir, writer, stop)
+      outcome, genotype = search.run(
+          config, dataset, workdir, writer, stop, mesh)
       if not outcome.finished:
         return None
       files.write_json(note, _search_figures(
@@ -213,7 +252,8 @@ def _run_phases(config, dataset, workdir, given, writer, stop):
     genotype = genotypes.load(str(workdir / 'genotype.json'))
   result['genotype'] = genotypes.to_text(genotype)
   result |= _tabular(config_lib.space(config), genotype)
-  evaluations = _retrain(config, dataset, workdir, genotype, writer, stop)
+  evaluations = _retrain(
+      config, dataset, workdir, genotype, writer, stop, mesh)
   if evaluations is None:
     return None
   count = evaluate.count(config, dataset, genotype)
@@ -261,13 +301,13 @@ def _tabular(space, genotype):
   return {'table': nasbench201.report(genotype)}
 
 
-def _retrain(config, dataset, workdir, genotype, writer, stop):
+def _retrain(config, dataset, workdir, genotype, writer, stop, mesh):
   """One record per retraining; None if stopped."""
   trainer, records = None, []
   for job in evaluate.jobs(config, genotype):
     note = workdir / 'phases' / f'{job.name}.json'
     if not note.exists():
-      trainer = trainer or evaluate.Trainer(config, dataset)
+      trainer = trainer or evaluate.Trainer(config, dataset, mesh)
       outcome = trainer.run(job, workdir, writer, stop)
       if not outcome.finished:
         return None

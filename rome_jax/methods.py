@@ -344,7 +344,8 @@ def init_state(theta, arch, theta_tx, arch_tx, seed: int = 0) -> State:
 
 def make_update(method: Method, space: Space, loss_fn: Callable,
                 theta_tx, arch_tx, tau_fn: Callable,
-                options: Options) -> Callable:
+                options: Options,
+                spread: Callable = lambda function: function) -> Callable:
   """Builds the step of Algorithm 1.
 
   Args:
@@ -355,6 +356,8 @@ def make_update(method: Method, space: Space, loss_fn: Callable,
     theta_tx, arch_tx: Optax transformations of theta and (alpha, beta).
     tau_fn: step -> temperature.
     options: see `Options`.
+    spread: wraps the sum over K samples, (samples, shared, batch) -> sums, to
+      run on many devices; see `parallel.spread`.
 
   Returns:
     update(state, batch_theta, batch_alpha) -> (state, metrics), to be jitted.
@@ -363,22 +366,25 @@ def make_update(method: Method, space: Space, loss_fn: Callable,
   """
 
   def arch_gradient(theta, params, batch, noise, tau, rng):
-    def objective(params, noise, rng):
+    def objective(params, theta, noise, tau, batch, rng):
       arch = sample(method, space, params, noise, tau)
       return loss_fn(theta, arch, batch, rng)
 
-    def one(sampled):
-      return jax.value_and_grad(objective, has_aux=True)(params, *sampled)
+    def one(noise, rng, shared, batch):
+      theta, params, tau = shared
+      return jax.value_and_grad(objective, has_aux=True)(
+          params, theta, noise, tau, batch, rng)
 
-    return _over_samples(one, noise, rng, options, options.alpha_reduce)
+    return _over_samples(one, noise, rng, (theta, params, tau), batch, options,
+                         options.alpha_reduce, spread)
 
   def theta_gradient(theta, archs, batch, rng):
-    def one(sampled):
-      arch, rng = sampled
+    def one(arch, rng, theta, batch):
       return jax.value_and_grad(loss_fn, has_aux=True)(
           theta, arch, batch, rng)
 
-    return _over_samples(one, archs, rng, options, options.theta_reduce)
+    return _over_samples(one, archs, rng, theta, batch, options,
+                         options.theta_reduce, spread)
 
   def sample_archs(params, rng, fair_rng, tau):
     noise = gumbel_noise(params, rng, options.k)
@@ -434,13 +440,18 @@ def make_update(method: Method, space: Space, loss_fn: Callable,
   return update
 
 
-def _over_samples(one, samples, rng, options, reduce):
+def _over_samples(one, samples, rng, shared, batch, options, reduce, spread):
   """((mean loss, mean aux), gradient) over K samples, each with a key."""
   # Raw words: a loop may then slice them like any array.
   keys = jax.random.key_data(jax.random.split(rng, options.k))
-  values, grads = gradients.sum_over_samples(
-      lambda sampled: one((sampled[0], jax.random.wrap_key_data(sampled[1]))),
-      (samples, keys), options.parallel)
+
+  def total(samples, shared, batch):
+    def function(sampled):
+      sample, key = sampled
+      return one(sample, jax.random.wrap_key_data(key), shared, batch)
+    return gradients.sum_over_samples(function, samples, options.parallel)
+
+  values, grads = spread(total)((samples, keys), shared, batch)
   values = jax.tree.map(lambda a: a / options.k, values)
   if reduce == 'mean':
     grads = jax.tree.map(lambda a: a / options.k, grads)

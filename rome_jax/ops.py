@@ -237,7 +237,10 @@ class Noise(nn.Module):
   @nn.compact
   def __call__(self, x):
     shape = x[:, ::self.stride, ::self.stride].shape
-    return jax.random.normal(self.make_rng('noise'), shape, x.dtype)
+    key, part = self.make_rng('noise'), kernels.part_of_batch()
+    if part is not None:  # Else every part of a batch would get the same.
+      key = jax.random.fold_in(key, part)
+    return jax.random.normal(key, shape, x.dtype)
 
 
 class Context(NamedTuple):

@@ -15,6 +15,8 @@ from rome_jax import (
     loop,
     methods,
     networks,
+    parallel,
+    preflight,
     sampling,
     skeletons,
     training,
@@ -108,8 +110,15 @@ def make_tau(section, steps, steps_per_epoch):
   return tau
 
 
-def build(config, dataset, on_checkpoint=None) -> Search:
-  """Puts a search together; compiles nothing yet but the initialisation."""
+def build(config, dataset, on_checkpoint=None, mesh=None) -> Search:
+  """Puts a search together; compiles nothing yet but the initialisation.
+
+  Args:
+    config: validated.
+    dataset: a `data.Dataset`.
+    on_checkpoint: see `loop.Phase`.
+    mesh: of `parallel.make_mesh`; None for one device.
+  """
   section = config.search
   space = config_lib.space(config)
   method = methods.METHODS[config.method]
@@ -142,7 +151,8 @@ def build(config, dataset, on_checkpoint=None) -> Search:
       methods.Options(
           k=section.k, parallel=section.parallel, sampler=section.sampler,
           order=section.order, theta_reduce=section.theta_reduce,
-          alpha_reduce=section.alpha_reduce, clip_norm=section.clip_norm))
+          alpha_reduce=section.alpha_reduce, clip_norm=section.clip_norm),
+      parallel.spread(mesh))
 
   def observe(state, means, logged):
     genotype = methods.derive(method, space, state.arch)
@@ -179,7 +189,7 @@ def _changes(before, after):
       for old, new in zip(getattr(before, t), getattr(after, t)))
 
 
-def run(config, dataset, workdir, writer, stop):
+def run(config, dataset, workdir, writer, stop, mesh=None):
   """Searches, or goes on searching, in `workdir`.
 
   Writes genotype.json at every checkpoint and at the end.
@@ -190,6 +200,7 @@ def run(config, dataset, workdir, writer, stop):
     workdir: folder of the run.
     writer: `metrics.MetricsWriter`.
     stop: see `loop.run`.
+    mesh: of `parallel.make_mesh`; None for one device.
 
   Returns:
     (outcome, genotype).
@@ -204,14 +215,35 @@ def run(config, dataset, workdir, writer, stop):
         space=space.name, seed=config.seed, step=step, method=config.method,
         dataset=config.dataset)
 
-  search = build(config, dataset, save_genotype)
-  batch = search.phase.batches(0)
-  carry = loop.init_carry(
-      search.update, search.state, batch, search.phase.memo)
-  program = loop.compile_step(search.update, carry, batch, 'search')
+  search, program, carry = prepare(config, dataset, mesh, save_genotype)
   outcome = loop.run(
       search.phase, program, carry, settings(config, workdir), writer, stop)
   return outcome, methods.derive(method, space, outcome.state.arch)
+
+
+def prepare(config, dataset, mesh=None, on_checkpoint=None):
+  """(Search, compiled program, carry), after saying what the run will cost.
+
+  Args:
+    config, dataset, mesh, on_checkpoint: as in `build`.
+
+  Raises:
+    UserError: the program needs more memory than there is.
+  """
+  search = build(config, dataset, on_checkpoint, mesh)
+  placement = mesh and loop.Placement(
+      parallel.replicated(mesh), parallel.split_batch(mesh))
+  batch = search.phase.batches(0)
+  carry = loop.init_carry(
+      search.update, search.state, batch, search.phase.memo, placement)
+  program = loop.compile_step(search.update, carry, batch, 'search', placement)
+  section = config.search
+  preflight.check_memory(
+      'the search', program, 'lower config.search.batch_size='
+      f'{section.batch_size} or config.search.channels={section.channels}, or '
+      "set config.search.parallel='scan'")
+  preflight.announce(preflight.plan(search.phase, program, carry, batch))
+  return search, program, carry
 
 
 def settings(config, workdir) -> loop.Settings:

@@ -13,9 +13,9 @@ ORDER = [
     'errors', 'files', 'interrupt', 'spaces', 'published', 'genotypes',
     'nasbench201_forms', 'counting', 'kernels', 'choice', 'ops', 'sampling',
     'cells', 'networks', 'nasbench201', 'nasbench1shot1', 'mobile',
-    'skeletons', 'gradients', 'methods', 'training', 'config', 'data',
-    'benchmarks', 'checkpoint', 'metrics', 'plotting', 'report', 'loop',
-    'search', 'evaluate', 'describe', 'main']
+    'skeletons', 'gradients', 'methods', 'training', 'config', 'parallel',
+    'data', 'benchmarks', 'checkpoint', 'metrics', 'plotting', 'report', 'loop',
+    'preflight', 'search', 'evaluate', 'describe', 'main']
 # The bilevel step is proven on quadratics, without networks.
 INDEPENDENT = {'gradients': {'networks', 'cells', 'ops', 'kernels'},
                'methods': {'networks', 'cells', 'ops', 'kernels', 'data'},

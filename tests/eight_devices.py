@@ -1,0 +1,106 @@
+"""Runs on eight forced CPU devices; prints one JSON object for its test.
+
+  python eight_devices.py switch
+  python eight_devices.py step DATAxSAMPLE ...
+"""
+
+import json
+import os
+import sys
+
+os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
+os.environ['JAX_PLATFORMS'] = 'cpu'
+
+import jax  # noqa: E402  after the environment is set
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+from jax import lax  # noqa: E402
+
+from rome_jax import (  # noqa: E402
+    config,
+    methods,
+    networks,
+    parallel,
+    search,
+    skeletons,
+    spaces,
+    training,
+)
+
+
+def switched_gradient():
+  """Each of the devices runs another branch of one switch on one weight."""
+  mesh = parallel.make_mesh(2, 4)
+  weights = jnp.array([1., 2., 3.])
+
+  def loss(w, i, x):
+    branches = [lambda w, x, b=b: (b + 1) * w[b] * x.mean() for b in range(3)]
+    return lax.switch(i, branches, w, x)
+
+  def total(samples, w, x):
+    grads = [jax.grad(loss)(w, i, x) for i in samples]
+    return sum(grads[1:], grads[0])
+
+  samples = jnp.array([0, 1, 2, 1, 0, 0, 2, 1], jnp.int32)
+  x = np.arange(4.)  # its mean is 1.5
+  found = jax.jit(parallel.spread(mesh)(total))(samples, weights, x)
+  counts = np.bincount(np.asarray(samples), minlength=3)
+  return {'found': found.tolist(),
+          'expected': (1.5 * counts * np.arange(1, 4)).tolist()}
+
+
+def problem():
+  """A tiny search: (update of a mesh, state, batches)."""
+  space = spaces.Space(
+      'tiny', ('skip_connect', 'sep_conv_3x3', 'avg_pool_3x3'), num_nodes=2)
+  net = skeletons.get(space).supernet(space, 2, 4, 3, 'cifar')
+  method, section = methods.METHODS['rome_v2'], config.defaults().search
+  theta_tx = training.sgd(lambda step: .05, section)
+  arch_tx = training.arch_adam(section)
+
+  def update(mesh):
+    return methods.make_update(
+        method, space, search.make_loss(net), theta_tx, arch_tx,
+        lambda step: 1., methods.Options(k=4), parallel.spread(mesh))
+
+  rng = np.random.default_rng(0)
+  batches = [{'image': rng.normal(size=(8, 8, 8, 3)).astype(np.float32),
+              'label': rng.integers(0, 3, 8).astype(np.int32)}
+             for _ in range(2)]
+  state = methods.init_state(
+      networks.init_supernet(net, 0, 8, 3),
+      methods.init_arch(method, space, jax.random.key(0)), theta_tx, arch_tx)
+  return update, state, batches
+
+
+def two_steps(update, state, batches, mesh):
+  if mesh is not None:
+    state = parallel.place(state, parallel.replicated(mesh))
+    batches = parallel.place(batches, parallel.split_batch(mesh))
+  step = jax.jit(update(mesh)).lower(state, *batches).compile(
+      {'xla_backend_optimization_level': 0})
+  state, first = step(state, *batches)
+  state, second = step(state, *batches)
+  return jax.device_get((state, first, second))
+
+
+def steps(meshes):
+  """{mesh: the largest difference to one device, relative to the largest}."""
+  update, state, batches = problem()
+  expected = two_steps(update, state, batches, None)
+  found = {}
+  for text in meshes:
+    mesh = parallel.make_mesh(*map(int, text.split('x')))
+    actual = two_steps(update, state, batches, mesh)
+    found[text] = max(
+        float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-6))
+        for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected))
+        if np.size(a))
+  return found
+
+
+if __name__ == '__main__':
+  if sys.argv[1] == 'switch':
+    print(json.dumps(switched_gradient()))
+  else:
+    print(json.dumps(steps(sys.argv[2:])))
