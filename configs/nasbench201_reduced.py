@@ -13,9 +13,10 @@ learning rate keeps the total travel of a full search (19,500 steps at 3e-4).
       --config.seed=$seed --config.data_dir=DIR --workdir=runs/$method-$seed
   done; done
 
-Hardware: 2 CPU cores. Time: see docs/results/nasbench201_reduced.json.
+Hardware: 1 CPU core. Time: 7 minutes a run.
 Published score: none at this scale.
-This code: not run
+This code: ranks 13328, 14002, 13421 of 15,625 (ROME-v2) and 12767, 5699, 5699
+(GDAS) on CIFAR-10, three seeds; both end in operations without weights.
 """
 
 from rome_jax import config as config_lib
