@@ -18,12 +18,9 @@ beside the sizes that were asked for, the backend and the machine.
 
 import argparse
 import json
-import statistics
 import sys
-import time
 
 import jax
-import jax.numpy as jnp
 
 from benchmarks import search_step, timing
 from rome_jax import config as config_lib
@@ -32,37 +29,19 @@ from rome_jax import (
     gradients,
     methods,
     mobile,
-    networks,
-    sampling,
     spaces,
 )
-from rome_jax import search as search_lib
-
-NUM_CLASSES = 10
 
 
 def make_problem(args) -> search_step.Problem:
   """The supernet on random images with random labels."""
-  space, method = spaces.get_space(args.space), methods.METHODS[args.method]
+  space = spaces.get_space(args.space)
   mobile.check(space, cells=space.num_nodes, channels=args.channels)
   network = mobile.Supernet(
-      space, space.num_nodes, args.channels, NUM_CLASSES, args.stem)
-  keys = jax.random.split(jax.random.key(0), 3)
-
-  def batch(key):
-    image_key, label_key = jax.random.split(key)
-    shape = (args.batch, args.image_size, args.image_size, 3)
-    return {'image': jax.random.normal(image_key, shape),
-            'label': jax.random.randint(
-                label_key, shape[:1], 0, NUM_CLASSES)}
-
-  batches = batch(keys[0]), batch(keys[1])
-  theta = networks.initialise(
-      network, 0, batches[0]['image'],
-      {'normal': sampling.first_cell(space)})['params']
-  return search_step.Problem(
-      space, method, search_lib.make_loss(network), theta,
-      methods.init_arch(method, space, keys[2]), batches)
+      space, space.num_nodes, args.channels, search_step.NUM_CLASSES,
+      args.stem)
+  return search_step.problem_of(
+      network, methods.METHODS[args.method], args.batch, args.image_size)
 
 
 def measure(args) -> dict:
@@ -71,24 +50,16 @@ def measure(args) -> dict:
   config.search.update(k=args.k, parallel=args.parallel)
   problem = make_problem(args)
   update, state = search_step.make_step(problem, config)
-  start = time.perf_counter()
-  lowered = jax.jit(update, donate_argnums=0).lower(state, *problem.batches)
-  traced = time.perf_counter()
-  step = lowered.compile()
-  compiled = time.perf_counter()
-  seconds = []
-  for _ in range(args.repeats + 1):
-    began = time.perf_counter()
-    state, metrics = step(state, *problem.batches)
-    jax.block_until_ready((state, metrics))
-    seconds.append(time.perf_counter() - began)
+  step, traced, compiled = search_step.compile_cold(
+      update, state, *problem.batches, donate_argnums=0)
   return {
-      'trace_seconds': traced - start,
-      'compile_seconds': compiled - start,
+      'trace_seconds': traced,
+      'compile_seconds': compiled,
       'temp_bytes': step.memory_analysis().temp_size_in_bytes,
-      'step_seconds': statistics.median(seconds[1:]),
+      'step_seconds': search_step.time_step(
+          step, state, problem.batches, args.repeats),
       'theta_bytes': sum(
-          jnp.asarray(leaf).nbytes for leaf in jax.tree.leaves(problem.theta)),
+          leaf.nbytes for leaf in jax.tree.leaves(problem.theta)),
       **vars(args), 'backend': jax.default_backend(),
       'machine': timing.machine()}
 

@@ -241,23 +241,29 @@ class Problem(NamedTuple):
 def make_problem(space: spaces.Space, config, seed: int = 0) -> Problem:
   """The supernet of a config, on random images with random labels."""
   search = config.search
-  method = methods.METHODS[config.method]
   network = networks.Supernet(
       space, search.cells, search.channels, NUM_CLASSES)
+  return problem_of(network, methods.METHODS[config.method],
+                    search.batch_size, config.image_size, seed)
+
+
+def problem_of(network, method: methods.Method, batch_size: int,
+               image_size: int, seed: int = 0) -> Problem:
+  """A supernet of any skeleton, on random images with random labels."""
+  space = network.space
   keys = jax.random.split(jax.random.key(seed), 3)
 
   def batch(key):
     image_key, label_key = jax.random.split(key)
-    size = config.image_size
     return {
         'image': jax.random.normal(
-            image_key, (search.batch_size, size, size, 3)),
+            image_key, (batch_size, image_size, image_size, 3)),
         'label': jax.random.randint(
-            label_key, (search.batch_size,), 0, NUM_CLASSES)}
+            label_key, (batch_size,), 0, NUM_CLASSES)}
 
   params = methods.init_arch(method, space, keys[0])
   batches = batch(keys[1]), batch(keys[2])
-  theta = networks.init_supernet(network, seed, config.image_size, 3)
+  theta = networks.init_supernet(network, seed, image_size, 3)
   return Problem(space, method, search_lib.make_loss(network), theta, params,
                  batches)
 
@@ -312,7 +318,7 @@ def make_gradient(problem: Problem, parallel: str):
 # ------------------------------------------------------------------ measuring
 
 
-def _compile(function, *args, **jit_options):
+def compile_cold(function, *args, **jit_options):
   """(compiled, seconds of tracing, seconds in all), from empty caches."""
   jax.clear_caches()
   start = time.perf_counter()
@@ -332,7 +338,7 @@ def _check_memory(compiled):
         f'needs {needed / 1e9:.1f} GB, available are {available / 1e9:.1f} GB')
 
 
-def _time_step(step, state, batches, repeats):
+def time_step(step, state, batches, repeats):
   seconds = []
   for _ in range(repeats + 1):
     start = time.perf_counter()
@@ -383,15 +389,15 @@ def _fill(row, space, config, repeats, architectures, with_torch):
   k, parallel = config.search.k, config.search.parallel
   problem = make_problem(space, config)
   update, state = make_step(problem, config)
-  step, row['trace_seconds'], row['compile_seconds'] = _compile(
+  step, row['trace_seconds'], row['compile_seconds'] = compile_cold(
       update, state, *problem.batches, donate_argnums=0)
   row['temp_bytes'] = step.memory_analysis().temp_size_in_bytes
   _check_memory(step)
-  row['step_seconds'] = _time_step(step, state, problem.batches, repeats)
+  row['step_seconds'] = time_step(step, state, problem.batches, repeats)
   row['images_per_second'] = (
       2 * k * config.search.batch_size / row['step_seconds'])
   groups = sample_groups(problem, config, architectures)
-  gradient, _, _ = _compile(make_gradient(problem, parallel), problem.theta,
+  gradient, _, _ = compile_cold(make_gradient(problem, parallel), problem.theta,
                             groups[0], problem.batches[0])
   _check_memory(gradient)
   seconds = _time_samples(

@@ -23,7 +23,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.custom_derivatives import SymbolicZero
 
 from rome_jax import choice
 from rome_jax import ops as ops_lib
@@ -98,6 +97,11 @@ class _Plan:
   @property
   def reduction(self):
     return self.cell_type == 'reduce'
+
+  @property
+  def ends_in_last_node(self):
+    """Whether the output is the last node (NAS-Bench-201), not all of them."""
+    return self.space.cell_types == CELL_TYPES[:1]
 
   @property
   def bank_starts(self):
@@ -182,14 +186,14 @@ _plan = functools.cache(_Plan)
 
 @functools.cache
 def _operation(plan):
-  """y = f(xs, w, seed), per variant: the sampled operation of one edge.
+  """y = f(w, xs, seed), per variant: the sampled operation of one edge.
 
   xs holds the edge's predecessor in each bank, of which the branch reads its
   own; w is [P]; seed is that of the operation `noise`, or None.
   """
 
   def branch(variant):
-    def run(xs, w, seed):
+    def run(w, xs, seed):
       rngs = None if seed is None else {'noise': jax.random.key(seed)}
       return variant.module.apply(
           {'params': variant.unflatten(w)}, xs[variant.bank], rngs=rngs)
@@ -207,22 +211,12 @@ def _forward_switch(plan):
 
 @functools.cache
 def _backward_switch(plan, wants):
-  """(dxs, dw or None, dgate or None) of gate * f(index, xs, w, seed).
-
-  Recomputes the operation. What nobody asked for is left out here, where it
-  is static; XLA could not remove it from a branch.
-  """
+  """(dw or None, dgate or None, dxs) of gate * f(w, xs, seed)."""
 
   def branch(run):
-    def pull(xs, w, seed, gate, g):
-      if wants.weights:
-        y, pullback = jax.vjp(lambda xs, w: run(xs, w, seed), xs, w)
-        dxs, dw = pullback(gate.astype(g.dtype) * g)
-      else:
-        y, pullback = jax.vjp(lambda xs: run(xs, w, seed), xs)
-        (dxs,), dw = pullback(gate.astype(g.dtype) * g), None
-      dgate = (y * g).sum(dtype=gate.dtype) if wants.gates else None
-      return dxs, dw, dgate
+    def pull(w, gate, xs, seed, g):
+      return choice.pull(
+          lambda w, xs: run(w, xs, seed), wants, w, gate, xs, g)
     return pull
 
   branches = [branch(run) for run in _operation(plan)]
@@ -279,7 +273,7 @@ def _run_edges(plan, weights, gates, edges, ops, seeds, inputs):
   def body(banks, slot):
     pred, row, variant, gate, flat, seed = slot
     xs = _rows(banks, _reads(plan, pred))
-    y = _forward_switch(plan)(variant, xs, flat, seed)
+    y = _forward_switch(plan)(variant, flat, xs, seed)
     *others, last = banks
     return (*others, _add_to(last, row, gate.astype(y.dtype) * y)), None
 
@@ -303,7 +297,7 @@ def _pull_edges(plan, wants, weights, gates, edges, ops, seeds, inputs, nodes,
     reads = _reads(plan, pred)
     xs = _rows(banks, reads)
     g = lax.dynamic_index_in_dim(cotangents[-1], row, keepdims=False)
-    dxs, dw, dgate = pull(variant, xs, w, seed, gate, g)
+    dw, dgate, dxs = pull(variant, w, gate, xs, seed, g)
     cotangents = tuple(map(_add_to, cotangents, reads, dxs))
     return cotangents, (dw, dgate)
 
@@ -327,35 +321,18 @@ def _preprocess(pair, weights, states):
 
 
 def _to_output(plan, nodes):
-  """[N,B,h,w,C] -> the concatenation [B,h,w,N*C], or the last node.
-
-  The last node is the output of cells that are all equal (NAS-Bench-201).
-  """
-  if plan.space.cell_types == CELL_TYPES[:1]:
+  """[N,B,h,w,C] -> the concatenation [B,h,w,N*C], or the last node."""
+  if plan.ends_in_last_node:
     return nodes[-1]
   n, b, h, w, c = nodes.shape
   return jnp.moveaxis(nodes, 0, 3).reshape(b, h, w, n * c)
 
 
-def _residual(plan, nodes, output):
-  """What is kept of the nodes: the output itself, if it holds them all."""
-  return nodes if output.shape == nodes.shape[1:] else output
-
-
-def _to_nodes(plan, kept):
-  """The inverse of `_residual`."""
-  if kept.ndim == 5:
-    return kept
+def _to_nodes(plan, output):
+  """[N,B,h,w,C] from the concatenation."""
   n = plan.space.num_nodes
-  b, h, w, c = kept.shape
-  return jnp.moveaxis(kept.reshape(b, h, w, n, c // n), 3, 0)
-
-
-def _output_cotangent(plan, nodes, g):
-  """The output's cotangent as that of the nodes, [N,B,h,w,C]."""
-  if plan.space.cell_types == CELL_TYPES[:1]:
-    return jnp.zeros_like(nodes).at[-1].set(g)
-  return _to_nodes(plan, g)
+  b, h, w, c = output.shape
+  return jnp.moveaxis(output.reshape(b, h, w, n, c // n), 3, 0)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -369,7 +346,8 @@ def _search_cell_nodes(plan, pair, weights, gates, edges, ops, seeds, states):
   inputs = _preprocess(pair, weights, states)
   nodes = _run_edges(plan, weights, gates, edges, ops, seeds, inputs)
   output = _to_output(plan, nodes)
-  return output, _residual(plan, nodes, output)
+  # The concatenation is the nodes.
+  return output, nodes if plan.ends_in_last_node else output
 
 
 def _search_cell_fwd(plan, pair, *primals):
@@ -381,14 +359,15 @@ def _search_cell_fwd(plan, pair, *primals):
 
 def _search_cell_bwd(plan, pair, residuals, g):
   wants, (weights, gates, edges, ops, seeds, states), kept = residuals
-  if isinstance(g, SymbolicZero):
-    g = jnp.zeros(g.shape, g.dtype)
+  g = choice.dense(g)
   inputs, pull_preprocess = jax.vjp(
       functools.partial(_preprocess, pair), weights, states)
-  nodes = _to_nodes(plan, kept)
+  if plan.ends_in_last_node:
+    nodes, dnodes = kept, jnp.zeros_like(kept).at[-1].set(g)
+  else:
+    nodes, dnodes = _to_nodes(plan, kept), _to_nodes(plan, g)
   dweights, dgates, dinputs = _pull_edges(
-      plan, wants, weights, gates, edges, ops, seeds, inputs, nodes,
-      _output_cotangent(plan, nodes, g))
+      plan, wants, weights, gates, edges, ops, seeds, inputs, nodes, dnodes)
   dpreprocess, dstates = pull_preprocess(dinputs)
   if wants.weights:
     dweights = jax.tree.map(jnp.add, dweights, dpreprocess)

@@ -59,6 +59,28 @@ def _is_primal(p):
   return hasattr(p, 'perturbed')
 
 
+def dense(g):
+  """A cotangent as an array, zeros where it is a symbolic zero."""
+  return jnp.zeros(g.shape, g.dtype) if isinstance(g, SymbolicZero) else g
+
+
+def pull(run, wants: Wants, weights, gate, x, g):
+  """(dweights or None, dgate or None, dx) of gate * run(weights, x) at g.
+
+  Recomputes `run`. What nobody asked for is left out here, where it is
+  static; XLA could not remove it from a branch.
+  """
+  scaled = gate.astype(g.dtype) * g
+  if wants.weights:
+    y, pullback = jax.vjp(run, weights, x)
+    dweights, dx = pullback(scaled)
+  else:
+    y, pullback = jax.vjp(lambda x: run(weights, x), x)
+    (dx,), dweights = pullback(scaled), None
+  dgate = (y * g).sum(dtype=gate.dtype) if wants.gates else None
+  return dweights, dgate, dx
+
+
 @functools.cache
 def _forward(modules):
   def branch(module, i):
@@ -71,24 +93,19 @@ def _forward(modules):
 
 @functools.cache
 def _backward(modules, wants):
-  """(dweights or None, dgate or None, dx); recomputes the chosen module."""
+  """`pull` of the chosen module, its cotangent among zeros of the others'."""
 
   def branch(module, i):
-    def pull(weights, gate, x, g):
-      scaled = gate.astype(g.dtype) * g
-      if wants.weights:
-        y, pullback = jax.vjp(
-            lambda w, x: module.apply({'params': w}, x), weights[i], x)
-        dw, dx = pullback(scaled)
-        dweights = jax.tree.map(jnp.zeros_like, weights)
-        dweights = (*dweights[:i], dw, *dweights[i + 1:])
-      else:
-        y, pullback = jax.vjp(
-            lambda x: module.apply({'params': weights[i]}, x), x)
-        (dx,), dweights = pullback(scaled), None
-      dgate = (y * g).sum(dtype=gate.dtype) if wants.gates else None
-      return dweights, dgate, dx
-    return pull
+    def run(w, x):
+      return module.apply({'params': w}, x)
+
+    def pull_one(weights, gate, x, g):
+      dw, dgate, dx = pull(run, wants, weights[i], gate, x, g)
+      if not wants.weights:
+        return None, dgate, dx
+      dweights = jax.tree.map(jnp.zeros_like, weights)
+      return (*dweights[:i], dw, *dweights[i + 1:]), dgate, dx
+    return pull_one
 
   branches = [branch(m, i) for i, m in enumerate(modules)]
   return one_by_one(lambda index, *args: lax.switch(index, branches, *args))
@@ -116,9 +133,8 @@ def _switch_fwd(modules, index, weights, gate, x):
 
 def _switch_bwd(modules, residuals, g):
   wants, (index, weights, gate, x) = residuals
-  if isinstance(g, SymbolicZero):
-    g = jnp.zeros(g.shape, g.dtype)
-  dweights, dgate, dx = _backward(modules, wants)(index, weights, gate, x, g)
+  dweights, dgate, dx = _backward(modules, wants)(
+      index, weights, gate, x, dense(g))
   return None, dweights, dgate, dx
 
 

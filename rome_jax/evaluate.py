@@ -239,13 +239,12 @@ class Trainer:
         batches=self._batches(job.seed), observe=observe, test=test,
         test_every=section.eval_every * self.per_epoch)
     if not known:
-      preflight.check_memory(
-          f'the retraining {job.name}', program,
+      preflight.announce(
+          f'the retraining {job.name}', phase, program, carry,
+          phase.batches(0),
           f'lower config.evaluate.batch_size={section.batch_size}, '
           f'config.evaluate.channels={section.channels} or '
           f'config.evaluate.cells={section.cells}')
-      preflight.announce(preflight.plan(
-          phase, program, carry, phase.batches(0)))
     return phase, program, carry
 
 

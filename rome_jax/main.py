@@ -82,11 +82,7 @@ def run(config, workdir, dataset=None) -> int:
           f'{workdir / REPORT}')
     return 0
   with interrupt.Interrupt() as stop:
-    given = _given(config)
-    _check_operations(config, given)
-    dataset = dataset or _load(config)
-    _check_data(config, dataset, given)
-    mesh = parallel.from_config(config)
+    given, dataset, mesh = _prepare(config, dataset)
     config_lib.check_workdir(workdir, config)
     use_compilation_cache(config.compilation_cache)
     with _only_one(workdir), metrics.MetricsWriter(workdir) as writer:
@@ -113,11 +109,7 @@ def show_plan(config, dataset=None) -> int:
     UserError: as `run`, or a program needs more memory than there is.
   """
   config_lib.validate(config)
-  given = _given(config)
-  _check_operations(config, given)
-  dataset = dataset or _load(config)
-  _check_data(config, dataset, given)
-  mesh = parallel.from_config(config)
+  given, dataset, mesh = _prepare(config, dataset)
   use_compilation_cache(config.compilation_cache)
   if given is None:
     search.prepare(config, dataset, mesh)
@@ -130,6 +122,15 @@ def show_plan(config, dataset=None) -> int:
     evaluate.Trainer(config, dataset, mesh).prepare(found[0])
     print(f'{len(found)} retrainings of that kind', file=sys.stderr)
   return 0
+
+
+def _prepare(config, dataset):
+  """(given genotype or None, data set, mesh or None), all checked."""
+  given = _given(config)
+  _check_operations(config, given)
+  dataset = dataset or _load(config)
+  _check_data(config, dataset, given)
+  return given, dataset, parallel.from_config(config)
 
 
 def _finished(workdir):
@@ -159,7 +160,8 @@ def _check_operations(config, given):
   if given is not None:
     names |= genotypes.used_ops(given.genotype)
   for name in sorted(names & set(ops.OPS)):  # Some skeletons have their own.
-    ops.check(name)
+    if ops.is_users(name):
+      ops.check(name)
 
 
 def _load(config):

@@ -42,14 +42,14 @@ class Method(NamedTuple):
     degrees: space -> active edges of each node of a sampled cell.
     sample_edges: (space, beta, noise, tau) -> edge mask B, [E].
     derive_edges: (space, beta) NumPy -> the edges of the derived cell, in
-      rising order.
+      rising order; where it has beta.
     log_prob_edges: (space, beta, edges) -> log p(edges; beta), Eq. 18.
   """
 
   beta_sizes: Callable[[Space], tuple[int, ...]]
   degrees: Callable[[Space], tuple[int, ...]]
   sample_edges: Callable
-  derive_edges: Callable | None
+  derive_edges: Callable
   log_prob_edges: Callable
 
 
@@ -100,13 +100,11 @@ def _best_ops(space, alpha, cell_type):
 
 def _derive_pairs_of_gdas(space, alpha, cell_type):
   """GDAS: a node's best (edge, operation) pairs, even two of one edge."""
-  log_p = _derivable(space, alpha, cell_type)
-  kept = np.where(space.choices(cell_type) < 0, -np.inf, alpha)
-  # Of the law that was sampled: what is only barred has its share of it.
-  log_p = log_p - np.log(np.exp(
-      kept - kept.max(-1, keepdims=True)).sum(-1, keepdims=True)) - (
-          kept.max(-1, keepdims=True))
   choices, nodes = space.choices(cell_type), []
+  sampled = np.where(choices < 0, -np.inf, alpha)
+  # Of the law that was sampled: what is only barred has its share of it.
+  log_p = _derivable(space, alpha, cell_type) - np.logaddexp.reduce(
+      sampled, -1, keepdims=True)
   for (a, b), d in zip(space.node_edges, space.in_degrees):
     best = np.argsort(-log_p[a:b].ravel(), kind='stable')[:d]
     edges, places = np.divmod(best, space.num_choices)
@@ -141,15 +139,6 @@ def _log_prob_independent(space, beta, edges):
   return log_p[edges].sum()
 
 
-def _has_edge_weights(space):
-  """GDAS weights edges only where nodes hold the operations."""
-  return space.sites == 'nodes'
-
-
-def _fan_ins(space):
-  return tuple(b - a for a, b in space.node_edges)
-
-
 METHODS: dict[str, Method] = {
     'rome_v1': Method(
         beta_sizes=sampling.pair_sizes,
@@ -158,17 +147,18 @@ METHODS: dict[str, Method] = {
         derive_edges=_derive_pairs,
         log_prob_edges=_log_prob_pairs),
     'rome_v2': Method(
-        beta_sizes=_fan_ins,
+        beta_sizes=lambda space: space.fan_ins,
         degrees=lambda space: space.in_degrees,
         sample_edges=sampling.sample_top_k,
         derive_edges=_derive_top_k,
         log_prob_edges=_log_prob_independent),
     'gdas': Method(
+        # Edges have weights only where nodes hold the operations.
         beta_sizes=lambda space: (
-            _fan_ins(space) if _has_edge_weights(space) else ()),
-        degrees=lambda space: _fan_ins(space),
+            space.fan_ins if space.sites == 'nodes' else ()),
+        degrees=lambda space: space.fan_ins,
         sample_edges=sampling.sample_all_edges,
-        derive_edges=None,
+        derive_edges=_derive_top_k,
         log_prob_edges=lambda space, beta, edges: jnp.zeros(())),
 }
 
@@ -246,20 +236,17 @@ def log_prob(method: Method, space: Space, params: ArchParams, arch):
 def derive(method: Method, space: Space,
            params: ArchParams) -> genotypes.Genotype:
   """The genotype of the method's rule."""
-  chosen = {}
-  for t in space.cell_types:
-    alpha, beta = np.asarray(params.alpha[t]), np.asarray(params.beta[t])
-    derive_edges = method.derive_edges or _derive_top_k
-    every = range(space.num_edges)
-    chosen[t] = (derive_edges(space, beta) if beta.size else every,
-                 _best_ops(space, alpha, t))
-  genotype = genotypes.make(space, chosen)
-  if method.derive_edges or beta.size or not space.has_topology:
+  alpha, beta = jax.tree.map(np.asarray, params)
+  has_beta = any(method.beta_sizes(space))
+  every = range(space.num_edges)
+  genotype = genotypes.make(space, {
+      t: (method.derive_edges(space, beta[t]) if has_beta else every,
+          _best_ops(space, alpha[t], t)) for t in space.cell_types})
+  if has_beta or not space.has_topology:
     return genotype
   # No topology parameters, but edges to leave out: by strength of alpha.
   return genotype._replace(**{
-      t: _derive_pairs_of_gdas(space, np.asarray(params.alpha[t]), t)
-      for t in space.cell_types})
+      t: _derive_pairs_of_gdas(space, alpha[t], t) for t in space.cell_types})
 
 
 def diagnostics(method: Method, space: Space,
@@ -287,9 +274,8 @@ def _beta_groups(method, space, beta):
   """The logits of each node that has a choice of edges."""
   sizes = method.beta_sizes(space)
   starts = np.cumsum([0, *sizes])
-  choice = [b - a > d
-            for (a, b), d in zip(space.node_edges, space.in_degrees)]
-  return [beta[a:a + n] for a, n, c in zip(starts, sizes, choice) if c]
+  kept = zip(starts, sizes, space.fan_ins, space.in_degrees)
+  return [beta[a:a + size] for a, size, n, d in kept if n > d]
 
 
 # --------------------------------------------------------- the bilevel step

@@ -222,9 +222,7 @@ def _skeleton(images, body, *, channels, num_classes, stem, norm):
   """Logits; `body` maps the first MBConv's output through the blocks."""
   widths = fixed_widths(channels)
   stride = 1 if stem == 'cifar' else 2
-  x = nn.Conv(widths.stem, (3, 3), (stride, stride), ((1, 1), (1, 1)),
-              use_bias=False, kernel_init=ops.torch_init, dtype=images.dtype,
-              name='stem_conv')(images)
+  x = ops.Conv(widths.stem, 3, stride, name='stem_conv')(images)
   x = nn.relu6(norm(name='stem_norm')(x))
   x = body(MBConv(3, 1, widths.first, 1, norm, name='first')(x))
   x = ops.Pointwise(widths.last, name='last_conv')(x)

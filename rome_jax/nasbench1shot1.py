@@ -28,7 +28,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.custom_derivatives import SymbolicZero
 
 from rome_jax import choice, counting, errors, genotypes, kernels, networks, ops
 from rome_jax.cells import EDGES
@@ -176,6 +175,13 @@ def _check_stem(stem):
   if stem != 'cifar':
     raise errors.UserError(
         f"stem={stem!r} must be 'cifar' in a network of NAS-Bench-1Shot1")
+
+
+def _checked(space, stem, **sizes):
+  """The sizes as integers, once everything is found right."""
+  check(space, cells=sizes['cells'], channels=sizes['channels'])
+  _check_stem(stem)
+  return counting.checked_sizes(stem, **sizes)
 
 
 def _check_widths(widths):
@@ -372,8 +378,7 @@ def _states_fwd(modules, *primals):
 
 def _states_bwd(modules, residuals, g):
   wants, (weights, wiring, x), states = residuals
-  if isinstance(g, SymbolicZero):
-    g = jnp.zeros(g.shape, g.dtype)
+  g = choice.dense(g)
   views, pull = jax.vjp(_project, weights[0], x)
   dnodes, dgates, dviews = _pull_nodes(
       modules, wants, weights[1], wiring, views[:-1], states[1:], g[1:])
@@ -710,11 +715,9 @@ def count(
     UserError: unknown operation, stem or widths, or a number out of range.
   """
   genotypes.validate(genotype, space.ops)
-  check(space, cells=cells, channels=channels)
-  _check_stem(stem)
   _check_widths(widths)
-  sizes = counting.checked_sizes(
-      stem, cells=cells, channels=channels, num_classes=num_classes,
+  sizes = _checked(
+      space, stem, cells=cells, channels=channels, num_classes=num_classes,
       image_size=image_size, image_channels=image_channels)
   concat = genotype.normal_concat
 
@@ -746,10 +749,8 @@ def count_supernet(
   BatchNorm is affine in the stem only; architecture parameters are not
   counted. Arguments and errors are those of `count`.
   """
-  check(space, cells=cells, channels=channels)
-  _check_stem(stem)
-  sizes = counting.checked_sizes(
-      stem, cells=cells, channels=channels, num_classes=num_classes,
+  sizes = _checked(
+      space, stem, cells=cells, channels=channels, num_classes=num_classes,
       image_size=image_size, image_channels=image_channels)
   n = space.num_nodes
 

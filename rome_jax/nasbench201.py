@@ -21,13 +21,6 @@ from rome_jax.spaces import Space
 STAGES = 3
 
 
-def _conv(features, kernel, stride, name):
-  pad = kernel // 2
-  return nn.Conv(features, (kernel,) * 2, (stride,) * 2,
-                 ((pad, pad), (pad, pad)), use_bias=False,
-                 kernel_init=ops.torch_init, name=name)
-
-
 class ResidualBlock(nn.Module):
   """Two ReLU-conv-BN of 3x3, the first strided; shortcut avgpool 2, 1x1.
 
@@ -42,13 +35,13 @@ class ResidualBlock(nn.Module):
   @nn.compact
   def __call__(self, x):
     y = self.norm(name='norm_a')(
-        _conv(self.features, 3, 2, 'conv_a')(nn.relu(x)))
+        ops.Conv(self.features, 3, 2, name='conv_a')(nn.relu(x)))
     y = self.norm(name='norm_b')(
-        _conv(self.features, 3, 1, 'conv_b')(nn.relu(y)))
+        ops.Conv(self.features, 3, name='conv_b')(nn.relu(y)))
     # At odd sizes the strided convolution gives ceil(n / 2); so must this.
     pad = tuple((0, n % 2) for n in x.shape[1:3])
     shortcut = nn.avg_pool(x, (2, 2), (2, 2), padding=pad)
-    return y + _conv(self.features, 1, 1, 'shortcut')(shortcut)
+    return y + ops.Conv(self.features, 1, name='shortcut')(shortcut)
 
 
 def _skeleton(images, *, channels, cells, num_classes, norm, block, make_cell):
@@ -63,7 +56,8 @@ def _skeleton(images, *, channels, cells, num_classes, norm, block, make_cell):
     block: (features, name) -> residual block.
     make_cell: (features, name) -> function of one state.
   """
-  x = norm(name='stem_norm')(_conv(channels, 3, 1, 'stem_conv')(images))
+  x = norm(name='stem_norm')(
+      ops.Conv(channels, 3, name='stem_conv')(images))
   for stage in range(STAGES):
     features = channels * 2**stage
     if stage:

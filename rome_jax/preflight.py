@@ -101,9 +101,16 @@ def plan(phase: loop.Phase, program: loop.Program, carry, batch) -> Plan:
               seconds() if once < 1 else once)
 
 
-def announce(planned: Plan) -> None:
-  """Prints a plan as one line on stderr, like the progress."""
-  print(planned, file=sys.stderr, flush=True)
+def announce(what: str, phase: loop.Phase, program: loop.Program, carry,
+             batch, smaller: str) -> None:
+  """Refuses what does not fit, else prints its plan on stderr in one line.
+
+  Args:
+    what, smaller: name and advice of `check_memory`.
+    phase, program, carry, batch: of `plan`.
+  """
+  check_memory(what, program, smaller)
+  print(plan(phase, program, carry, batch), file=sys.stderr, flush=True)
 
 
 def _gigabytes(count):

@@ -118,8 +118,7 @@ def sample_all_edges(space: Space, beta, noise, tau):
 def pair_sizes(space: Space) -> tuple[int, ...]:
   """Per node, the number of its edge subsets (1, 3, 6, 10 in S0)."""
   return tuple(
-      len(subsets(b - a, d))
-      for (a, b), d in zip(space.node_edges, space.in_degrees))
+      len(subsets(n, d)) for n, d in zip(space.fan_ins, space.in_degrees))
 
 
 def sample_pairs(space: Space, beta, noise, tau):

@@ -238,11 +238,11 @@ def prepare(config, dataset, mesh=None, on_checkpoint=None):
       search.update, search.state, batch, search.phase.memo, placement)
   program = loop.compile_step(search.update, carry, batch, 'search', placement)
   section = config.search
-  preflight.check_memory(
-      'the search', program, 'lower config.search.batch_size='
-      f'{section.batch_size} or config.search.channels={section.channels}, or '
-      "set config.search.parallel='scan'")
-  preflight.announce(preflight.plan(search.phase, program, carry, batch))
+  preflight.announce(
+      'the search', search.phase, program, carry, batch,
+      f'lower config.search.batch_size={section.batch_size} or '
+      f'config.search.channels={section.channels}, or set '
+      "config.search.parallel='scan'")
   return search, program, carry
 
 

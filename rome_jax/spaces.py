@@ -165,17 +165,22 @@ class Space:
         for i, (a, b) in enumerate(self.node_edges)]).astype(np.int32)
 
   @functools.cached_property
+  def fan_ins(self) -> tuple[int, ...]:
+    """Per node, the number of its edges."""
+    return tuple(b - a for a, b in self.node_edges)
+
+  @functools.cached_property
   def in_degrees(self) -> tuple[int, ...]:
     """Per node, the number of edges that a derived cell keeps."""
     wanted = self.in_degree
     if not isinstance(wanted, tuple):
       wanted = (wanted or self.num_edges,) * self.num_nodes
-    return tuple(min(d, b - a) for d, (a, b) in zip(wanted, self.node_edges))
+    return tuple(map(min, wanted, self.fan_ins))
 
   @property
   def has_topology(self) -> bool:
     """Whether any node has more edges than it keeps."""
-    return self.in_degrees != tuple(b - a for a, b in self.node_edges)
+    return self.in_degrees != self.fan_ins
 
   @property
   def num_choices(self) -> int:
