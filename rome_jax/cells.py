@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from rome_jax import choice
+from rome_jax import choice, kernels
 from rome_jax import ops as ops_lib
 from rome_jax.sampling import CellArch
 from rome_jax.spaces import CELL_TYPES, Space
@@ -214,9 +214,9 @@ def _backward_switch(plan, wants):
   """(dw or None, dgate or None, dxs) of gate * f(w, xs, seed)."""
 
   def branch(run):
-    def pull(w, gate, xs, seed, g):
+    def pull(w, gate, xs, seed, g, trained):
       return choice.pull(
-          lambda w, xs: run(w, xs, seed), wants, w, gate, xs, g)
+          lambda w, xs: run(w, xs, seed), wants, w, gate, xs, g, trained)
     return pull
 
   branches = [branch(run) for run in _operation(plan)]
@@ -282,8 +282,8 @@ def _run_edges(plan, weights, gates, edges, ops, seeds, inputs):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _pull_edges(plan, wants, weights, gates, edges, ops, seeds, inputs, nodes,
-                g):
+def _pull_edges(plan, wants, weights, gates, edges, ops, seeds, trained,
+                inputs, nodes, g):
   """Cotangents (weights, gates, inputs) of `_run_edges` at nodes' g."""
   preds, rows, index = _edge_arrays(plan, edges, ops)
   flat, pull_gather = jax.vjp(
@@ -297,7 +297,7 @@ def _pull_edges(plan, wants, weights, gates, edges, ops, seeds, inputs, nodes,
     reads = _reads(plan, pred)
     xs = _rows(banks, reads)
     g = lax.dynamic_index_in_dim(cotangents[-1], row, keepdims=False)
-    dw, dgate, dxs = pull(variant, w, gate, xs, seed, g)
+    dw, dgate, dxs = pull(variant, w, gate, xs, seed, g, trained)
     cotangents = tuple(map(_add_to, cotangents, reads, dxs))
     return cotangents, (dw, dgate)
 
@@ -336,7 +336,8 @@ def _to_nodes(plan, output):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _search_cell(plan, pair, weights, gates, edges, ops, seeds, states):
+def _search_cell(plan, pair, weights, gates, edges, ops, seeds, trained,
+                 states):
   return _search_cell_nodes(
       plan, pair, weights, gates, edges, ops, seeds, states)[0]
 
@@ -353,13 +354,19 @@ def _search_cell_nodes(plan, pair, weights, gates, edges, ops, seeds, states):
 def _search_cell_fwd(plan, pair, *primals):
   wants = choice.Wants(*map(choice.perturbed, primals[:2]))
   values = choice.values(primals)
-  output, kept = _search_cell_nodes(plan, pair, *values)
+  *others, _, states = values
+  output, kept = _search_cell_nodes(plan, pair, *others, states)
   return output, (wants, values, kept)
 
 
 def _search_cell_bwd(plan, pair, residuals, g):
-  wants, (weights, gates, edges, ops, seeds, states), kept = residuals
+  wants, (weights, gates, edges, ops, seeds, trained, states), kept = residuals
   g = choice.dense(g)
+  # Nothing (0 times a number) that depends on g. Without it XLA would find
+  # what is recomputed here equal to the forward pass's, and keep all of that
+  # until now; a barrier does not hinder its CPU backend.
+  nothing = 0 * g[0, 0, 0, 0]
+  states, kept = jax.tree.map(lambda s: s + nothing, (states, kept))
   inputs, pull_preprocess = jax.vjp(
       functools.partial(_preprocess, pair), weights, states)
   if plan.ends_in_last_node:
@@ -367,11 +374,13 @@ def _search_cell_bwd(plan, pair, residuals, g):
   else:
     nodes, dnodes = _to_nodes(plan, kept), _to_nodes(plan, g)
   dweights, dgates, dinputs = _pull_edges(
-      plan, wants, weights, gates, edges, ops, seeds, inputs, nodes, dnodes)
-  dpreprocess, dstates = pull_preprocess(dinputs)
+      plan, wants, weights, gates, edges, ops, seeds, trained, inputs, nodes,
+      dnodes)
+  with kernels.trained(trained):
+    dpreprocess, dstates = pull_preprocess(dinputs)
   if wants.weights:
     dweights = jax.tree.map(jnp.add, dweights, dpreprocess)
-  return dweights, dgates, None, None, None, dstates
+  return dweights, dgates, None, None, None, None, dstates
 
 
 _search_cell.defvjp(_search_cell_fwd, _search_cell_bwd, symbolic_zeros=True)
@@ -420,7 +429,7 @@ class SearchCell(nn.Module):
       # Compiling the cell to throw its output away would cost a minute.
       return _output_like(plan, states[-1])
     return _search_cell(plan, pair, weights, arch.gates, arch.edges, arch.ops,
-                        seeds, states)
+                        seeds, arch.trained, states)
 
 
 def _output_like(plan, s1):
@@ -444,12 +453,12 @@ def _init_edges(rng, plan, group):
   tree, start = {}, 0
   for variant in variants:
     stop = start + variant.size
-    kernels = jax.vmap(variant.unflatten)(
+    drawn = jax.vmap(variant.unflatten)(
         draw[:len(variant.edges), start:stop])
     tree[variant.op] = jax.tree.map(
         # A bias (behind which the mean is removed anyway) starts at 0.
         lambda w: w * (ops_lib.init_bound(w.shape[1:]) if w.ndim > 2 else 0),
-        kernels)
+        drawn)
     start = stop
   return tree
 

@@ -16,6 +16,8 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 from jax.custom_derivatives import SymbolicZero
 
+from rome_jax import kernels
+
 
 def one_by_one(function):
   """`function`, whose vmap runs the examples in a loop.
@@ -64,16 +66,18 @@ def dense(g):
   return jnp.zeros(g.shape, g.dtype) if isinstance(g, SymbolicZero) else g
 
 
-def pull(run, wants: Wants, weights, gate, x, g):
+def pull(run, wants: Wants, weights, gate, x, g, trained=None):
   """(dweights or None, dgate or None, dx) of gate * run(weights, x) at g.
 
   Recomputes `run`. What nobody asked for is left out here, where it is
-  static; XLA could not remove it from a branch.
+  static; XLA could not remove it from a branch. `trained` does so while it
+  runs; see `kernels.trained`.
   """
   scaled = gate.astype(g.dtype) * g
   if wants.weights:
     y, pullback = jax.vjp(run, weights, x)
-    dweights, dx = pullback(scaled)
+    with kernels.trained(trained):
+      dweights, dx = pullback(scaled)
   else:
     y, pullback = jax.vjp(lambda x: run(weights, x), x)
     (dx,), dweights = pullback(scaled), None
@@ -99,8 +103,8 @@ def _backward(modules, wants):
     def run(w, x):
       return module.apply({'params': w}, x)
 
-    def pull_one(weights, gate, x, g):
-      dw, dgate, dx = pull(run, wants, weights[i], gate, x, g)
+    def pull_one(weights, gate, x, g, trained):
+      dw, dgate, dx = pull(run, wants, weights[i], gate, x, g, trained)
       if not wants.weights:
         return None, dgate, dx
       dweights = jax.tree.map(jnp.zeros_like, weights)
@@ -112,7 +116,8 @@ def _backward(modules, wants):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def switch(modules: tuple[nn.Module, ...], index, weights, gate, x):
+def switch(modules: tuple[nn.Module, ...], index, weights, gate, x,
+           trained=None):
   """gate * modules[index](x), keeping only `x` for the backward pass.
 
   Args:
@@ -121,21 +126,22 @@ def switch(modules: tuple[nn.Module, ...], index, weights, gate, x):
     weights: a tuple with each module's 'params' ({} where it has none).
     gate: float, a factor of 1 that carries the architecture's gradient.
     x: [B,H,W,C].
+    trained: see `kernels.trained`.
   """
   return _forward(modules)(index, weights, gate, x)
 
 
-def _switch_fwd(modules, index, weights, gate, x):
+def _switch_fwd(modules, index, weights, gate, x, trained):
   wants = Wants(perturbed(weights), perturbed(gate))
-  primals = values((index, weights, gate, x))
+  primals = values((index, weights, gate, x, trained))
   return switch(modules, *primals), (wants, primals)
 
 
 def _switch_bwd(modules, residuals, g):
-  wants, (index, weights, gate, x) = residuals
+  wants, (index, weights, gate, x, trained) = residuals
   dweights, dgate, dx = _backward(modules, wants)(
-      index, weights, gate, x, dense(g))
-  return None, dweights, dgate, dx
+      index, weights, gate, x, dense(g), trained)
+  return None, dweights, dgate, dx, None
 
 
 switch.defvjp(_switch_fwd, _switch_bwd, symbolic_zeros=True)

@@ -11,6 +11,8 @@ All images are NHWC. Padding is d*(k//2) on each side, so that stride 1 keeps
 the size and stride 2 gives ceil(H/2).
 """
 
+import contextlib
+import contextvars
 import functools
 
 import jax
@@ -29,6 +31,36 @@ def _on_cpu(shifted, stock, *args):
   would trace both for every operation of a supernet.
   """
   return (shifted if jax.default_backend() == 'cpu' else stock)(*args)
+
+
+_trained = contextvars.ContextVar('trained', default=None)
+
+
+@contextlib.contextmanager
+def trained(flag):
+  """Where the functions here are differentiated, whether weights have a gradient.
+
+  One program then serves the step of alpha and beta, too, in which the
+  gradient of weights is not wanted: it is zeros there, and costs nothing.
+
+  Args:
+    flag: bool, may be traced; None: weights always have one.
+  """
+  token = _trained.set(flag)
+  try:
+    yield
+  finally:
+    _trained.reset(token)
+
+
+def _if_trained(gradient, *args):
+  """gradient(*args), or zeros of its shape; see `trained`."""
+  flag = _trained.get()
+  if flag is None:
+    return gradient(*args)
+  shape = jax.eval_shape(gradient, *args)
+  return lax.cond(
+      flag, gradient, lambda *_: jnp.zeros(shape.shape, shape.dtype), *args)
 
 
 def _pad(x, p, value=0.):
@@ -83,23 +115,38 @@ def _depthwise_stock(x, w, stride, dilation):
       feature_group_count=x.shape[3])
 
 
+def _pull_stock(forward, x, w, g):
+  """(dx, dw) of forward(x, w), as JAX derives them."""
+  (dx,) = jax.vjp(lambda x: forward(x, w), x)[1](g)
+  dw = _if_trained(
+      lambda x, g: jax.vjp(lambda w: forward(x, w), w)[1](g)[0], x, g)
+  return dx, dw
+
+
 def _weight_gradient_shifted(x, g, k, stride, dilation):
   """[k,k,C]: the sum of x*g at each tap.
 
-  A loop over the taps: one kernel is compiled instead of k*k. Each image is
-  reduced by itself first, which XLA turns into the faster loops.
+  Per row offset and channel, one matrix product over the images' rows gives
+  the sums at all column offsets, [W',W]; those of the taps are k diagonals of
+  it. Plain sums would read both images again for each of the k*k taps.
   """
   b, h, w, c = g.shape
-  padded = _pad(x, dilation * (k // 2))
-  window = (b, stride * (h - 1) + 1, stride * (w - 1) + 1, c)
+  p = dilation * (k // 2)
+  rows = jnp.pad(
+      x.transpose(3, 0, 1, 2), ((0, 0), (0, 0), (p, p), (p, p)))
+  g = g.transpose(3, 0, 1, 2).reshape(c, b * h, w)
+  width = rows.shape[3]
+  taps = np.stack([
+      np.arange(width)[:, None] == stride * np.arange(w) + j * dilation
+      for j in range(k)]).astype(x.dtype)
 
-  def tap(number):
-    i, j = number // k * dilation, number % k * dilation
-    pixels = lax.dynamic_slice(padded, (0, i, j, 0), window)
-    product = pixels[:, ::stride, ::stride] * g
-    return product.reshape(b, h * w, c).sum(1)
+  def row(i):
+    shifted = lax.dynamic_slice_in_dim(
+        rows, i * dilation, stride * (h - 1) + 1, 2)[:, :, ::stride]
+    sums = jnp.einsum('cnp,cnq->cpq', shifted.reshape(c, b * h, width), g)
+    return jnp.einsum('cpq,jpq->jc', sums, taps)
 
-  return lax.map(tap, jnp.arange(k * k)).sum(1).reshape(k, k, c)
+  return lax.map(row, jnp.arange(k))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -131,18 +178,43 @@ def _depthwise_bwd(stride, dilation, residuals, g):
   def shifted(x, w, g):
     spread = _dilate(g, stride, x.shape[1:3])
     dx = _depthwise_shifted(spread, w[::-1, ::-1], 1, dilation)
-    dw = _weight_gradient_shifted(x, g, w.shape[0], stride, dilation)
+    dw = _if_trained(
+        lambda x, g: _weight_gradient_shifted(
+            x, g, w.shape[0], stride, dilation), x, g)
     return dx, dw
 
   def stock(x, w, g):
     forward = functools.partial(
         _depthwise_stock, stride=stride, dilation=dilation)
-    return jax.vjp(forward, x, w)[1](g)
+    return _pull_stock(forward, x, w, g)
 
   return _on_cpu(shifted, stock, x, w, g)
 
 
 depthwise_conv.defvjp(_depthwise_fwd, _depthwise_bwd)
+
+
+@jax.custom_vjp
+def pointwise(x, w):
+  """1x1 convolution without bias: [...,C'], [C',C] -> [...,C]."""
+  # As matrices: XLA's CPU backend transposes images to get w's gradient.
+  y = x.reshape(-1, x.shape[-1]) @ w
+  return y.reshape(*x.shape[:-1], w.shape[1])
+
+
+def _pointwise_fwd(x, w):
+  return pointwise(x, w), (x, w)
+
+
+def _pointwise_bwd(residuals, g):
+  x, w = residuals
+  rows = g.reshape(-1, g.shape[-1])
+  dw = _if_trained(
+      lambda x, g: x.reshape(-1, x.shape[-1]).T @ g, x, rows)
+  return (rows @ w.T).reshape(x.shape), dw
+
+
+pointwise.defvjp(_pointwise_fwd, _pointwise_bwd)
 
 
 # ------------------------------------------------------------------ pooling
@@ -205,15 +277,19 @@ def _full_conv_bwd(residuals, g):
   def canonical(x, w, g):
     p = w.shape[0] // 2
     dx = _full_conv(g, w[::-1, ::-1].swapaxes(2, 3))
-    # Channels are the images and the batch is summed over.
-    dw = lax.conv_general_dilated(
-        x.transpose(3, 1, 2, 0),
-        g.transpose(1, 2, 0, 3), (1, 1), ((p, p), (p, p)),
-        dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
-    return dx, dw.transpose(1, 2, 0, 3)
+
+    def gradient(x, g):
+      # Channels are the images and the batch is summed over.
+      dw = lax.conv_general_dilated(
+          x.transpose(3, 1, 2, 0),
+          g.transpose(1, 2, 0, 3), (1, 1), ((p, p), (p, p)),
+          dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+      return dw.transpose(1, 2, 0, 3)
+
+    return dx, _if_trained(gradient, x, g)
 
   def stock(x, w, g):
-    return jax.vjp(_full_conv, x, w)[1](g)
+    return _pull_stock(_full_conv, x, w, g)
 
   return _on_cpu(canonical, stock, x, w, g)
 

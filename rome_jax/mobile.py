@@ -261,7 +261,7 @@ def _shapes(block):
       for op, module in zip(block.ops, _candidates(block)) if op != ZERO}
 
 
-def _apply_run(run, weights, index, gates, x):
+def _apply_run(run, weights, index, gates, trained, x):
   """The chosen operations of a run, one after the other.
 
   Args:
@@ -269,11 +269,12 @@ def _apply_run(run, weights, index, gates, x):
     weights: {operation: leaves [length, ...]}.
     index: [length] int32, places in the block's `ops`.
     gates: [length].
+    trained: see `kernels.trained`.
     x: [B,H,W,c_in].
   """
 
   def step(x, slot):
-    y = choice.switch(_candidates(run.block), *slot, x)
+    y = choice.switch(_candidates(run.block), *slot, x, trained)
     return (x + y if run.block.shortcut else y), None
 
   slots = index, tuple(weights.get(op, {}) for op in run.block.ops), gates
@@ -336,7 +337,8 @@ class Supernet(nn.Module):
       return jnp.zeros((x.shape[0], *size, run.block.c_out), x.dtype)
     part = slice(run.start, run.start + run.length)
     index = _places(self.space, run.block)[cell.ops[part]]
-    return _apply_run(run, weights, index, cell.gates[part], x)
+    return _apply_run(
+        run, weights, index, cell.gates[part], cell.trained, x)
 
 
 class Network(nn.Module):

@@ -265,6 +265,7 @@ class _Wiring(NamedTuple):
     ops: [n] int32.
     outputs: [D] int32, the states that the output reads.
     output_gates: [D] their B.
+    trained: see `kernels.trained`.
   """
 
   rows: jax.Array
@@ -272,6 +273,7 @@ class _Wiring(NamedTuple):
   ops: jax.Array
   outputs: jax.Array
   output_gates: jax.Array
+  trained: jax.Array | None
 
 
 def _wire(space: Space, arch: CellArch) -> _Wiring:
@@ -288,22 +290,23 @@ def _wire(space: Space, arch: CellArch) -> _Wiring:
   dense = dense.at[nodes, preds].set(arch.gates[:m])
   last = slice(m - selected[m], m)
   return _Wiring(
-      dense[:-1], arch.gates[m:], arch.ops, preds[last], arch.gates[last])
+      dense[:-1], arch.gates[m:], arch.ops, preds[last], arch.gates[last],
+      arch.trained)
 
 
 def _project(kernel, x):
   """State 0 as each node sees it: [K,C',C], [B,H,W,C'] -> [K,B,H,W,C]."""
   k, c_in, c = kernel.shape
   flat = jnp.moveaxis(kernel, 0, 1).reshape(c_in, k * c).astype(x.dtype)
-  y = nn.relu(kernels.batch_norm(x @ flat))
+  y = nn.relu(kernels.batch_norm(kernels.pointwise(x, flat)))
   return jnp.moveaxis(y.reshape(*x.shape[:3], k, c), 3, 0)
 
 
-def _node(modules, weights, row, gate, op, own, states):
+def _node(modules, weights, row, gate, op, own, states, trained=None):
   """One inner node from its own view of state 0 and the inner states."""
   row = row.astype(own.dtype)
   total = row[0] * own + jnp.tensordot(row[1:], states, 1)
-  return choice.switch(modules, op, weights, gate, total)
+  return choice.switch(modules, op, weights, gate, total, trained)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -336,7 +339,8 @@ def _pull_nodes(modules, wants, weights, wiring, views, states, g):
     def run(wanted, own, states):
       weights, gates = wanted
       return _node(modules, w if weights is None else weights,
-                   *((row, gate) if gates is None else gates), op, own, states)
+                   *((row, gate) if gates is None else gates), op, own, states,
+                   wiring.trained)
 
     _, pull = jax.vjp(run, wanted, own, states)
     (dw, dgates), down, dstates = pull(cotangents[i])
@@ -382,10 +386,11 @@ def _states_bwd(modules, residuals, g):
   views, pull = jax.vjp(_project, weights[0], x)
   dnodes, dgates, dviews = _pull_nodes(
       modules, wants, weights[1], wiring, views[:-1], states[1:], g[1:])
-  dkernel, dx = pull(jnp.concatenate([dviews, g[:1]]))
+  with kernels.trained(wiring.trained):
+    dkernel, dx = pull(jnp.concatenate([dviews, g[:1]]))
   drows, dgates = dgates if wants.gates else (None, None)
   dweights = (dkernel, dnodes) if wants.weights else None
-  return dweights, _Wiring(drows, dgates, None, None, None), dx
+  return dweights, _Wiring(drows, dgates, None, None, None, None), dx
 
 
 _states.defvjp(_states_fwd, _states_bwd, symbolic_zeros=True)
