@@ -307,6 +307,7 @@ class Options(NamedTuple):
   Attributes:
     k: K.
     parallel: how K samples are evaluated, a name of gradients.PARALLEL.
+    accumulate: parts of a batch, evaluated one after another.
     sampler: 'iid', or 'strict_fair' operations in the weight step.
     order: 'alpha_first' (Algorithm 1) or 'theta_first' (GDAS).
     theta_reduce, alpha_reduce: 'sum' or 'mean' over the K gradients.
@@ -315,6 +316,7 @@ class Options(NamedTuple):
 
   k: int = 7
   parallel: str = 'scan'
+  accumulate: int = 1
   sampler: str = 'iid'
   order: str = 'alpha_first'
   theta_reduce: str = 'sum'
@@ -432,10 +434,14 @@ def _over_samples(one, samples, rng, shared, batch, options, reduce, spread):
   keys = jax.random.key_data(jax.random.split(rng, options.k))
 
   def total(samples, shared, batch):
-    def function(sampled):
-      sample, key = sampled
-      return one(sample, jax.random.wrap_key_data(key), shared, batch)
-    return gradients.sum_over_samples(function, samples, options.parallel)
+    def part_of(state, part, fold):
+      def function(sampled):
+        sample, key = sampled
+        return one(sample, fold(jax.random.wrap_key_data(key)), shared, part)
+      return state, gradients.sum_over_samples(
+          function, samples, options.parallel)
+    return gradients.mean_over_parts(
+        part_of, (), batch, options.accumulate)[1]
 
   values, grads = spread(total)((samples, keys), shared, batch)
   values = jax.tree.map(lambda a: a / options.k, values)
