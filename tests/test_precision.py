@@ -1,6 +1,5 @@
 """bfloat16, micro-batches and recomputation: what stays equal, what is kept."""
 
-import functools
 import types
 
 import flax.linen as nn
@@ -344,11 +343,16 @@ def test_retraining_step_is_the_mean_of_its_parts(norm, quick_jit):
 
 
 def kept_bytes(loss, params, stats):
-  """What the forward pass keeps for the backward pass."""
-  pull = jax.eval_shape(
-      lambda params: jax.vjp(
-          lambda p: loss(p, stats, batch())[0], params)[1], params)
-  return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(pull))
+  """What the forward pass keeps of B images for the backward pass."""
+
+  def kept(count):
+    pull = jax.eval_shape(
+        lambda params: jax.vjp(
+            lambda p: loss(p, stats, batch(count=count))[0], params)[1],
+        params)
+    return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(pull))
+
+  return kept(2 * B) - kept(B)  # without the weights
 
 
 @each_space
@@ -391,6 +395,14 @@ class StopsAfter:
     return self.times < 0
 
 
+@pytest.fixture
+def no_optimizations():
+  """XLA without its costly passes."""
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
+
+
 def small_run():
   config = config_lib.defaults()
   config.space = 'tiny'
@@ -398,7 +410,7 @@ def small_run():
   for part in (config.search, config.evaluate):
     part.update(cells=1, channels=2, batch_size=8, accumulate=2,
                 dtype='bfloat16', epochs=1, augment='none', cutout=0)
-  config.search.update(k=2, max_steps=5)
+  config.search.update(k=2, epochs=3, max_steps=5)
   config.evaluate.update(auxiliary=False, remat='cells', drop_path=.3)
   rng = np.random.default_rng(0)
   split = data.ArraySplit(rng.integers(0, 256, (40, 8, 8, 3), np.uint8),
@@ -407,13 +419,11 @@ def small_run():
       'npz', split, split, 4, 8, 3, (.5,) * 3, (.25,) * 3)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_ends_bit_for_bit_as_the_whole(
-    tmp_path, tiny, monkeypatch):
+    tmp_path, tiny, monkeypatch, no_optimizations):
   """bfloat16, micro-batches and recomputation; search and retraining."""
   monkeypatch.setitem(spaces.SPACES, 'tiny', tiny)
-  monkeypatch.setattr(
-      jax, 'jit', functools.partial(jax.jit, compiler_options={
-          'xla_backend_optimization_level': 0}))
   config, dataset = small_run()
   config_lib.validate(config)
   trainer = evaluate.Trainer(config, dataset)
