@@ -244,11 +244,12 @@ def make_problem(space: spaces.Space, config, seed: int = 0) -> Problem:
   network = networks.Supernet(
       space, search.cells, search.channels, NUM_CLASSES)
   return problem_of(network, methods.METHODS[config.method],
-                    search.batch_size, config.image_size, seed)
+                    search.batch_size, config.image_size, seed, search.dtype)
 
 
 def problem_of(network, method: methods.Method, batch_size: int,
-               image_size: int, seed: int = 0) -> Problem:
+               image_size: int, seed: int = 0,
+               dtype: str = 'float32') -> Problem:
   """A supernet of any skeleton, on random images with random labels."""
   space = network.space
   keys = jax.random.split(jax.random.key(seed), 3)
@@ -264,8 +265,8 @@ def problem_of(network, method: methods.Method, batch_size: int,
   params = methods.init_arch(method, space, keys[0])
   batches = batch(keys[1]), batch(keys[2])
   theta = networks.init_supernet(network, seed, image_size, 3)
-  return Problem(space, method, search_lib.make_loss(network), theta, params,
-                 batches)
+  return Problem(space, method, search_lib.make_loss(network, dtype), theta,
+                 params, batches)
 
 
 def make_step(problem: Problem, config):
@@ -275,7 +276,8 @@ def make_step(problem: Problem, config):
       training.cosine(search.lr, search.lr_end, _STEPS), search)
   arch_tx = training.arch_adam(search)
   options = methods.Options(
-      k=search.k, parallel=search.parallel, clip_norm=search.clip_norm)
+      k=search.k, parallel=search.parallel, accumulate=search.accumulate,
+      clip_norm=search.clip_norm)
 
   def tau(step):
     return sampling.tau_at(

@@ -24,6 +24,7 @@ import ml_collections
 from rome_jax import errors, files, spaces
 
 METHODS = ('rome_v1', 'rome_v2', 'gdas')
+DTYPES = ('float32', 'bfloat16')
 AUGMENTATIONS = ('none', 'shift', 'cifar', 'svhn', 'imagenet')
 
 # What may change between the two starts of one run: nothing that a result
@@ -118,6 +119,14 @@ _TOP = {
         'empty: none'),
 }
 
+_DTYPE = (
+    'dtype of activations and convolutions; weights, statistics of BatchNorm, '
+    'losses and optimiser are float32 in any case')
+_ACCUMULATE = (
+    'parts of a batch, evaluated one after another in the memory of one; '
+    'their gradients are averaged, and the statistics of BatchNorm are those '
+    'of a part')
+
 _SEARCH = {
     'cells': _at_least(
         1, 8, 'cells of the supernet, reductions at 1/3 and 2/3 (DARTS)'),
@@ -131,8 +140,11 @@ _SEARCH = {
     'k': _at_least(
         1, 7, 'K, architectures sampled a step (Algorithm 1); 1 in GDAS'),
     'parallel': _choice(
-        'scan', "the K samples one after another in the memory of one, "
-        "or batched ('vmap')", ('scan', 'vmap')),
+        'auto', "the K samples one after another in the memory of one "
+        "('scan') or batched ('vmap'); 'auto': as the device and its memory "
+        "suggest", ('auto', 'scan', 'vmap')),
+    'dtype': _choice('float32', _DTYPE, DTYPES),
+    'accumulate': _at_least(1, 1, _ACCUMULATE),
     'sampler': _choice(
         'iid', "theta's samples: independent (Algorithm 1), or each "
         'operation given to each edge equally often (FairNAS), sampled or '
@@ -187,6 +199,12 @@ _EVALUATE = {
     'channels': _at_least(1, 36, 'channels of the first cell (DARTS)'),
     'epochs': _at_least(0, 600, 'passes over the training images (DARTS)'),
     'batch_size': _at_least(1, 96, 'images of one step (DARTS)'),
+    'dtype': _choice('float32', _DTYPE, DTYPES),
+    'accumulate': _at_least(1, 1, _ACCUMULATE),
+    'remat': _choice(
+        'none', "what is computed again in the backward pass to save memory: "
+        "nothing, or the inside of each cell ('cells'); the results are the "
+        'same', ('none', 'cells')),
     'lr': _positive(.025, "SGD's largest learning rate (DARTS)"),
     'lr_end': _at_least(0, 0., 'learning rate at last (DARTS)'),
     'lr_schedule': _choice(
@@ -281,6 +299,12 @@ def validate(config) -> None:
     _check_value(name, values[name], field)
   _check_search(config)
   _check_evaluate(config)
+  for name in ('search', 'evaluate'):
+    size, parts = config[name].batch_size, config[name].accumulate
+    if size % parts:
+      raise errors.UserError(
+          f'config.{name}.batch_size={size} must be a multiple of '
+          f'config.{name}.accumulate={parts}')
 
 
 def _check_value(name, value, field):

@@ -13,6 +13,7 @@ from rome_jax import (
     data,
     errors,
     genotypes,
+    gradients,
     loop,
     networks,
     parallel,
@@ -69,7 +70,7 @@ def make_network(config, dataset, genotype):
   space = config_lib.space(config)
   return skeletons.get(space).network(
       space, genotype, section.cells, section.channels, dataset.num_classes,
-      search.stem(config, dataset), section.auxiliary)
+      search.stem(config, dataset), section.auxiliary, section.remat)
 
 
 def make_step(network, section, tx, steps, steps_per_epoch):
@@ -86,8 +87,9 @@ def make_step(network, section, tx, steps, steps_per_epoch):
   def loss_fn(params, batch_stats, batch, rate, rng):
     drop_rng, noise_rng = jax.random.split(rng)
     outputs, updates = network.apply(
-        {'params': params, 'batch_stats': batch_stats}, batch['image'],
-        train=True, drop_path=rate, mutable=['batch_stats'],
+        {'params': params, 'batch_stats': batch_stats},
+        batch['image'].astype(section.dtype), train=True, drop_path=rate,
+        mutable=['batch_stats'],
         rngs={'drop_path': drop_rng, 'noise': noise_rng})
     logits, auxiliary = outputs if section.auxiliary else (outputs, None)
     loss = _mean_loss(logits, batch, section)
@@ -102,9 +104,15 @@ def make_step(network, section, tx, steps, steps_per_epoch):
     rate = 0.
     if section.drop_path:
       rate = drop_path_at(section, state.step, steps_per_epoch)
-    (_, (loss, accuracy, batch_stats)), grads = jax.value_and_grad(
-        loss_fn, has_aux=True)(
-            state.params, state.batch_stats, batch, rate, rng)
+
+    def part_of(batch_stats, part, fold):
+      (_, (loss, accuracy, batch_stats)), grads = jax.value_and_grad(
+          loss_fn, has_aux=True)(
+              state.params, batch_stats, part, rate, fold(rng))
+      return batch_stats, (loss, accuracy, grads)
+
+    batch_stats, (loss, accuracy, grads) = gradients.mean_over_parts(
+        part_of, state.batch_stats, batch, section.accumulate)
     updates, opt = tx.update(grads, state.opt, state.params)
     state = state._replace(
         step=state.step + 1, params=optax.apply_updates(state.params, updates),
@@ -134,8 +142,8 @@ def make_test(network, dataset, section):
   @jax.jit
   def sums(params, batch_stats, batch, rng):
     logits = network.apply(
-        {'params': params, 'batch_stats': batch_stats}, batch['image'],
-        rngs={'noise': rng})
+        {'params': params, 'batch_stats': batch_stats},
+        batch['image'].astype(section.dtype), rngs={'noise': rng})
     mask = batch['mask']
     loss = training.cross_entropy(logits, batch['label'])
     return (loss * mask).sum(), (
@@ -167,6 +175,7 @@ class Trainer:
   def __init__(self, config, dataset, mesh=None):
     section = config.evaluate
     self.config, self.dataset = config, dataset
+    self.devices = mesh.size if mesh else 1
     self.placement = mesh and loop.Placement(
         parallel.replicated(mesh), parallel.split_over_all(mesh))
     self.transform = data.make_transform(
@@ -239,12 +248,13 @@ class Trainer:
         batches=self._batches(job.seed), observe=observe, test=test,
         test_every=section.eval_every * self.per_epoch)
     if not known:
+      size = preflight.Size(
+          'evaluate', section.batch_size, section.accumulate, section.dtype,
+          section.channels, self.dataset.image_size, self.devices,
+          remat=section.remat)
       preflight.announce(
           f'the retraining {job.name}', phase, program, carry,
-          phase.batches(0),
-          f'lower config.evaluate.batch_size={section.batch_size}, '
-          f'config.evaluate.channels={section.channels} or '
-          f'config.evaluate.cells={section.cells}')
+          phase.batches(0), size)
     return phase, program, carry
 
 

@@ -1,4 +1,6 @@
-"""Values and gradients over K sampled architectures (Eq. 20, 21).
+"""Values and gradients over K sampled architectures and parts of a batch.
+
+Eq. 20 and 21 are sums over K.
 
 `parallel` names how the K samples are evaluated:
 
@@ -32,6 +34,45 @@ def _scan(function, samples):
 
 def _vmap(function, samples):
   return jax.tree.map(lambda a: a.sum(0), jax.vmap(function)(samples))
+
+
+def mean_over_parts(function, state, batch, parts):
+  """The mean of a function over equal parts of a batch, one after another.
+
+  Part i holds the images i, i + parts, i + 2 parts, ...: if the batch is cut
+  over devices, each of them has an equal share of every part without moving
+  any, and the parts are those of one device.
+
+  Args:
+    function: (state, part, fold) -> (state, pytree of arrays). fold(key) is
+      the part's own random key, the key itself if there is one part only.
+    state: what the parts hand on to each other, in order.
+    batch: pytree whose leaves have a leading axis of B, a multiple of parts.
+    parts: how many.
+
+  Returns:
+    (last state, mean).
+  """
+  if parts == 1:
+    return function(state, batch, lambda key: key)
+
+  def run(state, part, number):
+    return function(
+        state, part, lambda key: jax.random.fold_in(key, number))
+
+  cut = jax.tree.map(
+      lambda a: a.reshape(-1, parts, *a.shape[1:]).swapaxes(0, 1), batch)
+  slots = cut, jnp.arange(parts)
+  run = jax.jit(run)  # traced once for the shapes and the loop
+  shapes = jax.eval_shape(run, state, *jax.tree.map(lambda a: a[0], slots))[1]
+
+  def body(carry, slot):
+    state, value = run(carry[0], *slot)
+    return (state, jax.tree.map(jnp.add, carry[1], value)), None
+
+  zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+  (state, total), _ = lax.scan(body, (state, zeros), slots)
+  return state, jax.tree.map(lambda a: a / parts, total)
 
 
 PARALLEL = {'scan': _scan, 'vmap': _vmap}

@@ -38,10 +38,10 @@ _trained = contextvars.ContextVar('trained', default=None)
 
 @contextlib.contextmanager
 def trained(flag):
-  """Where the functions here are differentiated, whether weights have a gradient.
+  """Whether the functions here give weights a gradient where they are pulled.
 
-  One program then serves the step of alpha and beta, too, in which the
-  gradient of weights is not wanted: it is zeros there, and costs nothing.
+  One program then serves the step of alpha and beta, too, in which nobody
+  wants the gradient of weights: it is zeros there, and costs nothing.
 
   Args:
     flag: bool, may be traced; None: weights always have one.

@@ -8,6 +8,7 @@ samples for alpha and beta on one half of the data (gradients averaged, Eq.
 Nothing here knows of networks: the step takes a `loss_fn`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -307,6 +308,7 @@ class Options(NamedTuple):
   Attributes:
     k: K.
     parallel: how K samples are evaluated, a name of gradients.PARALLEL.
+    accumulate: parts of a batch, evaluated one after another.
     sampler: 'iid', or 'strict_fair' operations in the weight step.
     order: 'alpha_first' (Algorithm 1) or 'theta_first' (GDAS).
     theta_reduce, alpha_reduce: 'sum' or 'mean' over the K gradients.
@@ -315,6 +317,7 @@ class Options(NamedTuple):
 
   k: int = 7
   parallel: str = 'scan'
+  accumulate: int = 1
   sampler: str = 'iid'
   order: str = 'alpha_first'
   theta_reduce: str = 'sum'
@@ -351,94 +354,102 @@ def make_update(method: Method, space: Space, loss_fn: Callable,
     the architecture's, and tau, grad_norm, clipped.
   """
 
-  def arch_gradient(theta, params, batch, noise, tau, rng):
-    def objective(params, theta, noise, tau, batch, rng):
-      arch = sample(method, space, params, noise, tau)
-      return loss_fn(theta, arch, batch, rng)
+  def objective(variables, noise, fair, shared, batch, rng):
+    theta, params = variables
+    tau, trained = shared
+    arch = sample(method, space, params, noise, tau)
+    if fair is not None:  # In theta's half of the step only.
+      arch = jax.tree.map(
+          functools.partial(jnp.where, trained),
+          sample(method, space, params, noise, tau, fair), arch)
+    arch = {t: cell._replace(trained=trained) for t, cell in arch.items()}
+    return loss_fn(theta, arch, batch, rng)
 
-    def one(noise, rng, shared, batch):
-      theta, params, tau = shared
-      return jax.value_and_grad(objective, has_aux=True)(
-          params, theta, noise, tau, batch, rng)
+  def one(sampled, rng, shared, batch):
+    variables, *rest = shared
+    return jax.value_and_grad(objective, has_aux=True)(
+        variables, *sampled, rest, batch, rng)
 
-    return _over_samples(one, noise, rng, (theta, params, tau), batch, options,
-                         options.alpha_reduce, spread)
-
-  def theta_gradient(theta, archs, batch, rng):
-    def one(arch, rng, theta, batch):
-      return jax.value_and_grad(loss_fn, has_aux=True)(
-          theta, arch, batch, rng)
-
-    return _over_samples(one, archs, rng, theta, batch, options,
-                         options.theta_reduce, spread)
-
-  def sample_archs(params, rng, fair_rng, tau):
-    noise = gumbel_noise(params, rng, options.k)
-    ops = None
-    if options.sampler == 'strict_fair':
-      keys = jax.random.split(fair_rng, len(space.cell_types))
-      ops = {t: sampling.strict_fair_ops(
-          key, options.k, space.num_sites, space.num_choices)
-             for t, key in zip(space.cell_types, keys)}
-    archs = jax.vmap(
-        lambda noise, ops: sample(method, space, params, noise, tau, ops))(
-            noise, ops)
-    return lax.stop_gradient(archs)
-
-  def update_arch(state, batch, rng, tau):
-    noise_rng, op_rng = jax.random.split(rng)
-    noise = gumbel_noise(state.arch, noise_rng, options.k)
-    (loss, aux), grads = arch_gradient(
-        state.theta, state.arch, batch, noise, tau, op_rng)
-    updates, arch_opt = arch_tx.update(grads, state.arch_opt, state.arch)
-    state = state._replace(
+  def update_arch(state, grads):
+    updates, arch_opt = arch_tx.update(grads[1], state.arch_opt, state.arch)
+    return state._replace(
         arch=optax.apply_updates(state.arch, updates), arch_opt=arch_opt)
-    return state, {'valid_loss': loss,
-                   **{f'valid_{k}': v for k, v in aux.items()}}
 
-  def update_theta(state, batch, rng, tau):
-    noise_rng, fair_rng, op_rng = jax.random.split(rng, 3)
-    archs = sample_archs(state.arch, noise_rng, fair_rng, tau)
-    (loss, aux), grads = theta_gradient(state.theta, archs, batch, op_rng)
-    norm = optax.tree.norm(grads)
-    updates, theta_opt = theta_tx.update(grads, state.theta_opt, state.theta)
-    state = state._replace(
+  def update_theta(state, grads):
+    updates, theta_opt = theta_tx.update(
+        grads[0], state.theta_opt, state.theta)
+    return state._replace(
         theta=optax.apply_updates(state.theta, updates), theta_opt=theta_opt)
-    return state, {'train_loss': loss,
-                   **{f'train_{k}': v for k, v in aux.items()},
-                   'grad_norm': norm,
-                   'clipped': (norm > options.clip_norm).astype(norm.dtype)}
+
+  def half(tau, state, given):
+    """One half of the step: of theta if `trained`, else of alpha and beta."""
+    batch, rng, trained = given
+    noise_rng, fair_rng, op_rng = jax.random.split(rng, 3)
+    samples = (gumbel_noise(state.arch, noise_rng, options.k),
+               _fair_ops(space, options, fair_rng))
+    shared = (state.theta, state.arch), tau, trained
+    values, grads = _over_samples(
+        one, samples, op_rng, shared, batch, options, spread)
+    reduces = options.theta_reduce, options.alpha_reduce
+    grads = tuple(_reduced(g, how, options.k)
+                  for g, how in zip(grads, reduces))
+    state = lax.cond(trained, update_theta, update_arch, state, grads)
+    return state, (values, optax.tree.norm(grads[0]))
 
   def update(state, batch_theta, batch_alpha):
+    # Both halves are one program, run twice: it compiles in half the time.
     rng = jax.random.fold_in(jax.random.key(state.seed), state.step)
-    arch_rng, theta_rng = jax.random.split(rng)
-    tau = tau_fn(state.step)
-    steps = [(update_arch, batch_alpha, arch_rng),
-             (update_theta, batch_theta, theta_rng)]
+    halves = [(batch_alpha, False), (batch_theta, True)]
     if options.order == 'theta_first':
-      steps.reverse()
-    metrics = {'tau': tau}
-    for run, batch, key in steps:
-      state, new = run(state, batch, key, tau)
-      metrics |= new
+      halves.reverse()
+    batches, trained = zip(*halves)
+    tau = tau_fn(state.step)
+    state, (values, norms) = lax.scan(
+        functools.partial(half, tau), state,
+        (jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches),
+         jax.random.split(rng), jnp.array(trained)))
+    norm = norms[trained.index(True)]
+    metrics = {'tau': tau, 'grad_norm': norm,
+               'clipped': (norm > options.clip_norm).astype(norm.dtype)}
+    for prefix, flag in (('valid', False), ('train', True)):
+      i = trained.index(flag)
+      loss, aux = jax.tree.map(lambda a, i=i: a[i], values)
+      metrics |= {f'{prefix}_loss': loss,
+                  **{f'{prefix}_{k}': v for k, v in aux.items()}}
     return state._replace(step=state.step + 1), metrics
 
   return update
 
 
-def _over_samples(one, samples, rng, shared, batch, options, reduce, spread):
-  """((mean loss, mean aux), gradient) over K samples, each with a key."""
+def _fair_ops(space, options, rng):
+  """Operations of K samples per cell type, or None; see `Options.sampler`."""
+  if options.sampler != 'strict_fair':
+    return None
+  keys = jax.random.split(rng, len(space.cell_types))
+  return {t: sampling.strict_fair_ops(
+      key, options.k, space.num_sites, space.num_choices)
+          for t, key in zip(space.cell_types, keys)}
+
+
+def _reduced(grads, how, k):
+  """The sum over K samples as it is, or their mean."""
+  return jax.tree.map(lambda a: a / k, grads) if how == 'mean' else grads
+
+
+def _over_samples(one, samples, rng, shared, batch, options, spread):
+  """((mean loss, mean aux), sum of gradients) of K samples, a key for each."""
   # Raw words: a loop may then slice them like any array.
   keys = jax.random.key_data(jax.random.split(rng, options.k))
 
   def total(samples, shared, batch):
-    def function(sampled):
-      sample, key = sampled
-      return one(sample, jax.random.wrap_key_data(key), shared, batch)
-    return gradients.sum_over_samples(function, samples, options.parallel)
+    def part_of(state, part, fold):
+      def function(sampled):
+        sample, key = sampled
+        return one(sample, fold(jax.random.wrap_key_data(key)), shared, part)
+      return state, gradients.sum_over_samples(
+          function, samples, options.parallel)
+    return gradients.mean_over_parts(
+        part_of, (), batch, options.accumulate)[1]
 
   values, grads = spread(total)((samples, keys), shared, batch)
-  values = jax.tree.map(lambda a: a / options.k, values)
-  if reduce == 'mean':
-    grads = jax.tree.map(lambda a: a / options.k, grads)
-  return values, grads
+  return jax.tree.map(lambda a: a / options.k, values), grads

@@ -227,7 +227,7 @@ def _skeleton(images, body, *, channels, num_classes, stem, norm):
   x = body(MBConv(3, 1, widths.first, 1, norm, name='first')(x))
   x = ops.Pointwise(widths.last, name='last_conv')(x)
   x = nn.relu6(norm(name='last_norm')(x))
-  return networks.Linear(num_classes, name='head')(x.mean((1, 2)))
+  return networks.Linear(num_classes, name='head')(networks.pooled(x))
 
 
 def _init_run(rng, run):
@@ -341,6 +341,18 @@ class Supernet(nn.Module):
         run, weights, index, cell.gates[part], cell.trained, x)
 
 
+def _with_shortcut(block, rate):
+  """(module, x) -> the block's output, its path dropped at `rate`."""
+
+  def run(module, x):
+    y = module(x)
+    if not block.shortcut:
+      return y
+    drop = networks.make_drop_path(module, rate)
+    return x + (drop(y) if drop else y)
+  return run
+
+
 class Network(nn.Module):
   """The network of a genotype, an ordinary Flax module.
 
@@ -352,6 +364,7 @@ class Network(nn.Module):
     space: a `spaces.mobile`; its layout counts, not its candidates.
     genotype: one operation per block.
     channels, num_classes, stem: as in `Supernet`.
+    remat: see `networks.rematerialised`, of blocks.
   """
 
   space: Space
@@ -359,6 +372,7 @@ class Network(nn.Module):
   channels: float
   num_classes: int
   stem: str = 'cifar'
+  remat: str = 'none'
 
   @nn.compact
   def __call__(self, images, train=False, drop_path=0.):
@@ -371,10 +385,8 @@ class Network(nn.Module):
         shortcut, per example; may be traced.
     """
     chex.assert_rank(images, 4)
-    norm = functools.partial(
-        nn.BatchNorm, use_running_average=not train, momentum=MOMENTUM,
-        epsilon=EPSILON)
-    drop = networks.make_drop_path(self, drop_path) if train else None
+    norm = networks.batch_norm(images, train, MOMENTUM, EPSILON)
+    rate = drop_path if train else 0
 
     def body(x):
       stages = blocks(self.space, self.channels, self.stem)
@@ -382,11 +394,10 @@ class Network(nn.Module):
           zip(stages, chosen(self.genotype), strict=True)):
         if op == ZERO:
           continue
-        y = MBConv(*kernel_and_expansion(op), block.c_out, block.stride, norm,
-                   name=f'block{i}')(x)
-        if block.shortcut:
-          y = x + (drop(y) if drop else y)
-        x = y
+        module = MBConv(*kernel_and_expansion(op), block.c_out, block.stride,
+                        norm, name=f'block{i}')
+        x = networks.rematerialised(
+            _with_shortcut(block, rate), self.remat)(module, x)
       return x
 
     return _skeleton(

@@ -304,9 +304,11 @@ def _project(kernel, x):
 
 def _node(modules, weights, row, gate, op, own, states, trained=None):
   """One inner node from its own view of state 0 and the inner states."""
-  row = row.astype(own.dtype)
-  total = row[0] * own + jnp.tensordot(row[1:], states, 1)
-  return choice.switch(modules, op, weights, gate, total, trained)
+  # row[0] stays as it is, so that its gradient is summed in its own dtype;
+  # products of matrices sum in float32 anyway.
+  total = row[0] * own + jnp.tensordot(row[1:].astype(own.dtype), states, 1)
+  return choice.switch(
+      modules, op, weights, gate, total.astype(own.dtype), trained)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -443,9 +445,10 @@ class SearchCell(nn.Module):
       kernel = kernel.reshape(n, x.shape[-1], self.features)
     nodes = tuple(weights.get(op, {}) for op in self.space.ops)
     states = _states(modules, (kernel, nodes), wiring, x)
-    gates = wiring.output_gates.astype(x.dtype)[:, None, None, None, None]
-    y = jnp.moveaxis(states[wiring.outputs] * gates, 0, 3)
-    return y.reshape(*x.shape[:3], d * self.features)
+    # In the gates' dtype, so that their gradients, sums, are too.
+    gates = wiring.output_gates[:, None, None, None, None]
+    y = (states[wiring.outputs] * gates).astype(x.dtype)
+    return jnp.moveaxis(y, 0, 3).reshape(*x.shape[:3], d * self.features)
 
 
 def _init_nodes(rng, space, modules, width, features) -> dict[str, Any]:
@@ -504,7 +507,7 @@ class Supernet(nn.Module):
     x = full.at[..., selected, :].set(x).reshape(*x.shape[:3], -1)
     x = ops.ReluConvNorm(
         features, ops.BatchStatistics, name='postprocess')(x)
-    return networks.Linear(self.num_classes, name='head')(x.mean((1, 2)))
+    return networks.Linear(self.num_classes, name='head')(networks.pooled(x))
 
 
 # --------------------------------------------------------- discrete network
@@ -574,6 +577,7 @@ class Network(nn.Module):
       and a 1x1 convolution follows the last cell. 'nasbench101' is the
       network that NAS-Bench-101's tables were made with: the nodes that the
       output reads share C, state 0 is added to them.
+    remat: see `networks.rematerialised`.
   """
 
   genotype: genotypes.Genotype
@@ -581,24 +585,24 @@ class Network(nn.Module):
   channels: int
   num_classes: int
   widths: str = 'search'
+  remat: str = 'none'
 
   @nn.compact
   def __call__(self, images, train=False, drop_path=0.):
     """Logits [B,classes] of images [B,H,W,.]; see `networks.Network`."""
     chex.assert_rank(images, 4)
     _check_widths(self.widths)
-    norm = functools.partial(
-        nn.BatchNorm, use_running_average=not train, momentum=.9,
-        epsilon=1e-5)
-    drop = networks.make_drop_path(self, drop_path) if train else None
+    norm = networks.batch_norm(images, train)
+    run = networks.rematerialised(
+        networks.with_drop_path(drop_path if train else 0), self.remat)
     x = ConvNormRelu(self.channels, 3, norm, name='stem')(images)
     for i, features, smaller in _stacked(self.cells, self.channels):
       x = _halve(x, self.widths) if smaller else x
-      x = DiscreteCell(
-          self.genotype, features, norm, self.widths, name=f'cell{i}')(x, drop)
+      x = run(DiscreteCell(
+          self.genotype, features, norm, self.widths, name=f'cell{i}'), x)
     if self.widths == 'search':
       x = ops.ReluConvNorm(features, norm, name='postprocess')(x)
-    return networks.Linear(self.num_classes, name='head')(x.mean((1, 2)))
+    return networks.Linear(self.num_classes, name='head')(networks.pooled(x))
 
 
 def extract(params, genotype: genotypes.Genotype) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def _skeleton(images, *, channels, cells, num_classes, norm, block, make_cell):
     for i in range(cells // STAGES):
       x = make_cell(features, f'cell{stage}_{i}')(x)
   x = nn.relu(norm(name='head_norm')(x))
-  return networks.Linear(num_classes, name='head')(x.mean((1, 2)))
+  return networks.Linear(num_classes, name='head')(networks.pooled(x))
 
 
 class Supernet(nn.Module):
@@ -111,21 +111,21 @@ class Network(nn.Module):
   cells: int
   channels: int
   num_classes: int
+  remat: str = 'none'
 
   @nn.compact
   def __call__(self, images, train=False, drop_path=0.):
     """Logits [B,classes] of images [B,H,W,.]."""
     chex.assert_rank(images, 4)
-    norm = functools.partial(
-        nn.BatchNorm, use_running_average=not train, momentum=.9,
-        epsilon=1e-5)
-    drop = networks.make_drop_path(self, drop_path) if train else None
+    norm = networks.batch_norm(images, train)
+    run = networks.rematerialised(
+        networks.with_drop_path(drop_path if train else 0), self.remat)
 
     def make_cell(features, name):
       cell = cells_lib.DiscreteCell(
           self.genotype.normal, self.genotype.normal_concat, features,
           False, None, norm, name=name)
-      return functools.partial(cell, drop_path=drop)
+      return functools.partial(run, cell)
 
     return _skeleton(
         images, channels=self.channels, cells=self.cells,

@@ -4,6 +4,11 @@ Both are one skeleton with another kind of cell (DARTS, Liu et al. 2019,
 `model_search.py`, `model.py`): two stems, reduction cells at a third and two
 thirds of the depth that double the channels, global average pooling and a
 linear layer.
+
+The dtype of the images is that of all activations, in every family: modules
+cast their (float32) parameters to it where they use them. What stays float32
+with bfloat16 images: parameters, statistics and affine of BatchNorm, and all
+behind the pooling, so the logits.
 """
 
 import functools
@@ -25,9 +30,35 @@ from rome_jax.spaces import Space
 STEM_MULTIPLIER = 3
 
 
-def _conv3x3(features, stride, name):
-  return nn.Conv(features, (3, 3), (stride, stride), ((1, 1), (1, 1)),
-                 use_bias=False, kernel_init=ops.torch_init, name=name)
+def pooled(x):
+  """[B,C], the mean over all pixels of [B,H,W,C]; float32 at least."""
+  return x.mean((1, 2), dtype=ops.wide(x.dtype))
+
+
+def batch_norm(images, train, momentum=.9, epsilon=1e-5):
+  """The function that makes a discrete network's normalisation layers.
+
+  Args:
+    images: what the network is applied to; without their dtype Flax would
+      promote every activation to that of scale and bias.
+    train: statistics of the batch instead of the running ones.
+    momentum: of the running statistics.
+    epsilon: added to the variance.
+  """
+  return functools.partial(
+      nn.BatchNorm, use_running_average=not train, momentum=momentum,
+      epsilon=epsilon, dtype=images.dtype)
+
+
+def rematerialised(run: Callable, how: str) -> Callable:
+  """run(module, *states), whose inside is recomputed in the backward pass.
+
+  Args:
+    run: a function of a bound module and arrays; its rngs must be those of
+      that module.
+    how: 'cells', or 'none' for `run` as it is.
+  """
+  return nn.remat(run) if how == 'cells' else run
 
 
 class Linear(nn.Module):
@@ -51,17 +82,18 @@ class Linear(nn.Module):
 def _cifar_stem(x, channels, norm):
   """3x3 convolution to 3C and normalisation; both cell inputs."""
   x = norm(name='stem_norm')(
-      _conv3x3(STEM_MULTIPLIER * channels, 1, 'stem_conv')(x))
+      ops.Conv(STEM_MULTIPLIER * channels, 3, name='stem_conv')(x))
   return x, x, False
 
 
 def _imagenet_stem(x, channels, norm):
   """Strided 3x3 convolutions: s0 at a quarter of the size, s1 at an eighth."""
-  x = norm(name='stem_norm0')(_conv3x3(channels // 2, 2, 'stem_conv0')(x))
+  x = norm(name='stem_norm0')(
+      ops.Conv(channels // 2, 3, 2, name='stem_conv0')(x))
   s0 = norm(name='stem_norm1')(
-      _conv3x3(channels, 2, 'stem_conv1')(nn.relu(x)))
+      ops.Conv(channels, 3, 2, name='stem_conv1')(nn.relu(x)))
   s1 = norm(name='stem_norm2')(
-      _conv3x3(channels, 2, 'stem_conv2')(nn.relu(s0)))
+      ops.Conv(channels, 3, 2, name='stem_conv2')(nn.relu(s0)))
   return s0, s1, True
 
 
@@ -92,6 +124,15 @@ def _stack(images, *, stem, channels, cells, stem_norm, make_cell):
   return outputs
 
 
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def _affine(x, scale, bias):
+  """In float32, so that both gradients, sums over the batch, are too.
+
+  What is kept for them is x as it is.
+  """
+  return (x.astype(ops.wide(x.dtype)) * scale + bias).astype(x.dtype)
+
+
 class AffineBatchStatistics(nn.Module):
   """Stateless BatchNorm with affine: the stem of a supernet."""
 
@@ -102,8 +143,7 @@ class AffineBatchStatistics(nn.Module):
     c = x.shape[-1]
     scale = self.param('scale', nn.initializers.ones, (c,))
     bias = self.param('bias', nn.initializers.zeros, (c,))
-    y = kernels.batch_norm(x, self.epsilon)
-    return y * scale.astype(x.dtype) + bias.astype(x.dtype)
+    return _affine(kernels.batch_norm(x, self.epsilon), scale, bias)
 
 
 class Supernet(nn.Module):
@@ -140,7 +180,7 @@ class Supernet(nn.Module):
     outputs = _stack(
         images, stem=self.stem, channels=self.channels, cells=self.cells,
         stem_norm=AffineBatchStatistics, make_cell=make_cell)
-    return Linear(self.num_classes, name='head')(outputs[-1].mean((1, 2)))
+    return Linear(self.num_classes, name='head')(pooled(outputs[-1]))
 
 
 def make_drop_path(module: nn.Module, rate):
@@ -154,11 +194,19 @@ def make_drop_path(module: nn.Module, rate):
     return None
 
   def drop(x):
-    keep = 1 - jnp.asarray(rate, x.dtype)
+    keep = 1 - jnp.asarray(rate, ops.wide(x.dtype))
     mask = jax.random.bernoulli(
         module.make_rng('drop_path'), keep, (x.shape[0], 1, 1, 1))
-    return jnp.where(mask, x / keep, 0)
+    return jnp.where(mask, (x / keep).astype(x.dtype), 0)
   return drop
+
+
+def with_drop_path(rate):
+  """(cell, *states) -> its output, paths dropped by the cell's own rng."""
+
+  def run(cell, *states):
+    return cell(*states, drop_path=make_drop_path(cell, rate))
+  return run
 
 
 class AuxiliaryHead(nn.Module):
@@ -183,12 +231,12 @@ class AuxiliaryHead(nn.Module):
     x = nn.relu(self.norm()(ops.Pointwise(128, name='conv0')(x)))
     # Small images leave one pixel; then the 2x2 convolution sees padding.
     pad = tuple((0, max(0, 2 - n)) for n in x.shape[1:3])
-    x = nn.Conv(768, (2, 2), padding=pad, use_bias=False,
+    x = nn.Conv(768, (2, 2), padding=pad, use_bias=False, dtype=x.dtype,
                 kernel_init=ops.torch_init, name='conv1')(x)
     x = nn.relu(x if imagenet else self.norm()(x))
     # The published head sees a 1x1 map at 32 (224) pixels; a mean keeps it
     # the same there and defines it for other sizes.
-    return Linear(self.num_classes, name='head')(x.mean((1, 2)))
+    return Linear(self.num_classes, name='head')(pooled(x))
 
 
 class Network(nn.Module):
@@ -204,6 +252,7 @@ class Network(nn.Module):
     num_classes: size of the output.
     stem: 'cifar' or 'imagenet'.
     auxiliary: whether training returns auxiliary logits too.
+    remat: see `rematerialised`.
   """
 
   genotype: genotypes.Genotype
@@ -212,6 +261,7 @@ class Network(nn.Module):
   num_classes: int
   stem: str = 'cifar'
   auxiliary: bool = False
+  remat: str = 'none'
 
   @nn.compact
   def __call__(self, images, train=False, drop_path=0.):
@@ -227,10 +277,9 @@ class Network(nn.Module):
       logits, or (logits, auxiliary logits) with `train` and `auxiliary`.
     """
     chex.assert_rank(images, 4)
-    norm = functools.partial(
-        nn.BatchNorm, use_running_average=not train, momentum=.9,
-        epsilon=1e-5)
-    drop = make_drop_path(self, drop_path) if train else None
+    norm = batch_norm(images, train)
+    run = rematerialised(with_drop_path(drop_path if train else 0),
+                         self.remat)
 
     def make_cell(i, features, reduction, reduction_prev):
       g = self.genotype
@@ -239,12 +288,12 @@ class Network(nn.Module):
       cell = cells_lib.DiscreteCell(
           nodes, concat, features, reduction, reduction_prev, norm,
           name=f'cell{i}')
-      return functools.partial(cell, drop_path=drop)
+      return functools.partial(run, cell)
 
     outputs = _stack(
         images, stem=self.stem, channels=self.channels, cells=self.cells,
         stem_norm=norm, make_cell=make_cell)
-    logits = Linear(self.num_classes, name='head')(outputs[-1].mean((1, 2)))
+    logits = Linear(self.num_classes, name='head')(pooled(outputs[-1]))
     if not self.auxiliary:
       return logits
     # Built in evaluation too, so that `init` makes its parameters.
@@ -252,7 +301,6 @@ class Network(nn.Module):
         self.num_classes, self.stem, norm, name='auxiliary')(
             outputs[2 * self.cells // 3])
     return (logits, auxiliary) if train else logits
-
 
 
 def initialise(module: nn.Module, seed: int, *args):

@@ -21,6 +21,11 @@ import numpy as np
 from rome_jax import counting, errors, kernels
 
 
+def wide(dtype):
+  """The dtype of sums over pixels or images: float32 at least."""
+  return jnp.promote_types(dtype, jnp.float32)
+
+
 def init_bound(shape) -> float:
   """1/sqrt(fan_in) of a kernel [..., in, out] or (depthwise) [k,k,C]."""
   fan_in = np.prod(shape[:2] if len(shape) == 3 else shape[:-1])
@@ -95,7 +100,8 @@ class Conv(nn.Module):
         kernels.strided_conv(x, w, self.stride))
     if self.bias:
       b = self.param('bias', nn.initializers.zeros, (self.features,))
-      y = y + b.astype(x.dtype)
+      # In float32 at least, so that b's gradient, a sum over the batch, is too.
+      y = (y + b.astype(wide(x.dtype))).astype(x.dtype)
     return y
 
 
@@ -240,7 +246,8 @@ class Noise(nn.Module):
     key, part = self.make_rng('noise'), kernels.part_of_batch()
     if part is not None:  # Else every part of a batch would get the same.
       key = jax.random.fold_in(key, part)
-    return jax.random.normal(key, shape, x.dtype)
+    # Drawn wide: bfloat16 has too few numbers for a normal law.
+    return jax.random.normal(key, shape, wide(x.dtype)).astype(x.dtype)
 
 
 class Context(NamedTuple):

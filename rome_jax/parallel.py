@@ -65,18 +65,27 @@ def from_config(config) -> Mesh | None:
     return None
   searches = not config.genotype
   retrains = config.evaluate.seeds or config.evaluate.random_architectures
-  for used, field, value, parts in (
-      (searches, 'search.k', config.search.k, mesh.shape[SAMPLE]),
-      (searches, 'search.batch_size', config.search.batch_size,
-       mesh.shape[DATA]),
-      (retrains, 'evaluate.batch_size', config.evaluate.batch_size,
-       mesh.size)):
-    if used and value % parts:
+  shape = (f'a mesh of config.mesh.data={mesh.shape[DATA]} by '
+           f'config.mesh.sample={mesh.shape[SAMPLE]} devices')
+  if searches and config.search.k % mesh.shape[SAMPLE]:
+    raise errors.UserError(
+        f'config.search.k={config.search.k} must be a multiple of '
+        f'{mesh.shape[SAMPLE]} on {shape}')
+  for used, name, devices in ((searches, 'search', mesh.shape[DATA]),
+                              (retrains, 'evaluate', mesh.size)):
+    size, accumulate = config[name].batch_size, config[name].accumulate
+    if used and size % (devices * accumulate):
+      also = (f' with config.{name}.accumulate={accumulate}'
+              if accumulate > 1 else '')
       raise errors.UserError(
-          f'config.{field}={value} must be a multiple of {parts} on a mesh of '
-          f'config.mesh.data={mesh.shape[DATA]} by '
-          f'config.mesh.sample={mesh.shape[SAMPLE]} devices')
+          f'config.{name}.batch_size={size} must be a multiple of '
+          f'{devices * accumulate} on {shape}{also}')
   return mesh
+
+
+def sizes(mesh: Mesh | None) -> tuple[int, int]:
+  """(parts of a batch, groups of samples); (1, 1) without a mesh."""
+  return (mesh.shape[DATA], mesh.shape[SAMPLE]) if mesh else (1, 1)
 
 
 def spread(mesh: Mesh | None):

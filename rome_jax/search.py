@@ -45,11 +45,13 @@ class Search(NamedTuple):
     phase: for `loop.run`.
     update: (state, (batch_theta, batch_alpha)) -> (state, metrics).
     state: before the first step.
+    parallel: how the K samples are evaluated, a name of gradients.PARALLEL.
   """
 
   phase: loop.Phase
   update: object
   state: methods.State
+  parallel: str
 
 
 def stem(config, dataset) -> str:
@@ -82,12 +84,18 @@ def num_steps(section, steps_per_epoch) -> int:
   return min(steps, section.max_steps) if section.max_steps else steps
 
 
-def make_loss(network):
-  """(theta, arch, batch, rng) -> (mean cross entropy, {'accuracy': mean})."""
+def make_loss(network, dtype='float32'):
+  """(theta, arch, batch, rng) -> (mean cross entropy, {'accuracy': mean}).
+
+  Args:
+    network: a supernet.
+    dtype: of the activations, which is that of the images.
+  """
 
   def loss_fn(theta, arch, batch, rng):
     logits = network.apply(
-        {'params': theta}, batch['image'], arch, rngs={'noise': rng})
+        {'params': theta}, batch['image'].astype(dtype), arch,
+        rngs={'noise': rng})
     loss = training.cross_entropy(logits, batch['label']).mean()
     return loss, {'accuracy': training.correct(logits, batch['label']).mean()}
 
@@ -108,6 +116,33 @@ def make_tau(section, steps, steps_per_epoch):
         section.tau_end, section.tau_schedule)
 
   return tau
+
+
+def choose_parallel(section, network, theta, image_size, image_channels,
+                    mesh=None) -> str:
+  """What `parallel='auto'` is on this device; see `preflight.parallel`.
+
+  Args:
+    section: config.search.
+    network, theta: the supernet and its weights.
+    image_size, image_channels: of the data.
+    mesh: of `parallel.make_mesh`; None for one device.
+  """
+  total = preflight.accelerator_bytes()
+  if total is None:
+    return 'scan'
+  space, loss_fn = network.space, make_loss(network, section.dtype)
+  arch = {t: sampling.first_cell(space, t) for t in space.cell_types}
+
+  def loss(theta, images):
+    batch = {'image': images, 'label': jnp.zeros(len(images), jnp.int32)}
+    return loss_fn(theta, arch, batch, jax.random.key(0))[0]
+
+  data_parts, groups = parallel.sizes(mesh)
+  images = section.batch_size // (section.accumulate * data_parts)
+  each = preflight.image_bytes(
+      loss, theta, (image_size, image_size, image_channels))
+  return preflight.parallel(section.k // groups, images * each, total)
 
 
 def build(config, dataset, on_checkpoint=None, mesh=None) -> Search:
@@ -140,6 +175,11 @@ def build(config, dataset, on_checkpoint=None, mesh=None) -> Search:
   theta = networks.init_supernet(
       network, config.seed, dataset.image_size, dataset.image_channels)
 
+  parallel_way = section.parallel
+  if parallel_way == 'auto':
+    parallel_way = choose_parallel(
+        section, network, theta, dataset.image_size, dataset.image_channels,
+        mesh)
   schedule = training.cosine(
       section.lr, section.lr_end, steps,
       steps_per_epoch=per_epoch if section.lr_per == 'epoch' else 1)
@@ -147,9 +187,10 @@ def build(config, dataset, on_checkpoint=None, mesh=None) -> Search:
   arch_tx = training.arch_adam(section)
   tau = make_tau(section, steps, per_epoch)
   update = methods.make_update(
-      method, space, make_loss(network), theta_tx, arch_tx, tau,
+      method, space, make_loss(network, section.dtype), theta_tx, arch_tx, tau,
       methods.Options(
-          k=section.k, parallel=section.parallel, sampler=section.sampler,
+          k=section.k, parallel=parallel_way,
+          accumulate=section.accumulate, sampler=section.sampler,
           order=section.order, theta_reduce=section.theta_reduce,
           alpha_reduce=section.alpha_reduce, clip_norm=section.clip_norm),
       parallel.spread(mesh))
@@ -178,7 +219,8 @@ def build(config, dataset, on_checkpoint=None, mesh=None) -> Search:
       batches=batches, observe=observe, memo=jax.tree.map(jnp.copy, arch),
       on_checkpoint=on_checkpoint)
   state = methods.init_state(theta, arch, theta_tx, arch_tx, config.seed)
-  return Search(phase, lambda state, batch: update(state, *batch), state)
+  return Search(
+      phase, lambda state, batch: update(state, *batch), state, parallel_way)
 
 
 def _changes(before, after):
@@ -218,6 +260,8 @@ def run(config, dataset, workdir, writer, stop, mesh=None):
   search, program, carry = prepare(config, dataset, mesh, save_genotype)
   outcome = loop.run(
       search.phase, program, carry, settings(config, workdir), writer, stop)
+  outcome = outcome._replace(
+      figures=outcome.figures | {'parallel': search.parallel})
   return outcome, methods.derive(method, space, outcome.state.arch)
 
 
@@ -238,11 +282,12 @@ def prepare(config, dataset, mesh=None, on_checkpoint=None):
       search.update, search.state, batch, search.phase.memo, placement)
   program = loop.compile_step(search.update, carry, batch, 'search', placement)
   section = config.search
+  size = preflight.Size(
+      'search', section.batch_size, section.accumulate, section.dtype,
+      section.channels, dataset.image_size, *parallel.sizes(mesh), section.k,
+      search.parallel)
   preflight.announce(
-      'the search', search.phase, program, carry, batch,
-      f'lower config.search.batch_size={section.batch_size} or '
-      f'config.search.channels={section.channels}, or set '
-      "config.search.parallel='scan'")
+      'the search', search.phase, program, carry, batch, size)
   return search, program, carry
 
 

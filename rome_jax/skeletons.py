@@ -28,8 +28,8 @@ class Skeleton(NamedTuple):
   Attributes:
     supernet: (space, cells, channels, num_classes, stem) -> flax module,
       `apply({'params': theta}, images, arch)` -> logits.
-    network: (space, genotype, cells, channels, num_classes, stem, auxiliary)
-      -> flax module, see `networks.Network` for its conventions.
+    network: (space, genotype, cells, channels, num_classes, stem, auxiliary,
+      remat) -> flax module, see `networks.Network` for its conventions.
     count: (space, genotype, **sizes) -> counting.Count of the network.
     count_supernet: (space, **sizes) -> counting.Count of the supernet.
     check: (space, *, cells, channels) -> None; UserError for sizes that it
@@ -50,26 +50,28 @@ class Skeleton(NamedTuple):
 
 
 def _darts_network(space, genotype, cells, channels, num_classes, stem,
-                   auxiliary):
+                   auxiliary, remat='none'):
   del space
   return networks.Network(
-      genotype, cells, channels, num_classes, stem, auxiliary)
+      genotype, cells, channels, num_classes, stem, auxiliary, remat)
 
 
 def _plain(network):
   """A network module that needs neither space, stem nor auxiliary head."""
 
-  def make(space, genotype, cells, channels, num_classes, stem, auxiliary):
+  def make(space, genotype, cells, channels, num_classes, stem, auxiliary,
+           remat='none'):
     del space, stem, auxiliary
-    return network(genotype, cells, channels, num_classes)
+    return network(genotype, cells, channels, num_classes, remat=remat)
 
   return make
 
 
 def _mobile_network(space, genotype, cells, channels, num_classes, stem,
-                    auxiliary):
+                    auxiliary, remat='none'):
   del cells, auxiliary
-  return mobile.Network(space, genotype, channels, num_classes, stem)
+  return mobile.Network(
+      space, genotype, channels, num_classes, stem, remat)
 
 
 SKELETONS: dict[str, Skeleton] = {

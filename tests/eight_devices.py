@@ -2,6 +2,7 @@
 
   python eight_devices.py switch
   python eight_devices.py step DATAxSAMPLE ...
+  python eight_devices.py accumulate DATAxSAMPLE ...
 """
 
 import json
@@ -11,13 +12,16 @@ import sys
 os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
 os.environ['JAX_PLATFORMS'] = 'cpu'
 
-import jax  # noqa: E402  after the environment is set
+import flax.linen as nn  # noqa: E402  after the environment is set
+import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
+import optax  # noqa: E402
 from jax import lax  # noqa: E402
 
 from rome_jax import (  # noqa: E402
     config,
+    evaluate,
     methods,
     networks,
     parallel,
@@ -49,7 +53,7 @@ def switched_gradient():
           'expected': (1.5 * counts * np.arange(1, 4)).tolist()}
 
 
-def problem():
+def problem(accumulate=1):
   """A tiny search: (update of a mesh, state, batches)."""
   space = spaces.Space(
       'tiny', ('skip_connect', 'sep_conv_3x3', 'avg_pool_3x3'), num_nodes=2)
@@ -61,7 +65,8 @@ def problem():
   def update(mesh):
     return methods.make_update(
         method, space, search.make_loss(net), theta_tx, arch_tx,
-        lambda step: 1., methods.Options(k=4), parallel.spread(mesh))
+        lambda step: 1., methods.Options(k=4, accumulate=accumulate),
+        parallel.spread(mesh))
 
   rng = np.random.default_rng(0)
   batches = [{'image': rng.normal(size=(8, 8, 8, 3)).astype(np.float32),
@@ -84,23 +89,58 @@ def two_steps(update, state, batches, mesh):
   return jax.device_get((state, first, second))
 
 
-def steps(meshes):
+class Small(nn.Module):
+  """BatchNorm and a linear layer, in the conventions of `Network`."""
+
+  @nn.compact
+  def __call__(self, images, train=False, drop_path=0.):
+    x = images.reshape(len(images), -1)
+    x = nn.BatchNorm(use_running_average=not train)(x)
+    return nn.Dense(3)(x)
+
+
+def retraining(mesh):
+  """The same difference after a step of retraining in two parts."""
+  section = config.defaults().evaluate
+  section.update(auxiliary=False, drop_path=0., accumulate=2)
+  tx = optax.sgd(.1)
+  batch = problem()[2][0]
+  variables = Small().init(jax.random.key(0), batch['image'])
+  state = evaluate.State(
+      jnp.int32(0), jnp.uint32(0), variables['params'],
+      variables['batch_stats'], tx.init(variables['params']))
+  step = evaluate.make_step(Small(), section, tx, 10, 5)
+  expected = jax.device_get(jax.jit(step)(state, batch))
+  return largest_difference(jax.device_get(jax.jit(step)(
+      parallel.place(state, parallel.replicated(mesh)),
+      parallel.place(batch, parallel.split_over_all(mesh)))), expected)
+
+
+def largest_difference(actual, expected):
+  return max(
+      float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-6))
+      for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected))
+      if np.size(a))
+
+
+def steps(meshes, accumulate=1):
   """{mesh: the largest difference to one device, relative to the largest}."""
-  update, state, batches = problem()
+  update, state, batches = problem(accumulate)
   expected = two_steps(update, state, batches, None)
   found = {}
   for text in meshes:
     mesh = parallel.make_mesh(*map(int, text.split('x')))
     actual = two_steps(update, state, batches, mesh)
-    found[text] = max(
-        float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-6))
-        for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected))
-        if np.size(a))
+    found[text] = largest_difference(actual, expected)
+    if accumulate > 1:
+      found[f'{text} retraining'] = retraining(mesh)
   return found
 
 
 if __name__ == '__main__':
   if sys.argv[1] == 'switch':
     print(json.dumps(switched_gradient()))
+  elif sys.argv[1] == 'accumulate':
+    print(json.dumps(steps(sys.argv[2:], accumulate=2)))
   else:
     print(json.dumps(steps(sys.argv[2:])))

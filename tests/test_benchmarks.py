@@ -38,7 +38,8 @@ def small_spaces(monkeypatch):
 def small_config(k=2):
   config = config_lib.defaults()
   config.image_size = 8
-  config.search.update(cells=3, channels=4, batch_size=4, k=k)
+  config.search.update(
+      cells=3, channels=4, batch_size=4, k=k, parallel='scan')
   return config
 
 

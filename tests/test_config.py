@@ -249,7 +249,15 @@ def test_bad_command_lines(flags, words, monkeypatch):
     ('search.cells', 0, 'at least 1'),
     ('search.epochs', -1, 'at least 0'),
     ('search.max_steps', -1, 'at least 0'),
-    ('search.parallel', 'vmpa', "scan, vmap; did you mean 'vmap'?"),
+    ('search.parallel', 'vmpa', "auto, scan, vmap; did you mean 'vmap'?"),
+    ('search.dtype', 'bf16', 'float32, bfloat16'),
+    ('evaluate.dtype', 'float16', 'float32, bfloat16'),
+    ('evaluate.remat', 'all', 'none, cells'),
+    ('search.accumulate', 0, 'at least 1'),
+    ('search.accumulate', 7,
+     'batch_size=64 must be a multiple of config.search.accumulate=7'),
+    ('evaluate.accumulate', 5,
+     'batch_size=96 must be a multiple of config.evaluate.accumulate=5'),
     ('search.sampler', 'fair', 'iid, strict_fair'),
     ('search.order', 'alpha', 'alpha_first, theta_first'),
     ('search.theta_reduce', 'max', 'sum, mean'),
@@ -415,7 +423,7 @@ def test_fields_that_a_version_lacks_are_named(tmp_path):
   (tmp_path / 'config.json').write_text(json.dumps(values))
   with pytest.raises(errors.UserError) as caught:
     config_lib.check_workdir(tmp_path, quickstart())
-  assert 'search.parallel (absent there, "scan" now)' in str(caught.value)
+  assert 'search.parallel (absent there, "auto" now)' in str(caught.value)
   assert 'old ("absent" there, absent now)' in str(caught.value)
 
 

@@ -82,7 +82,7 @@ def test_the_configs_choices_are_the_tables_rows():
   from rome_jax import config, data, gradients, methods, training
   assert config.METHODS == tuple(methods.METHODS)
   assert set(config.AUGMENTATIONS) == set(data.KINDS)
-  assert set(config.FIELDS['search.parallel'].choices) == set(
-      gradients.PARALLEL)
+  assert set(config.FIELDS['search.parallel'].choices) == {
+      'auto', *gradients.PARALLEL}
   assert set(config.FIELDS['evaluate.lr_schedule'].choices) == set(
       training.SCHEDULES)

@@ -3,8 +3,10 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -43,6 +45,35 @@ def test_two_steps_are_those_of_one_device(meshes):
   found = run('step', *meshes)
   assert set(found) == set(meshes)
   assert max(found.values()) < 2e-5, found
+
+
+@pytest.mark.slow
+def test_micro_batches_are_those_of_one_device():
+  """Each part of a batch is cut over the devices; search and retraining."""
+  found = run('accumulate', '2x2', '4x1')
+  assert max(found.values()) < 2e-5, found
+
+
+@pytest.mark.parametrize('section, words', [
+    ('search', 'batch_size=64 must be a multiple of 128 on a mesh of '
+     'config.mesh.data=4 by config.mesh.sample=1 devices with '
+     'config.search.accumulate=32'),
+    ('evaluate', 'batch_size=96 must be a multiple of 128 on a mesh of '
+     'config.mesh.data=4 by config.mesh.sample=1 devices with '
+     'config.evaluate.accumulate=32')])
+def test_parts_that_devices_cannot_share(section, words, monkeypatch):
+  mesh = types.SimpleNamespace(size=4, shape={'data': 4, 'sample': 1})
+  monkeypatch.setattr(parallel, 'make_mesh', lambda *sizes: mesh)
+  config = config_lib.defaults()
+  config[section].accumulate = 16
+  config.search.k = 4
+  config_lib.validate(config)
+  if section == 'search':
+    assert parallel.from_config(config) is mesh
+  config[section].accumulate = 32
+  config_lib.validate(config)
+  with pytest.raises(errors.UserError, match=re.escape(words)):
+    parallel.from_config(config)
 
 
 def test_one_device_needs_no_mesh():

@@ -1,24 +1,150 @@
 """What a run will cost, said before it begins."""
 
+import re
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from rome_jax import config as config_lib
-from rome_jax import errors, loop, main, preflight
+from rome_jax import (
+    data,
+    errors,
+    loop,
+    main,
+    networks,
+    preflight,
+    search,
+    spaces,
+)
+
+SEARCH = preflight.Size('search', 64, 1, 'float32', 16, 32)
 
 
 def program(needed):
-  return loop.Program(lambda carry, batch: carry, 2., 10, needed)
+  return loop.Program(lambda carry, batch: carry, 2., needed, needed)
 
 
 def test_what_does_not_fit_is_refused(monkeypatch):
   monkeypatch.setattr(preflight, 'available_bytes', lambda: 1_000_000_000)
-  preflight.check_memory('the search', program(10**9), 'lower k')
-  preflight.check_memory('the search', program(None), 'lower k')
-  with pytest.raises(errors.UserError, match=(
-      'the search needs 1.50 GB of memory, but 1.00 GB are free; lower k')):
-    preflight.check_memory('the search', program(1_500_000_000), 'lower k')
+  preflight.check_memory('the search', program(10**9), SEARCH)
+  preflight.check_memory('the search', program(None), SEARCH)
+  with pytest.raises(errors.UserError, match=re.escape(
+      'the search needs 1.50 GB of memory, but 1.00 GB are free; by estimate '
+      'one of these makes it fit: config.search.accumulate=2, '
+      'config.search.batch_size=38, config.search.channels=8')):
+    preflight.check_memory('the search', program(1_500_000_000), SEARCH)
+
+
+# What a program keeps, and settings by the estimate's own law: temporary
+# memory times images of a part, channels, samples at once.
+@pytest.mark.parametrize('changes, share, settings', [
+    (dict(), .9, ["config.search.dtype='bfloat16'",
+                  'config.search.accumulate=2',
+                  'config.search.batch_size=57']),
+    (dict(way='vmap', k=7), .2, ["config.search.parallel='scan'",
+                                 'config.search.accumulate=8',
+                                 'config.search.batch_size=12']),
+    # Two groups of devices with three samples each.
+    (dict(way='vmap', k=6, groups=2), .3, [
+        'config.search.accumulate=4', 'config.search.batch_size=19',
+        'config.search.channels=4']),
+    (dict(section='evaluate', remat='none'), .6, [
+        "config.evaluate.remat='cells'", 'config.evaluate.accumulate=2',
+        'config.evaluate.batch_size=38']),
+    # Devices that share the batch: parts and batches that they can share.
+    (dict(batch_size=48, data_parts=4, accumulate=2, dtype='bfloat16'), .4, [
+        'config.search.accumulate=6', 'config.search.batch_size=16',
+        'config.search.channels=6']),
+    (dict(batch_size=1, dtype='bfloat16'), .01, [
+        'config.search.channels=2 (not enough alone)',
+        'config.image_size=8 (not enough alone)']),
+    (dict(), -.1, ["config.search.dtype='bfloat16' (not enough alone)",
+                   'config.search.accumulate=64 (not enough alone)',
+                   'config.search.batch_size=1 (not enough alone)'])])
+def test_three_settings_that_are_enough(changes, share, settings):
+  assert preflight.smaller_settings(
+      SEARCH._replace(**changes), share) == settings
+
+
+@pytest.mark.slow
+def test_the_settings_make_a_search_fit(tiny, monkeypatch):
+  """Each is tried; it compiles to a program that is not refused."""
+  monkeypatch.setitem(spaces.SPACES, 'tiny', tiny)
+  rng = np.random.default_rng(0)
+  split = data.ArraySplit(rng.integers(0, 256, (64, 32, 32, 3), np.uint8),
+                          np.arange(64, dtype=np.int32) % 4)
+  dataset = data.Dataset('npz', split, split, 4, 32, 3, (.5,) * 3, (.25,) * 3)
+  config = config_lib.defaults()
+  config.space = 'tiny'
+  config.search.update(cells=2, channels=16, batch_size=32, k=4, epochs=1,
+                       parallel='vmap', augment='none')
+  needed = []
+  check = preflight.check_memory
+  monkeypatch.setattr(preflight, 'check_memory', lambda name, program, size: (
+      needed.append(program.needed_bytes), check(name, program, size)))
+  monkeypatch.setattr(preflight, 'plan', lambda *args: 'fits')
+  search.prepare(config, dataset)
+  available = int(.4 * needed[0])
+  monkeypatch.setattr(preflight, 'available_bytes', lambda: available)
+  with pytest.raises(errors.UserError) as caught:
+    search.prepare(config, dataset)
+  settings = str(caught.value).split('fit: ')[1].split(', ')
+  assert len(settings) == 3
+  for setting in settings:
+    changed = config.copy_and_resolve_references()
+    name, value = setting.removeprefix('config.search.').split('=')
+    changed.search[name] = type(changed.search[name])(value.strip("'"))
+    search.prepare(changed, dataset)
+
+
+# ------------------------------------------------------------ parallel='auto'
+
+
+@pytest.mark.parametrize('k, sample, total, way', [
+    (7, 1, None, 'scan'), (7, 10, 140, 'vmap'), (7, 10, 139, 'scan'),
+    (1, 69, 139, 'vmap')])
+def test_way_of_evaluating_k(k, sample, total, way):
+  assert preflight.parallel(k, sample, total) == way
+
+
+def test_image_bytes_of_a_network_that_keeps_known_arrays():
+  """tanh keeps its own output; the product keeps that and the weights."""
+  def loss(theta, images):
+    hidden = jnp.tanh(images.reshape(len(images), -1) @ theta['one'])
+    return (hidden @ theta['two']).sum()
+
+  theta = {'one': jnp.zeros((12, 5)), 'two': jnp.zeros((5, 3))}
+  pixels, hidden = 4 * 12, 4 * 5
+  found = preflight.image_bytes(loss, theta, (2, 2, 3))
+  low = pixels + hidden + preflight.WORKING_MAPS * pixels
+  # The derivative 1 - tanh^2 may be kept beside tanh.
+  assert low <= found <= low + hidden
+
+
+def test_auto_asks_the_device(tiny, monkeypatch):
+  """On this CPU 'scan'; with an accelerator's memory, what fits there."""
+  section = config_lib.defaults().search
+  section.update(batch_size=8, k=4)
+  network = networks.Supernet(tiny, 2, 4, 3)
+  theta = networks.init_supernet(network, 0, 8, 3)
+
+  def chosen(total):
+    monkeypatch.setattr(preflight, 'accelerator_bytes', lambda: total)
+    return search.choose_parallel(section, network, theta, 8, 3)
+
+  assert preflight.accelerator_bytes() is None and chosen(None) == 'scan'
+  assert chosen(10**9) == 'vmap' and chosen(10**6) == 'scan'
+  samples = []
+  monkeypatch.setattr(
+      preflight, 'parallel', lambda k, each, total: samples.append((k, each)))
+  for changes in (dict(), dict(dtype='bfloat16'), dict(accumulate=4)):
+    section.update(dtype='float32', accumulate=1)
+    section.update(changes)
+    chosen(1)
+  assert {k for k, _ in samples} == {4}
+  full, narrow, quarter = (each for _, each in samples)
+  assert quarter == full / 4 and .5 * full <= narrow < .55 * full
 
 
 def test_available_memory_is_that_of_this_machine():
@@ -45,6 +171,7 @@ def test_timing_leaves_the_state_alone():
   assert text == (
       'search: compiled in 50 s; memory 0.51 GB of 24.00 GB; 19,500 steps of '
       '2200 ms, about 11.9 h without tests')
+  assert str(plan._replace(way='vmap')).startswith('search (vmap over K): ')
 
 
 def test_the_flag():
