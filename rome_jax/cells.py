@@ -359,14 +359,25 @@ def _search_cell_fwd(plan, pair, *primals):
   return output, (wants, values, kept)
 
 
+def _after(first, then):
+  """`then`, which XLA cannot compute before `first`.
+
+  XLA's CPU backend removes barriers too early for them to hinder it. So a
+  zero that depends on `first` is added: the end of a loop, as XLA would see
+  through arithmetic.
+  """
+  numbers = [leaf[(0,) * leaf.ndim] for leaf in jax.tree.leaves(first)]
+  count = sum((x != x).astype(jnp.int32) for x in numbers)
+  zero = lax.while_loop(lambda i: i > 0, lambda i: i - 1, count)
+  return jax.tree.map(lambda leaf: leaf + zero.astype(leaf.dtype), then)
+
+
 def _search_cell_bwd(plan, pair, residuals, g):
   wants, (weights, gates, edges, ops, seeds, trained, states), kept = residuals
   g = choice.dense(g)
-  # Nothing (0 times a number) that depends on g. Without it XLA would find
-  # what is recomputed here equal to the forward pass's, and keep all of that
-  # until now; a barrier does not hinder its CPU backend.
-  nothing = 0 * g[0, 0, 0, 0]
-  states, kept = jax.tree.map(lambda s: s + nothing, (states, kept))
+  # Else XLA would find what is recomputed here equal to the forward pass's,
+  # and keep all of that until now.
+  states, kept = _after(g, (states, kept))
   inputs, pull_preprocess = jax.vjp(
       functools.partial(_preprocess, pair), weights, states)
   if plan.ends_in_last_node:
@@ -379,6 +390,8 @@ def _search_cell_bwd(plan, pair, residuals, g):
   with kernels.trained(trained):
     dpreprocess, dstates = pull_preprocess(dinputs)
   if wants.weights:
+    # Else XLA would put the products off to the end and keep their factors.
+    dstates = _after(dpreprocess, dstates)
     dweights = jax.tree.map(jnp.add, dweights, dpreprocess)
   return dweights, dgates, None, None, None, None, dstates
 
