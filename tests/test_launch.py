@@ -72,11 +72,15 @@ def slurm(tmp_path, environment, *flags):
   return subprocess.Popen(
       ['bash', str(LAUNCH / 'slurm.sh'), *flags], cwd=tmp_path,
       env=environment, text=True, stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE)
+      stderr=subprocess.PIPE, start_new_session=True)
 
 
 def finish(process, limit=30):
-  _, err = process.communicate(timeout=limit)
+  try:
+    _, err = process.communicate(timeout=limit)
+  finally:
+    if process.poll() is None:
+      os.killpg(process.pid, signal.SIGKILL)
   return process.returncode, err
 
 
@@ -157,7 +161,7 @@ exec {sys.executable} {ROOT}/tests/runner.py "${{@:3}}"
   assert finish(process, 100)[0] == 0
   assert read(tmp_path, 'requeue') == '42\n'
   assert not (tmp_path / 'run' / 'result.json').exists()
-  code, err = finish(slurm(tmp_path, environment, 'tiny.py', 'run'), 300)
+  code, err = finish(slurm(tmp_path, environment, 'tiny.py', 'run'), 500)
   assert code == 0, err
   assert read(tmp_path, 'requeue') == '42\n'
   assert json.loads((tmp_path / 'run' / 'result.json').read_text())['genotype']
