@@ -377,11 +377,8 @@ def _closing_text(workdir, result):
         f'NAS-Bench-201 table, {name}: {row["test"]:.2f}% test accuracy, rank '
         f'{row["rank"]} of {result["table"]["num_cells"]}, regret '
         f'{row["regret"]:.2f}')
-  for kind, row in result['summary'].items():
-    spread = '' if row['std'] is None else f' +- {100 * row["std"]:.2f}'
-    lines.append(
-        f'test accuracy, {kind}: {100 * row["mean"]:.2f}%{spread} '
-        f'(n={row["n"]}, best {100 * row["best"]:.2f}%)')
+  lines += [report.accuracy(kind, row)
+            for kind, row in result['summary'].items()]
   lines.append(f'parameters: {result["params"]:,}; multiply-adds: '
                f'{result["macs"]:,}')
   lines.append(f'report: {workdir / REPORT}')

@@ -182,6 +182,13 @@ def summarise(evaluations):
       'best': max(values)} for kind, values in accuracies.items()}
 
 
+def accuracy(kind, row):
+  """A line on one kind of `summarise`."""
+  spread = '' if row['std'] is None else f' +- {100 * row["std"]:.2f}'
+  return (f'test accuracy, {kind}: {100 * row["mean"]:.2f}%{spread} '
+          f'(n={row["n"]}, best {100 * row["best"]:.2f}%)')
+
+
 def _comparison(summary):
   """A sentence on derived against random architectures, or ''."""
   if 'derived' not in summary or 'random' not in summary:

@@ -15,7 +15,8 @@ ORDER = [
     'cells', 'networks', 'nasbench201', 'nasbench1shot1', 'mobile',
     'skeletons', 'gradients', 'methods', 'training', 'config', 'parallel',
     'data', 'benchmarks', 'checkpoint', 'metrics', 'plotting', 'report', 'loop',
-    'preflight', 'search', 'evaluate', 'describe', 'main']
+    'preflight', 'search', 'evaluate', 'describe', 'main',
+    'sweep']
 # The bilevel step is proven on quadratics, without networks.
 INDEPENDENT = {'gradients': {'networks', 'cells', 'ops', 'kernels'},
                'methods': {'networks', 'cells', 'ops', 'kernels', 'data'},

@@ -1,0 +1,251 @@
+"""Sweeps: which runs, what becomes of them, what is reported; over Ray too."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import signal
+import statistics
+import subprocess
+import sys
+import time
+
+import pytest
+
+from launch import sweep_ray
+from rome_jax import errors, sweep
+
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIG = f'--config={ROOT / "configs" / "quickstart.py"}'
+
+needs_ray = pytest.mark.skipif(
+    importlib.util.find_spec('ray') is None, reason='needs Ray')
+
+# Stands for a run: what it does is up to its seed.
+STUB = """
+import json, os, pathlib, signal, sys, time
+flags = dict(word.lstrip('-').split('=', 1) for word in sys.argv[1:])
+folder, seed = pathlib.Path(flags['workdir']), int(flags['config.seed'])
+folder.mkdir(parents=True, exist_ok=True)
+with open(folder / 'calls', 'a') as calls:
+  calls.write('x')
+if seed == 3:
+  sys.exit(3)
+if seed == 9:
+  os.kill(os.getpid(), signal.SIGKILL)
+if seed == 77 and (folder / 'calls').read_text() == 'x':
+  os.kill(os.getppid(), signal.SIGKILL)
+if seed == 15:
+  signals = []
+  for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, lambda number, frame: signals.append(number))
+  (folder / 'ready').touch()
+  while not signals:
+    time.sleep(.02)
+  time.sleep(.5)  # for a second one
+  (folder / 'signals').write_text(' '.join(map(str, map(int, signals))))
+  sys.exit(0)
+method = flags.get('config.method', 'rome_v2')
+mean = .5 + .1 * seed + .01 * (method == 'rome_v1')
+(folder / 'result.json').write_text(json.dumps({
+    'genotype': f'genotype {seed}',
+    'search': {'parameterless': {'normal': seed, 'reduce': 0}},
+    'table': {'datasets': {'cifar10': {'test': 90 + seed}}},
+    'summary': {'derived': {'n': 2, 'mean': mean, 'std': .1, 'best': .9},
+                'random': {'n': 1, 'mean': .4, 'std': None, 'best': .4}}}))
+"""
+
+# A sweep in a process of its own: `python driver.py MODULE PROGRAM FLAGS`.
+DRIVER = f"""
+import importlib, sys
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]
+import runner  # its space
+module = importlib.import_module(sys.argv[1])
+if __name__ == '__main__':
+  sys.exit(module.main(sys.argv[3:], program=(sys.argv[2],)))
+"""
+
+
+@pytest.fixture
+def stub(tmp_path):
+  path = tmp_path / 'stub.py'
+  path.write_text(STUB)
+  return str(path)
+
+
+def start(tmp_path, module, program, *flags):
+  driver = tmp_path / 'driver.py'
+  driver.write_text(DRIVER)
+  environment = os.environ | {
+      'JAX_PLATFORMS': 'cpu', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
+      'RAY_USAGE_STATS_ENABLED': '0'}
+  return subprocess.Popen(
+      [sys.executable, str(driver), module, str(program), *flags],
+      env=environment, cwd=tmp_path, text=True, stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE, start_new_session=True)
+
+
+def planned(*flags):
+  args, rest = sweep.make_parser('sweep').parse_known_args(
+      ['--workdir=runs', *flags])
+  return sweep.plan(args, rest)
+
+
+def test_every_combination_is_a_run():
+  runs = planned(CONFIG, '--vary=search.k=2,4', '--seeds=0,7',
+                 '--config.dataset=digits')
+  assert [run.name for run in runs] == [
+      'search.k-2_seed-0', 'search.k-2_seed-7', 'search.k-4_seed-0',
+      'search.k-4_seed-7']
+  assert runs[1].values == {'search.k': 2, 'seed': 7}
+  assert runs[1].workdir == 'runs/search.k-2_seed-7'
+  assert runs[1].argv == [
+      CONFIG, '--config.dataset=digits', '--config.search.k=2',
+      '--config.seed=7']
+
+
+def test_the_config_file_can_vary():
+  reduced = 'configs/cifar10_reduced.py:method='
+  runs = planned(f'--vary=config={reduced}rome_v2,{reduced}gdas')
+  assert runs[1].argv == [f'--config={reduced}gdas']
+  assert runs[1].name == 'config-configs_cifar10_reduced.py_method_gdas'
+
+
+@pytest.mark.parametrize('flags, words', [
+    ([CONFIG], '--seeds'),
+    ([CONFIG, '--vary=seed'], 'FIELD=VALUE'),
+    ([CONFIG, '--vary=seed=1', '--seeds=2'], 'twice'),
+    ([CONFIG, '--seeds=1,1'], 'seed-1'),
+    ([CONFIG, '--seeds=1,x'], "config.seed='x'"),
+    ([CONFIG, '--vary=method=rome_v2,darts'], "config.method='darts'"),
+    ([CONFIG, '--seed=1', '--seeds=1'], 'config.seed'),
+    ([CONFIG, '--seeds=1', '--plan'], '--plan')])
+def test_mistakes_are_found_before_anything_runs(flags, words, tmp_path):
+  with pytest.raises(errors.UserError, match=words):
+    planned(*flags)
+  assert sweep.main(['--workdir', str(tmp_path / 'runs'), *flags]) == 2
+  assert not (tmp_path / 'runs').exists()
+
+
+def test_a_crash_does_not_take_the_others_along(stub, tmp_path, capsys):
+  folder = tmp_path / 'runs'
+  command = [CONFIG, f'--workdir={folder}', '--seeds=0,3,9,1',
+             '--vary=method=rome_v1,rome_v2']
+  assert sweep.main(command, program=(stub,)) == 3
+  found = json.loads((folder / 'sweep.json').read_text())
+  assert [(row['name'], row['exit_code'], row['state'])
+          for row in found['runs'][:4]] == [
+      ('method-rome_v1_seed-0', 0, 'done'),
+      ('method-rome_v1_seed-3', 3, 'failed'),
+      ('method-rome_v1_seed-9', 137, 'failed'),
+      ('method-rome_v1_seed-1', 0, 'done')]
+  assert found['runs'][3]['genotype'] == 'genotype 1'
+  assert found['runs'][3]['parameterless'] == {'normal': 1, 'reduce': 0}
+  assert found['runs'][1]['accuracies'] == {}
+  assert set(found['summary']) == {'method=rome_v1', 'method=rome_v2'}
+  derived = found['summary']['method=rome_v1']['derived']
+  assert derived['n'] == 2 and derived['best'] == pytest.approx(.61)
+  assert derived['mean'] == pytest.approx(.56)
+  assert derived['std'] == pytest.approx(statistics.stdev([.51, .61]))
+  table = found['summary']['method=rome_v2']['table of cifar10']
+  assert table['mean'] == pytest.approx(.905)
+  out = capsys.readouterr().out
+  assert 'method-rome_v1_seed-9: failed with exit code 137' in out
+  assert 'method=rome_v2: test accuracy, derived: 55.00% +- 7.07 (n=2' in out
+
+
+def wait_for(path, process, limit=60):
+  deadline = time.monotonic() + limit
+  while not path.exists():
+    assert process.poll() is None and time.monotonic() < deadline
+    time.sleep(.02)
+
+
+def test_ctrl_c_reaches_the_run_once_and_starts_no_other(stub, tmp_path):
+  process = start(tmp_path, 'rome_jax.sweep', stub, CONFIG, '--workdir=runs',
+                  '--seeds=15,0')
+  wait_for(tmp_path / 'runs' / 'seed-15' / 'ready', process)
+  os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+  out, err = process.communicate(timeout=30)
+  assert process.returncode == 0, err
+  assert (tmp_path / 'runs' / 'seed-15' / 'signals').read_text() == '15'
+  found = json.loads((tmp_path / 'runs' / 'sweep.json').read_text())
+  assert [row['state'] for row in found['runs']] == ['stopped', 'not run']
+  assert 'seed-0: not run' in out
+
+
+def test_without_ray_one_sentence(monkeypatch, tmp_path, capsys):
+  monkeypatch.setitem(sys.modules, 'ray', None)
+  assert sweep_ray.main(
+      [CONFIG, f'--workdir={tmp_path}', '--seeds=0']) == 2
+  assert 'rome_jax[ray]' in capsys.readouterr().err
+
+
+@needs_ray
+@pytest.mark.slow
+def test_over_ray_a_lost_worker_starts_again(stub, tmp_path):
+  process = start(tmp_path, 'launch.sweep_ray', stub, CONFIG,
+                  '--workdir=runs', '--seeds=0,3,77', '--address=local')
+  out, err = process.communicate(timeout=120)
+  assert process.returncode == 3, err
+  found = json.loads((tmp_path / 'runs' / 'sweep.json').read_text())
+  assert [row['state'] for row in found['runs']] == ['done', 'failed', 'done']
+  assert (tmp_path / 'runs' / 'seed-77' / 'calls').read_text() == 'xx'
+  assert (tmp_path / 'runs' / 'seed-3' / 'calls').read_text() == 'x'
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_request_to_stop_reaches_the_runs_over_ray(stub, tmp_path):
+  process = start(tmp_path, 'launch.sweep_ray', stub, CONFIG,
+                  '--workdir=runs', '--seeds=15', '--address=local')
+  wait_for(tmp_path / 'runs' / 'seed-15' / 'ready', process)
+  process.send_signal(signal.SIGTERM)
+  out, err = process.communicate(timeout=60)
+  assert process.returncode == 0, err
+  assert (tmp_path / 'runs' / 'seed-15' / 'signals').read_text() == '15'
+  found = json.loads((tmp_path / 'runs' / 'sweep.json').read_text())
+  assert found['runs'][0]['state'] == 'stopped'
+
+
+@needs_ray
+@pytest.mark.slow
+def test_no_cluster_is_one_sentence(stub, tmp_path):
+  process = start(tmp_path, 'launch.sweep_ray', stub, CONFIG,
+                  '--workdir=runs', '--seeds=0', '--address=auto')
+  _, err = process.communicate(timeout=60)
+  assert process.returncode == 2
+  assert 'ray start --head' in err
+
+
+@needs_ray
+@pytest.mark.slow
+def test_real_searches_alike_one_by_one_and_over_ray(tmp_path):
+  from test_run import CONFIG as TINY
+  (tmp_path / 'tiny.py').write_text(
+      TINY.format(cache=str(tmp_path / 'cache')))
+  found = {}
+  for module, flags in (('rome_jax.sweep', ()),
+                        ('launch.sweep_ray', ('--address=local',))):
+    command = (tmp_path, module, ROOT / 'tests' / 'runner.py',
+               '--config=tiny.py', f'--workdir={module}', '--seeds=0,1',
+               *flags)
+    process = start(*command)
+    _, err = process.communicate(timeout=400)
+    assert process.returncode == 0, err
+    path = tmp_path / module / 'sweep.json'
+    found[module] = json.loads(path.read_text())
+  first = found['rome_jax.sweep']
+  assert [row['state'] for row in first['runs']] == ['done', 'done']
+  assert first['summary']['']['derived']['n'] == 2
+  for row, other in zip(first['runs'], found['launch.sweep_ray']['runs']):
+    assert {**row, 'workdir': ''} == {**other, 'workdir': ''}
+  # Finished runs are left alone.
+  before = path.read_text()
+  times = [p.stat().st_mtime_ns for p in path.parent.glob('*/result.json')]
+  process = start(*command)
+  process.communicate(timeout=200)
+  assert process.returncode == 0
+  assert path.read_text() == before
+  assert times == [
+      p.stat().st_mtime_ns for p in path.parent.glob('*/result.json')]
