@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rome_jax import errors, loop
+from rome_jax import errors, hosts, loop
 
 
 class Plan(NamedTuple):
@@ -95,10 +95,11 @@ def plan(phase: loop.Phase, program: loop.Program, carry, batch) -> Plan:
     return time.perf_counter() - began
 
   once = seconds()
-  # What is quick is dominated by the first call's own costs.
+  # What is quick is dominated by the first call's own costs. All processes
+  # run a step or none.
+  again = hosts.from_first(lambda: once < 1)
   return Plan(phase.name, phase.steps, program.compile_seconds,
-              program.needed_bytes, available,
-              seconds() if once < 1 else once)
+              program.needed_bytes, available, seconds() if again else once)
 
 
 def announce(what: str, phase: loop.Phase, program: loop.Program, carry,
