@@ -38,7 +38,7 @@ _BROKEN = re.compile(
     'gloo|nccl|collective|connection|socket|coordination|heartbeat'
     '|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED', re.IGNORECASE)
 
-_watch = None  # the `_Watch` of this process, where there are several
+_watch = None  # the `Watch` of this process, where there are several
 
 
 @contextlib.contextmanager
@@ -63,7 +63,8 @@ def joined(options):
   if jax.process_count() == 1:
     yield
     return
-  _watch = _Watch(options.heartbeat)
+  _watch = Watch(jax.process_index(), jax.process_count(),
+                 _distributed.global_state.client, options.heartbeat)
   try:
     with _silent(not is_first()):
       yield
@@ -165,20 +166,21 @@ def agreed(stop):
   if _watch is None:
     return stop
   _watch.local = stop
-  return _AgreedStop(_watch)
+  return AgreedStop(_watch)
 
 
-class _AgreedStop:
+class AgreedStop:
+  """What `agreed` returns for one `Watch` of several."""
 
   def __init__(self, watch):
     self._watch = watch
 
   @property
-  def requested(self):
+  def requested(self) -> bool:
     return self._watch.count_and_ask()
 
   @property
-  def signal(self):
+  def signal(self) -> signal.Signals | None:
     return self._watch.signal
 
 
@@ -242,7 +244,6 @@ def _start_error(options, error):
 
 
 def _meet(name, text='', decide=lambda texts: ''):
-  """Every process gives a text, process 0 decides, all get its decision."""
   return _watch.meet(name, text, decide)
 
 
@@ -257,7 +258,7 @@ def _silent(silent):
       yield
 
 
-class _Watch:
+class Watch:
   """What a process knows of the others, and the thread that finds it out.
 
   Keys in the store, P being a process:
@@ -267,11 +268,18 @@ class _Watch:
     meet/N/P   what P gives to meeting N; meet/N/reply what was decided
   """
 
-  def __init__(self, heartbeat):
-    self.process, self.count = jax.process_index(), jax.process_count()
+  def __init__(self, process, count, client, heartbeat):
+    """Starts the thread.
+
+    Args:
+      process: which one this is.
+      count: how many there are.
+      client: of JAX's coordination service.
+      heartbeat: seconds of silence after which a process is lost.
+    """
+    self.process, self.count = process, count
     self.local = self.signal = None
-    self._client = _distributed.global_state.client
-    self._heartbeat = heartbeat
+    self._client, self._heartbeat = client, heartbeat
     self._asked, self._stop_at = 0, None
     self._meetings = 0
     self._steps, self._leaving = threading.Lock(), threading.Lock()
@@ -282,6 +290,16 @@ class _Watch:
     self._thread.start()
 
   def meet(self, name, text, decide):
+    """Every process gives a text, process 0 decides, all get its decision.
+
+    Args:
+      name: of the meeting, which must be every process's next.
+      text: what this one gives.
+      decide: texts, by process -> text.
+
+    Raises:
+      LostError: another process is at another meeting.
+    """
     number = self._meetings
     self._meetings += 1
     self._set(f'meet/{number}/{self.process}', f'{name}\n{text}')
@@ -324,6 +342,7 @@ class _Watch:
                 f'{_first_line(error)}')
 
   def close(self):
+    """Ends the thread."""
     self._closed.set()
     self._thread.join()
 
@@ -389,7 +408,9 @@ class _Watch:
   def _leave(self, code, sentence):
     """Tells the others and ends this process."""
     if not self._leaving.acquire(blocking=False):
-      threading.Event().wait()  # The other thread is about to end us.
+      time.sleep(2 * _LINGER)  # The other thread is about to end us.
+      _exit(code, sentence)
+    self._closed.set()
     with contextlib.suppress(Exception):
       self._set(f'end/{self.process}', json.dumps([code, sentence]))
       deadline = time.monotonic() + _LINGER
