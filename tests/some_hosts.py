@@ -1,21 +1,71 @@
-"""One of several processes that read batches; prints JSON for its test.
+"""One of several processes, without a network; prints JSON for its test.
 
-  python some_hosts.py PORT PROCESSES PROCESS
+  python some_hosts.py read '' PORT PROCESSES PROCESS
+  python some_hosts.py train WORKDIR PORT PROCESSES PROCESS
 """
 
 import json
-import os
+import pathlib
 import sys
+import time
 
-os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=1'
-os.environ['JAX_PLATFORMS'] = 'cpu'
+import jax.numpy as jnp
+import numpy as np
 
-import numpy as np  # noqa: E402  after the environment is set
-
-from rome_jax import config, data, hosts, parallel  # noqa: E402
-from rome_jax.data import splits  # noqa: E402
+from rome_jax import config, data, hosts, interrupt, loop, metrics, parallel
+from rome_jax.data import splits
 
 BATCH = 8
+STEPS = 60
+RATE = .05
+
+
+def vectors(step, rows):
+  """A batch of the toy: [len(rows), 3], whole if there are no rows."""
+  whole = np.random.default_rng(step).normal(size=(BATCH, 3))
+  return whole.astype(np.float32)[slice(None) if rows is None else rows]
+
+
+def toy_step(state, batch):
+  """Gradient descent on mean |w - x|^2 / 2."""
+  w = state['w'] - RATE * (state['w'] - batch).mean(0)
+  return {'w': w, 'step': state['step'] + 1}, {'loss': (w**2).sum()}
+
+
+class Slow:
+  """Batches that take a while, so that signals come in between."""
+
+  split = None
+
+  def __call__(self, step, rows=None):
+    time.sleep(.05)
+    return vectors(step, rows)
+
+
+def train(workdir):
+  """`loop.run` of the toy; (finished, step, weights)."""
+  workdir = pathlib.Path(workdir)
+  mesh = parallel.make_mesh()
+  placement = loop.Placement(
+      parallel.replicated(mesh), parallel.split_batch(mesh))
+  phase = loop.Phase(
+      'toy', STEPS, STEPS, BATCH,
+      parallel.sharded(Slow(), placement.batch, BATCH),
+      lambda state, means, memo: (means, memo))
+  state = {'w': jnp.zeros(3), 'step': jnp.zeros((), jnp.int32)}
+  batch = phase.batches(0)
+  carry = loop.init_carry(toy_step, state, batch, placement=placement)
+  program = loop.compile_step(toy_step, carry, batch, placement=placement)
+  with interrupt.Interrupt() as stop:
+    stop = hosts.agreed(stop)
+    writer = (metrics.MetricsWriter(workdir, tensorboard=False)
+              if hosts.is_first() else metrics.NoWriter())
+    with writer:
+      outcome = loop.run(
+          phase, program, carry, loop.Settings(workdir, 10, 10, 2), writer,
+          stop)
+  return {'finished': outcome.finished, 'step': int(outcome.state['step']),
+          'w': np.asarray(outcome.state['w']).tolist()}
 
 
 def read_batches(sharding):
@@ -44,18 +94,25 @@ def read_batches(sharding):
 
 
 def main():
-  port, count, process = map(int, sys.argv[1:])
+  what, workdir, *numbers = sys.argv[1:]
+  port, count, process = map(int, numbers)
   options = config.Options(
       distributed=True, coordinator=f'localhost:{port}', processes=count,
       process=process)
   with hosts.joined(options):
-    found = {}
-    for shape in (count, 1), (1, count):
-      mesh = parallel.make_mesh(*shape)
-      for name, sharding in (('search', parallel.split_batch(mesh)),
-                             ('retraining', parallel.split_over_all(mesh))):
-        found[f'{name} {shape[0]}x{shape[1]}'] = read_batches(sharding)
+    found = train(workdir) if what == 'train' else read(count)
     print(json.dumps(found), file=sys.__stdout__, flush=True)
+
+
+def read(count):
+  """`read_batches` of meshes along either axis."""
+  found = {}
+  for shape in (count, 1), (1, count):
+    mesh = parallel.make_mesh(*shape)
+    for name, sharding in (('search', parallel.split_batch(mesh)),
+                           ('retraining', parallel.split_over_all(mesh))):
+      found[f'{name} {shape[0]}x{shape[1]}'] = read_batches(sharding)
+  return found
 
 
 if __name__ == '__main__':

@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import pytest
+import some_hosts
 from test_run import final_arrays
 
 from rome_jax import metrics
@@ -143,6 +144,7 @@ def check_equal(workdir, expected, bound):
       assert np.abs(a - b).max() <= bound * scale, name
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_with_two_devices(
     config_file, one_process, tmp_path):
   """Sums of two parts do not depend on where they are added."""
@@ -155,21 +157,78 @@ def test_two_processes_are_one_with_two_devices(
   assert 'genotype' not in silent_out and 'search' not in silent_err
 
 
+def start_toy(what, workdir, count, devices=1):
+  port = free_port()
+  return [start('some_hosts.py', what, workdir, port, count, i,
+                devices=devices) for i in range(count)]
+
+
+def ends_of(processes):
+  """[(exit code, the JSON printed or None, stderr)]."""
+  found = []
+  for process in processes:
+    out, err = process.communicate(timeout=300)
+    lines = [line for line in out.splitlines() if line.startswith('{')]
+    found.append((process.returncode, json.loads(lines[-1]) if lines else None,
+                  err))
+  return found
+
+
 @pytest.mark.parametrize('count', [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_process_reads_its_rows_only(count):
   """Global batches to the bit; of the mesh 1xN the search needs all rows."""
-  port = free_port()
-  processes = [start('some_hosts.py', port, count, i) for i in range(count)]
-  ends = [p.communicate(timeout=300) for p in processes]
-  assert [p.returncode for p in processes] == [0] * count, ends
-  for i, (out, _) in enumerate(ends):
-    found = json.loads(out.splitlines()[-1])
+  for i, (code, found, err) in enumerate(ends_of(
+      start_toy('read', '', count))):
+    assert code == 0, err
     share = 8 // count
     own = list(range(i * share, (i + 1) * share))
     for name, entry in found.items():
       assert entry['equal'] and entry['shape'] == [8, 9, 9, 3]
       whole = name == f'search 1x{count}'
       assert entry['places'] == (list(range(8)) if whole else own), name
+
+
+def until(path, process):
+  deadline = time.monotonic() + 200
+  while not path.exists() and time.monotonic() < deadline:
+    assert process.poll() is None, process.communicate()
+    time.sleep(.005)
+
+
+def toy_weights():
+  """The toy's end, by NumPy in float64."""
+  w = np.zeros(3)
+  for step in range(some_hosts.STEPS):
+    w -= some_hosts.RATE * (w - some_hosts.vectors(step, None)).mean(0)
+  return w
+
+
+def test_stopped_by_one_continued_by_another_number(tmp_path):
+  """SIGTERM to process 1 stops both after one step; one process goes on."""
+  processes = start_toy('train', tmp_path, 2)
+  until(tmp_path / 'checkpoints/toy/00000010', processes[0])
+  processes[1].send_signal(signal.SIGTERM)
+  (code, found, err), other = ends_of(processes)
+  assert (code, other[0]) == (0, 0), (err, other)
+  assert not found['finished'] and 10 < found['step'] < some_hosts.STEPS
+  assert other[1] == found
+  assert (tmp_path / 'checkpoints/toy' / f'{found["step"]:08}').exists()
+  (code, found, err), = ends_of(start_toy('train', tmp_path, 1, devices=2))
+  assert code == 0, err
+  assert found['finished'] and found['step'] == some_hosts.STEPS
+  np.testing.assert_allclose(found['w'], toy_weights(), rtol=1e-5)
+  rows = metrics.read(tmp_path)  # one writer, and nothing twice
+  assert [row['step'] for row in rows] == [10, 20, 30, 40, 50, 60]
+
+
+def test_a_killed_process_ends_the_other(tmp_path):
+  processes = start_toy('train', tmp_path, 2)
+  until(tmp_path / 'checkpoints/toy/00000010', processes[0])
+  processes[1].kill()
+  began = time.monotonic()
+  (code, _, err), _ = ends_of(processes)
+  assert code == 4 and time.monotonic() - began < 60, err
+  assert err.count('rome_jax: ') == 1 and 'lost another process' in err
 
 
 @pytest.mark.slow
