@@ -136,9 +136,11 @@ def check_shared(path) -> None:
   Raises:
     UserError: a process does not, so the folder is not shared.
   """
-  text = from_first(lambda: path.read_text())
+  if _watch is None:
+    return
+  text = from_first(path.read_text)
   deadline = time.monotonic() + 15  # A network's file system may lag.
-  while _watch is not None and _text(path) != text:
+  while _text(path) != text:
     if time.monotonic() > deadline:
       raise errors.UserError(
           f'this process does not find {path}, which process 0 wrote; '

@@ -2,6 +2,7 @@
 
   python some_hosts.py read '' PORT PROCESSES PROCESS
   python some_hosts.py train WORKDIR PORT PROCESSES PROCESS
+  python some_hosts.py stray WORKDIR PORT PROCESSES PROCESS
 """
 
 import json
@@ -42,8 +43,8 @@ class Slow:
     return vectors(step, rows)
 
 
-def train(workdir):
-  """`loop.run` of the toy; (finished, step, weights)."""
+def train(workdir, start=0.):
+  """`loop.run` of the toy from weights `start`: finished, step, weights."""
   workdir = pathlib.Path(workdir)
   mesh = parallel.make_mesh()
   placement = loop.Placement(
@@ -52,7 +53,7 @@ def train(workdir):
       'toy', STEPS, STEPS, BATCH,
       parallel.sharded(Slow(), placement.batch, BATCH),
       lambda state, means, memo: (means, memo))
-  state = {'w': jnp.zeros(3), 'step': jnp.zeros((), jnp.int32)}
+  state = {'w': jnp.full(3, start), 'step': jnp.zeros((), jnp.int32)}
   batch = phase.batches(0)
   carry = loop.init_carry(toy_step, state, batch, placement=placement)
   program = loop.compile_step(toy_step, carry, batch, placement=placement)
@@ -100,7 +101,10 @@ def main():
       distributed=True, coordinator=f'localhost:{port}', processes=count,
       process=process)
   with hosts.joined(options):
-    found = train(workdir) if what == 'train' else read(count)
+    if what == 'read':
+      found = read(count)
+    else:  # What strays is not what process 0 holds.
+      found = train(workdir, float(process if what == 'stray' else 0))
     print(json.dumps(found), file=sys.__stdout__, flush=True)
 
 
