@@ -22,7 +22,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from rome_jax import errors, files
+from rome_jax import errors, files, parallel
 
 _MANIFEST = 'manifest.json'
 _STATE = 'state'
@@ -149,6 +149,18 @@ class Checkpoints:
           'to start from the beginning')
     return None
 
+  def read(self, step: int, target):
+    """Reads one checkpoint, in the form of `restore`'s target.
+
+    Raises:
+      UserError: it is missing, damaged, or of a different structure.
+    """
+    try:
+      return _read(self._path(step), target)
+    except _DamagedError as error:
+      raise errors.UserError(
+          f'cannot use checkpoint {self._path(step)}: {error}') from error
+
   def _path(self, step):
     return self.directory / f'{step:08d}'
 
@@ -187,6 +199,15 @@ def _named_leaves(tree):
   return leaves
 
 
+def digest(state) -> str:
+  """SHA-256 of a state's leaves with their names: equal if all bits are."""
+  found = hashlib.sha256()
+  for name, array in _to_host(state).items():
+    found.update(f'{name} {array.dtype} {array.shape}'.encode())
+    found.update(array.tobytes())
+  return found.hexdigest()
+
+
 def _to_host(state):
   """{name: NumPy array that shares no memory with `state`}."""
   leaves = _named_leaves(state)
@@ -206,8 +227,15 @@ def _checkpointer():
     return 'orbax' not in pathlib.Path(record.pathname).parts
   absl_logger = logging.getLogger('absl')
   absl_logger.addFilter(not_orbax)
+  # Of several processes each reads by itself, and one writes.
+  here = jax.process_index()
+  alone = ocp.options.MultiprocessingOptions(
+      primary_host=here, active_processes={here},
+      barrier_sync_key_prefix=f'rome_jax_{here}')
   try:
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+    with ocp.Checkpointer(
+        ocp.StandardCheckpointHandler(multiprocessing_options=alone),
+        multiprocessing_options=alone) as checkpointer:
       yield checkpointer
   finally:
     absl_logger.removeFilter(not_orbax)
@@ -253,18 +281,17 @@ def _read(folder, target):
   stored = [tuple(leaf) for leaf in _verified_manifest(folder)['leaves']]
   leaves = _named_leaves(target)
   _check_leaves(folder, stored, leaves)
-  abstract = {name: _abstract(leaf) for name, leaf in leaves}
+  # Orbax is asked for host arrays: it knows nothing of devices.
+  arrays = {name: np.empty(np.shape(leaf), _dtype(leaf))
+            for name, leaf in leaves}
   try:
     with _checkpointer() as checkpointer:
-      arrays = checkpointer.restore(
+      arrays |= checkpointer.restore(
           folder / _STATE, args=ocp.args.StandardRestore({
-              name: leaf for name, leaf in abstract.items()
-              if np.size(leaf)}))
+              name: array for name, array in arrays.items() if array.size}))
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise _DamagedError(_reason(error)) from error
-  restored = [
-      _like(leaf, arrays[name] if name in arrays else abstract[name])
-      for name, leaf in leaves]
+  restored = [_like(leaf, arrays[name]) for name, leaf in leaves]
   return jax.tree.unflatten(jax.tree.structure(target), restored)
 
 
@@ -310,20 +337,11 @@ def _dtype(leaf):
   return leaf.dtype if hasattr(leaf, 'dtype') else np.asarray(leaf).dtype
 
 
-def _abstract(leaf):
-  """What orbax is asked for: NumPy for host leaves, else with a sharding."""
-  if not isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct)):
-    return np.empty(np.shape(leaf), _dtype(leaf))
-  sharding = leaf.sharding
-  if sharding is None:
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
 def _like(leaf, value):
-  """`value` as the kind of thing that `leaf` is."""
-  if isinstance(value, jax.ShapeDtypeStruct):  # It has no elements.
-    return jax.device_put(np.empty(value.shape, value.dtype), value.sharding)
+  """A NumPy array as the kind of thing that `leaf` is."""
+  if isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct)):
+    return parallel.place(value, leaf.sharding or (
+        jax.sharding.SingleDeviceSharding(jax.local_devices()[0])))
   if isinstance(leaf, (bool, int, float, complex)):
     return type(leaf)(value)
   return value

@@ -23,6 +23,7 @@ import ml_collections
 
 from rome_jax import errors, files, spaces
 
+FILENAME = 'config.json'
 METHODS = ('rome_v1', 'rome_v2', 'gdas')
 DTYPES = ('float32', 'bfloat16')
 AUGMENTATIONS = ('none', 'shift', 'cifar', 'svhn', 'imagenet')
@@ -422,10 +423,20 @@ class Options(NamedTuple):
   Attributes:
     help: the text to print and end with, or ''.
     plan: whether only to say what the run would cost.
+    distributed: whether the run has several processes.
+    coordinator: HOST:PORT of process 0; '': as the cluster says.
+    processes: how many there are; None: as the cluster says.
+    process: which of them this is, from 0; None: as the cluster says.
+    heartbeat: seconds of silence after which a process counts as lost.
   """
 
   help: str = ''
   plan: bool = False
+  distributed: bool = False
+  coordinator: str = ''
+  processes: int | None = None
+  process: int | None = None
+  heartbeat: int = 100
 
 
 def load(argv: list[str]) -> Loaded:
@@ -435,6 +446,8 @@ def load(argv: list[str]) -> Loaded:
   most files read theirs: `arguments`),
   `--config.FIELD=VALUE` any number of times, `--workdir=DIR` (default:
   runs/<name of the config file>), `--plan`, `--help`. `=` may be a space.
+  For several processes (`hosts`): `--distributed`, or `--coordinator=HOST:PORT
+  --processes=N --process=I`; with either, `--heartbeat=SECONDS`.
 
   Raises:
     UserError: an unknown flag or field, a bad value, an unusable file.
@@ -461,7 +474,49 @@ def load(argv: list[str]) -> Loaded:
   stem = path.stem + re.sub(r'\W+', '_', f'_{argument}' if argument else '')
   return Loaded(
       config, named.get('workdir') or os.path.join('runs', stem),
-      Options(plan='plan' in named))
+      Options(plan='plan' in named, **_hosts_options(named)))
+
+
+def _hosts_options(named):
+  """The part of `Options` that concerns several processes."""
+  explicit = [name for name in _EXPLICIT if name in named]
+  if not explicit and 'distributed' not in named:
+    if 'heartbeat' in named:
+      raise errors.UserError(
+          f'--heartbeat={named["heartbeat"]} is for several processes; give '
+          '--distributed or --coordinator too')
+    return {}
+  if explicit and ('distributed' in named or len(explicit) < len(_EXPLICIT)):
+    raise errors.UserError(
+        f'--{explicit[0]} needs --coordinator=HOST:PORT --processes=N '
+        '--process=I, all three and without --distributed, which finds them '
+        'by itself')
+  found = {'distributed': True}
+  if 'heartbeat' in named:
+    found['heartbeat'] = _whole(named, 'heartbeat', 1, 86400)
+  if explicit:
+    host, _, port = named['coordinator'].rpartition(':')
+    if not host or not port.isdecimal() or not 1 <= int(port) <= 65535:
+      raise errors.UserError(
+          f'--coordinator={named["coordinator"]} must be HOST:PORT with a '
+          'port of 1 to 65535')
+    count = _whole(named, 'processes', 1, 10**6)
+    found |= {'coordinator': named['coordinator'], 'processes': count,
+              'process': _whole(named, 'process', 0, count - 1)}
+  return found
+
+
+def _whole(named, name, low, high):
+  text = named[name]
+  if not text.isdecimal() or not low <= int(text) <= high:
+    raise errors.UserError(
+        f'--{name}={text} must be a whole number of {low} to {high}')
+  return int(text)
+
+
+_EXPLICIT = ('coordinator', 'processes', 'process')
+_SWITCHES = ('plan', 'distributed')  # flags without a value
+_VALUES = ('config', 'workdir', *_EXPLICIT, 'heartbeat')
 
 
 def _flags(argv):
@@ -474,15 +529,15 @@ def _flags(argv):
     if word in ('-h', '--help', '-help'):
       flags.append(('help', ''))
       continue
-    if word == '--plan':
-      flags.append(('plan', ''))
+    if word.startswith('--') and word[2:] in _SWITCHES:
+      flags.append((word[2:], ''))
       continue
     if not word.startswith('--'):
       raise errors.UserError(
           f'{word!r} is no flag; flags are --config, --config.FIELD, '
           '--workdir, --plan and --help')
-    if name not in ('config', 'workdir') and not name.startswith('config.'):
-      known = ['config', 'workdir', 'plan', 'help',
+    if name not in _VALUES and not name.startswith('config.'):
+      known = [*_VALUES, *_SWITCHES, 'help',
                *(f'config.{n}' for n in FIELDS)]
       # A forgotten `config.` is the commonest slip.
       guess = name if name not in FIELDS else f'config.{name}'
@@ -676,7 +731,11 @@ def help_text() -> str:
   """How to call the program, and every field."""
   lines = [
       'usage: python -m rome_jax.main --config=PATH[:KEY=VALUE,...] '
-      '[--workdir=DIR] [--config.FIELD=VALUE ...]', '',
+      '[--workdir=DIR] [--config.FIELD=VALUE ...] [--plan]', '',
+      'Several processes, which share the workdir: --distributed (SLURM, Open '
+      'MPI,', 'Kubernetes, Cloud TPU), or --coordinator=HOST:PORT '
+      '--processes=N --process=I;', '[--heartbeat=SECONDS] after which a '
+      'silent process is lost.', '',
       'The docstring of the file at PATH says which keys it has.', '',
       'Fields and their defaults:']
   for name, field in FIELDS.items():
@@ -700,7 +759,7 @@ def check_workdir(workdir, config) -> None:
     UserError: the folder holds a run of another config (the message names
       each field that differs), or it cannot be used.
   """
-  path = pathlib.Path(workdir, 'config.json')
+  path = pathlib.Path(workdir, FILENAME)
   ours = to_json(config)
   try:
     exists = path.exists()

@@ -1,4 +1,4 @@
-"""The two ways in which a run ends early, and their exit codes."""
+"""The ways in which a run ends early, and their exit codes."""
 
 import difflib
 
@@ -16,6 +16,12 @@ class DivergedError(Exception):
   """A loss that is no longer finite; exit code 3."""
 
   exit_code = 3
+
+
+class LostError(Exception):
+  """Another process of the run is gone or went astray; exit code 4."""
+
+  exit_code = 4
 
 
 def near_miss(value, known):

@@ -14,6 +14,7 @@ from rome_jax import (
     errors,
     genotypes,
     gradients,
+    hosts,
     loop,
     networks,
     parallel,
@@ -133,14 +134,28 @@ def drop_path_at(section, step, steps_per_epoch):
   return section.drop_path * (step // steps_per_epoch) / section.epochs
 
 
-def make_test(network, dataset, section):
-  """state -> {'test_loss', 'test_accuracy'} over the whole test split."""
-  batches = data.evaluation_batches(
-      dataset.test, section.eval_batch_size or section.batch_size,
-      data.make_transform(section.augment, dataset, train=False))
+def make_test(network, dataset, section, placement=None):
+  """state -> {'test_loss', 'test_accuracy'} over the whole test split.
 
-  @jax.jit
-  def sums(params, batch_stats, batch, rng):
+  On a mesh the split is divided over all devices, and so is its reading over
+  the processes; batches are filled up to a multiple of the devices.
+  """
+  size = section.eval_batch_size or section.batch_size
+  if placement is not None:
+    devices = placement.batch.mesh.size
+    size = -(-size // devices) * devices
+  batches = data.evaluation_batches(
+      dataset.test, size,
+      data.make_transform(section.augment, dataset, train=False))
+  batches = parallel.sharded(batches, placement and placement.batch, size)
+
+  # Numbers and no keys: every process may pass those.
+  def sums(params, batch_stats, batch, seed, step, i):
+    # Operations that draw noise (RobustDARTS S4) do so in the test too; what
+    # they draw depends on the seed and the step alone.
+    rng = jax.random.fold_in(jax.random.key(seed), step)
+    # The training step of that number splits its key in two; this is neither.
+    rng = jax.random.fold_in(jax.random.fold_in(rng, 2), i)
     logits = network.apply(
         {'params': params, 'batch_stats': batch_stats},
         batch['image'].astype(section.dtype), rngs={'noise': rng})
@@ -149,19 +164,28 @@ def make_test(network, dataset, section):
     return (loss * mask).sum(), (
         training.correct(logits, batch['label']) * mask).sum()
 
+  shardings = {}
+  if placement is not None:
+    one = placement.carry
+    shardings = dict(
+        in_shardings=(one, one, placement.batch, one, one, one),
+        out_shardings=one)
+  compiled = []
+
+  def program(*args):
+    if not compiled:
+      compiled.append(jax.jit(sums, **shardings).lower(*args).compile())
+      hosts.wait_for_all('test compiled')
+    return compiled[0](*args)
+
   def test(state):
     # Floats of the host: added in one order, whatever the device does.
     loss = correct = 0.
-    # Operations that draw noise (RobustDARTS S4) do so in the test too; what
-    # they draw depends on the seed and the step alone.
-    rng = jax.random.fold_in(
-        jax.random.key(np.uint32(state.seed)), int(state.step))
-    # The training step of that number splits its key in two; this is neither.
-    rng = jax.random.fold_in(rng, 2)
+    seed, step = np.uint32(state.seed), np.int32(state.step)
     with data.prefetch(batches, 0, len(batches)) as ahead:
       for i, batch in enumerate(ahead):
-        a, b = sums(state.params, state.batch_stats, batch,
-                    jax.random.fold_in(rng, i))
+        a, b = program(state.params, state.batch_stats, batch, seed, step,
+                       np.int32(i))
         loss, correct = loss + float(a), correct + float(b)
     count = len(dataset.test.labels)
     return {'test_loss': loss / count, 'test_accuracy': correct / count}
@@ -196,6 +220,10 @@ class Trainer:
     return data.Batches(self.dataset.train, None,
                         self.config.evaluate.batch_size, seed, self.transform)
 
+  def _placed(self, batches):
+    return parallel.sharded(batches, self.placement and self.placement.batch,
+                            batches.batch_size)
+
   def _init(self, network, seed):
     size, channels = self.dataset.image_size, self.dataset.image_channels
     variables = networks.initialise(
@@ -208,13 +236,13 @@ class Trainer:
     """(compiled step, test, carry) of a network."""
     section = self.config.evaluate
     step = make_step(network, section, self.tx, self.steps, self.per_epoch)
-    batch = self._batches(0)(0)
+    batch = self._placed(self._batches(0))(0)
     carry = loop.init_carry(step, state, batch, placement=self.placement)
     # Jobs of one genotype follow each other: older programs are of no use.
     if network not in self._programs:
       self._programs = {network: (
           loop.compile_step(step, carry, batch, label, self.placement),
-          make_test(network, self.dataset, section))}
+          make_test(network, self.dataset, section, self.placement))}
     return *self._programs[network], carry
 
   def run(self, job: Job, workdir, writer, stop) -> loop.Outcome:
@@ -245,8 +273,8 @@ class Trainer:
     phase = loop.Phase(
         name=f'evaluate/{job.name}', steps=self.steps,
         steps_per_epoch=self.per_epoch, images_per_step=section.batch_size,
-        batches=self._batches(job.seed), observe=observe, test=test,
-        test_every=section.eval_every * self.per_epoch)
+        batches=self._placed(self._batches(job.seed)), observe=observe,
+        test=test, test_every=section.eval_every * self.per_epoch)
     if not known:
       size = preflight.Size(
           'evaluate', section.batch_size, section.accumulate, section.dtype,

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rome_jax import checkpoint, data, errors, metrics, parallel
+from rome_jax import checkpoint, data, errors, hosts, metrics, parallel
 
 
 class Program(NamedTuple):
@@ -65,7 +65,8 @@ class Phase(NamedTuple):
     memo: its initial memo, a pytree of arrays.
     test: state -> scalars, or None.
     test_every: steps between two tests (the last step is tested too).
-    on_checkpoint: (step, state) -> None, called before each save, or None.
+    on_checkpoint: (step, state) -> None, called before each save with the
+      state on the host, or None.
   """
 
   name: str
@@ -152,6 +153,7 @@ def compile_step(step: Callable, carry: Carry, batch, label='',
   compiled = jax.jit(advance, donate_argnums=0, **shardings).lower(
       carry, batch).compile()
   seconds = time.perf_counter() - began
+  hosts.wait_for_all('compiled')
   analysis = compiled.memory_analysis()
   if analysis is None:
     return Program(compiled, seconds, None)
@@ -178,11 +180,20 @@ def run(phase: Phase, program: Program, carry: Carry, settings: Settings,
   """
   folder = settings.workdir / 'checkpoints' / phase.name
   with checkpoint.Checkpoints(folder, settings.keep_checkpoints) as store:
-    found = store.restore(carry)
+    found = _restore(store, carry)
     start, carry = found or (0, carry)
     writer.rewind(phase.name, start if found else -1)
     return _Runner(phase, program, settings, writer, stop, store).run(
         start, carry, resumed=found is not None)
+
+
+def _restore(store, carry):
+  """(step, carry) of the checkpoint that process 0 chooses, or None."""
+  found = store.restore(carry) if hosts.is_first() else None
+  step = hosts.from_first(lambda: found and found[0])
+  if step is None:
+    return None
+  return found or (step, store.read(step, carry))
 
 
 class _Runner:
@@ -268,10 +279,14 @@ class _Runner:
   def _save(self, step, carry):
     if int(carry.count):
       _means(self.phase.name, step, carry)  # Never save a diverged state.
+    carry = jax.device_get(carry)
+    if hosts.several():
+      hosts.compare(f'state at step {step}', checkpoint.digest(carry))
     if self.phase.on_checkpoint is not None:
       self.phase.on_checkpoint(step, carry.state)
     self.writer.sync()
-    self.store.save(step, carry)
+    if hosts.is_first():
+      self.store.save(step, carry)
     self.saved = step
 
 

@@ -3,13 +3,15 @@
 Search, derive, retrain, compare, report; in a folder that the same command
 continues after any interruption. Exit codes: 0 done, or stopped on request
 with everything saved; 2 a mistake in the config, a file or the workdir; 3 a
-loss that is no longer finite.
+loss that is no longer finite; 4 another process of the run was lost, or
+computed something else (`hosts`; 134 where JAX itself ends the process).
 """
 
 import contextlib
 import datetime
 import hashlib
 import importlib.metadata
+import json
 import os
 import pathlib
 import platform
@@ -18,13 +20,14 @@ import sys
 import jax
 import numpy as np
 
-from rome_jax import config as config_lib
 from rome_jax import (
+  checkpoint,
   data,
   errors,
   evaluate,
   files,
   genotypes,
+  hosts,
   interrupt,
   metrics,
   nasbench201_forms,
@@ -35,6 +38,7 @@ from rome_jax import (
   search,
   skeletons,
 )
+from rome_jax import config as config_lib
 from rome_jax.benchmarks import nasbench201
 
 try:
@@ -53,9 +57,10 @@ def main(argv=None) -> int:
     if loaded.config is None:
       print(loaded.options.help)
       return 0
-    if loaded.options.plan:
-      return show_plan(loaded.config)
-    return run(loaded.config, loaded.workdir)
+    with hosts.joined(loaded.options):
+      if loaded.options.plan:
+        return show_plan(loaded.config)
+      return run(loaded.config, loaded.workdir)
   except (errors.UserError, errors.DivergedError) as error:
     print(f'rome_jax: {error}', file=sys.stderr)
     return error.exit_code
@@ -72,24 +77,26 @@ def run(config, workdir, dataset=None) -> int:
     dataset: a `data.Dataset` instead of the one that the config names.
 
   Raises:
-    UserError, DivergedError: see `main`.
+    UserError, DivergedError, LostError: see `main`.
   """
   config_lib.validate(config)
   workdir = pathlib.Path(workdir)
-  if _finished(workdir):
-    config_lib.check_workdir(workdir, config)
+  if hosts.from_first(lambda: _finished(workdir)):
+    hosts.from_first(lambda: config_lib.check_workdir(workdir, config))
     print(f'{workdir} holds this run already, finished; see '
           f'{workdir / REPORT}')
     return 0
   with interrupt.Interrupt() as stop:
+    stop = hosts.agreed(stop)
     given, dataset, mesh = _prepare(config, dataset)
-    config_lib.check_workdir(workdir, config)
+    hosts.from_first(lambda: config_lib.check_workdir(workdir, config))
+    hosts.check_shared(workdir / config_lib.FILENAME)
     use_compilation_cache(config.compilation_cache)
-    with _only_one(workdir), metrics.MetricsWriter(workdir) as writer:
+    with _only_one(workdir), _writer(workdir) as writer:
       result = _run_phases(
           config, dataset, workdir, given, writer, stop, mesh)
       if result is not None:
-        _finish(workdir, result)
+        hosts.from_first(lambda: _finish(workdir, result))
         return 0
   print(f'stopped by {stop.signal.name}; everything is saved, the same '
         'command continues')
@@ -130,7 +137,25 @@ def _prepare(config, dataset):
   _check_operations(config, given)
   dataset = dataset or _load(config)
   _check_data(config, dataset, given)
+  _check_alike(config, dataset, given)
   return given, dataset, parallel.from_config(config)
+
+
+def _check_alike(config, dataset, given):
+  """Finds processes that were started with something else."""
+  text = config_lib.to_json(config)
+  for name in ('data_dir', 'compilation_cache'):
+    del text[name]  # Hosts may keep their files in places of their own.
+  hosts.compare('config', json.dumps(text), errors.UserError)
+  hosts.compare('genotype', repr(given and given.genotype), errors.UserError)
+  if hosts.several():
+    hosts.compare('data set', checkpoint.digest(
+        [dataset.train.labels, dataset.test.labels]), errors.UserError)
+
+
+def _writer(workdir):
+  return (metrics.MetricsWriter(workdir) if hosts.is_first()
+          else metrics.NoWriter())
 
 
 def _finished(workdir):
@@ -175,8 +200,8 @@ def _load(config):
 
 @contextlib.contextmanager
 def _only_one(workdir):
-  """Holds the folder's lock, so that a second process cannot write there."""
-  if fcntl is None:
+  """Holds the folder's lock, so that a second run cannot write there."""
+  if fcntl is None or not hosts.is_first():
     yield
     return
   with open(workdir / '.lock', 'w') as lock:
@@ -240,18 +265,21 @@ def _run_phases(config, dataset, workdir, given, writer, stop, mesh):
   if given is not None:
     genotype = given.genotype
     result['origin'] = _origin(given, config)
-    _save_given(workdir / 'genotype.json', given, config)
+    path = workdir / 'genotype.json'
+    hosts.from_first(lambda: _save_given(path, given, config))
   else:
     note = workdir / 'phases' / 'search.json'
-    if not note.exists():
+    if (figures := _read_note(note)) is None:
       outcome, genotype = search.run(
           config, dataset, workdir, writer, stop, mesh)
       if not outcome.finished:
         return None
-      files.write_json(note, _search_figures(
+      figures = _write_note(note, _search_figures(
           outcome, genotype, config_lib.space(config)))
-    result['search'] = files.read_json(note)
-    genotype = genotypes.load(str(workdir / 'genotype.json'))
+    result['search'] = figures
+    genotype = genotypes.from_text(hosts.from_first(
+        lambda: genotypes.to_text(
+            genotypes.load(str(workdir / 'genotype.json')))))
   result['genotype'] = genotypes.to_text(genotype)
   result |= _tabular(config_lib.space(config), genotype)
   evaluations = _retrain(
@@ -262,6 +290,18 @@ def _run_phases(config, dataset, workdir, given, writer, stop, mesh):
   return result | {
       'evaluations': evaluations, 'summary': report.summarise(evaluations),
       'params': count.params, 'macs': count.macs, **environment()}
+
+
+def _read_note(path):
+  """The figures of a phase that is done, or None."""
+  return hosts.from_first(
+      lambda: files.read_json(path) if path.exists() else None)
+
+
+def _write_note(path, figures):
+  """Notes that a phase is done; returns its figures."""
+  hosts.from_first(lambda: files.write_json(path, figures))
+  return _read_note(path)
 
 
 def _save_given(path, given, config):
@@ -308,13 +348,13 @@ def _retrain(config, dataset, workdir, genotype, writer, stop, mesh):
   trainer, records = None, []
   for job in evaluate.jobs(config, genotype):
     note = workdir / 'phases' / f'{job.name}.json'
-    if not note.exists():
+    if (figures := _read_note(note)) is None:
       trainer = trainer or evaluate.Trainer(config, dataset, mesh)
       outcome = trainer.run(job, workdir, writer, stop)
       if not outcome.finished:
         return None
       count = evaluate.count(config, dataset, job.genotype)
-      files.write_json(note, {
+      figures = _write_note(note, {
           'name': job.name, 'kind': job.kind, 'seed': job.seed,
           'genotype': genotypes.to_text(job.genotype),
           **{k: outcome.scalars.get(k) for k in (
@@ -322,7 +362,7 @@ def _retrain(config, dataset, workdir, genotype, writer, stop, mesh):
           'params': count.params, 'macs': count.macs,
           'train_seconds': outcome.figures.pop('seconds'), **outcome.figures,
           'peak_memory_bytes': peak_memory_bytes()})
-    records.append(files.read_json(note))
+    records.append(figures)
   return records
 
 
@@ -351,6 +391,7 @@ def environment() -> dict:
   return {
       'device': f'{jax.device_count()} x {device.device_kind} '
                 f'({device.platform}, {os.cpu_count()} host cores)',
+      'processes': jax.process_count(),
       'versions': versions,
       'created': datetime.datetime.now(datetime.timezone.utc).isoformat(
           timespec='seconds')}

@@ -214,6 +214,25 @@ class MetricsWriter:
         self._events[phase].add_scalar(name, value, step, walltime=now)
 
 
+class NoWriter:
+  """A `MetricsWriter` that writes nothing, for all processes but one."""
+
+  def write(self, phase, step, scalars):
+    """Takes what `MetricsWriter.write` takes."""
+
+  def rewind(self, phase, step):
+    """Forgets nothing, as nothing is there."""
+
+  def sync(self):
+    """Has nothing to put on a disk."""
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *unused):
+    pass
+
+
 def clock_text(seconds):
   """75 -> '01:15', 3675 -> '1:01:15'."""
   minutes, seconds = divmod(int(max(seconds, 0)), 60)

@@ -11,7 +11,7 @@ under `jax.shard_map`, each device with its own architectures; a switch whose
 number differs between devices is something that `jit` alone cannot express.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -127,6 +127,70 @@ def split_batch(mesh: Mesh) -> NamedSharding:
 def split_over_all(mesh: Mesh) -> NamedSharding:
   """The sharding of a batch in retraining: its images over every device."""
   return NamedSharding(mesh, P((DATA, SAMPLE)))
+
+
+class ShardedBatches(NamedTuple):
+  """Batches as global arrays, of which a process reads only its own rows.
+
+  Attributes:
+    batches: (step, rows) -> pytree of arrays [len(rows), ...], pure; `rows`
+      are places in the batch.
+    sharding: of a batch.
+    size: of a batch.
+  """
+
+  batches: Any
+  sharding: NamedSharding
+  size: int
+
+  @property
+  def split(self):
+    """The split that is read; tells `data.prefetch` how to read ahead."""
+    return self.batches.split
+
+  def __len__(self):
+    return len(self.batches)
+
+  def __call__(self, step):
+    rows = local_rows(self.sharding, self.size)
+    return from_rows(
+        self.batches(step, rows), rows, self.size, self.sharding)
+
+
+def sharded(batches, sharding: NamedSharding | None, size: int):
+  """`ShardedBatches`; without a sharding the batches as they are."""
+  return batches if sharding is None else ShardedBatches(
+      batches, sharding, size)
+
+
+def local_rows(sharding: NamedSharding, size: int) -> np.ndarray:
+  """The rows of a batch that devices of this process hold, sorted."""
+  places = sharding.addressable_devices_indices_map((size,)).values()
+  return np.unique(np.concatenate(
+      [np.arange(size)[index] for index in places]))
+
+
+def from_rows(tree: Any, rows: np.ndarray, size: int,
+              sharding: NamedSharding) -> Any:
+  """Global arrays of whose first axis each process has its own rows.
+
+  Args:
+    tree: pytree of arrays [len(rows), ...].
+    rows: `local_rows`.
+    size: of the first axis of the whole.
+    sharding: of every leaf; over the first axis only.
+  """
+
+  def put(leaf):
+
+    def part(index):
+      start, stop, _ = index[0].indices(size)
+      return leaf[slice(*np.searchsorted(rows, (start, stop)))]
+
+    return jax.make_array_from_callback(
+        (size, *leaf.shape[1:]), sharding, part)
+
+  return jax.tree.map(put, tree)
 
 
 def place(tree: Any, sharding: NamedSharding) -> Any:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rome_jax import errors, loop
+from rome_jax import errors, hosts, loop
 
 
 class Plan(NamedTuple):
@@ -262,10 +262,12 @@ def plan(phase: loop.Phase, program: loop.Program, carry, batch,
     return time.perf_counter() - began
 
   once = seconds()
-  # What is quick is dominated by the first call's own costs.
+  # What is quick is dominated by the first call's own costs. All processes
+  # run a step or none.
+  again = hosts.from_first(lambda: once < 1)
   return Plan(phase.name, phase.steps, program.compile_seconds,
               program.needed_bytes, available,
-              seconds() if once < 1 else once, way)
+              seconds() if again else once, way)
 
 
 def announce(what: str, phase: loop.Phase, program: loop.Program, carry,

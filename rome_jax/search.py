@@ -12,6 +12,7 @@ from rome_jax import (
     data,
     errors,
     genotypes,
+    hosts,
     loop,
     methods,
     networks,
@@ -34,8 +35,8 @@ class Paired(NamedTuple):
     """The split both read; tells `data.prefetch` how to read ahead."""
     return self.theta.split
 
-  def __call__(self, step):
-    return self.theta(step), self.alpha(step)
+  def __call__(self, step, rows=None):
+    return self.theta(step, rows), self.alpha(step, rows)
 
 
 class Search(NamedTuple):
@@ -216,7 +217,9 @@ def build(config, dataset, on_checkpoint=None, mesh=None) -> Search:
       name='search', steps=steps, steps_per_epoch=per_epoch,
       # Both updates send the batch through K networks.
       images_per_step=2 * section.k * section.batch_size,
-      batches=batches, observe=observe, memo=jax.tree.map(jnp.copy, arch),
+      batches=parallel.sharded(
+          batches, mesh and parallel.split_batch(mesh), section.batch_size),
+      observe=observe, memo=jax.tree.map(jnp.copy, arch),
       on_checkpoint=on_checkpoint)
   state = methods.init_state(theta, arch, theta_tx, arch_tx, config.seed)
   return Search(
@@ -234,7 +237,8 @@ def _changes(before, after):
 def run(config, dataset, workdir, writer, stop, mesh=None):
   """Searches, or goes on searching, in `workdir`.
 
-  Writes genotype.json at every checkpoint and at the end.
+  Writes genotype.json at every checkpoint and at the end, once every process
+  has derived the same.
 
   Args:
     config: validated.
@@ -252,10 +256,13 @@ def run(config, dataset, workdir, writer, stop, mesh=None):
   method = methods.METHODS[config.method]
 
   def save_genotype(step, state):
-    genotypes.save(
-        workdir / 'genotype.json', methods.derive(method, space, state.arch),
-        space=space.name, seed=config.seed, step=step, method=config.method,
-        dataset=config.dataset)
+    genotype = methods.derive(method, space, state.arch)
+    hosts.compare(f'genotype at step {step}', genotypes.to_text(genotype))
+    if hosts.is_first():
+      genotypes.save(
+          workdir / 'genotype.json', genotype, space=space.name,
+          seed=config.seed, step=step, method=config.method,
+          dataset=config.dataset)
 
   search, program, carry = prepare(config, dataset, mesh, save_genotype)
   outcome = loop.run(

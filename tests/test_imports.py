@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # A module may import those before it, and none after.
 ORDER = [
-    'errors', 'files', 'interrupt', 'spaces', 'published', 'genotypes',
+    'errors', 'files', 'interrupt', 'hosts', 'spaces', 'published', 'genotypes',
     'nasbench201_forms', 'counting', 'kernels', 'choice', 'ops', 'sampling',
     'cells', 'networks', 'nasbench201', 'nasbench1shot1', 'mobile',
     'skeletons', 'gradients', 'methods', 'training', 'config', 'parallel',

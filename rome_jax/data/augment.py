@@ -6,7 +6,7 @@ price is below a millisecond and a half for 96 images of CIFAR, in the
 background of a step (`benchmarks/augment.py`: jitted code takes about two
 thirds of that, but in the foreground). `rng` is a `np.random.Generator`; every
 function draws for the whole batch, so what an image gets does not depend on
-threads.
+threads, nor on which of its rows a process makes (`RowGenerator`).
 
 Letters: B images of H x W pixels and C channels.
 """
@@ -27,6 +27,35 @@ _JITTER = {'brightness': .4, 'contrast': .4, 'saturation': .4, 'hue': .2}
 _TEST_SCALE = 256 / 224
 
 
+class RowGenerator:
+  """Draws for a whole batch, and keeps what some of its rows get.
+
+  So a process that makes only these rows makes the bytes that they have in
+  the whole batch. The first axis of every draw is the batch's.
+  """
+
+  def __init__(self, rng, batch, rows):
+    """Takes a generator, the size of the batch, and rows: [n] int."""
+    self._rng, self._batch, self._rows = rng, batch, rows
+
+  def _whole(self, size):
+    return (self._batch, *size[1:]) if isinstance(size, tuple) else self._batch
+
+  def integers(self, low, high, size):
+    return self._rng.integers(low, high, self._whole(size))[self._rows]
+
+  def random(self, size):
+    return self._rng.random(self._whole(size))[self._rows]
+
+  def uniform(self, low, high, size):
+    return self._rng.uniform(low, high, self._whole(size))[self._rows]
+
+  def permuted(self, rows, axis):
+    """Of equal rows."""
+    whole = np.repeat(rows[:1], self._batch, 0)
+    return self._rng.permuted(whole, axis=axis)[self._rows]
+
+
 def random_crop(images, rng, pad):
   """Pads with black by `pad` pixels and cuts the old size out at random.
 
@@ -39,13 +68,13 @@ def random_crop(images, rng, pad):
     [B, H, W, C] uint8.
   """
   batch, height, width, _ = images.shape
-  offsets = rng.integers(0, 2 * pad + 1, (2, batch))
+  y, x = (rng.integers(0, 2 * pad + 1, batch).tolist() for _ in range(2))
   padded = np.zeros((batch, height + 2 * pad, width + 2 * pad,
                      images.shape[3]), np.uint8)
   padded[:, pad:pad + height, pad:pad + width] = images
   cropped = np.empty_like(images)
-  for i, (y, x) in enumerate(offsets.T.tolist()):
-    cropped[i] = padded[i, y:y + height, x:x + width]
+  for i in range(batch):
+    cropped[i] = padded[i, y[i]:y[i] + height, x[i]:x[i] + width]
   return cropped
 
 

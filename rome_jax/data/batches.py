@@ -10,7 +10,7 @@ import time
 import numpy as np
 
 from rome_jax import errors
-from rome_jax.data import splits
+from rome_jax.data import augment, splits
 
 # Words of Philox's counter that keep the streams of one key apart.
 _ORDER, _AUGMENTATION, _HALVES = range(3)
@@ -124,15 +124,23 @@ class Batches:
     start = position * self.batch_size
     return self._order(epoch)[start:start + self.batch_size]
 
-  def __call__(self, step):
+  def __call__(self, step, rows=None):
     """Batch `step` (0, 1, ..., across epochs).
 
+    Args:
+      step: which batch.
+      rows: [n] int, the rows to make; None for all. No other image is read.
+
     Returns:
-      dict of image float32 [B, H, W, C] and label int32 [B].
+      dict of image float32 [B, H, W, C] and label int32 [B]; n instead of B
+      for given rows.
     """
     chosen = self.batch_indices(step)
-    images = self.transform(
-        self.split.get(chosen), generator(self.seed, int(step), _AUGMENTATION))
+    rng = generator(self.seed, int(step), _AUGMENTATION)
+    if rows is not None:
+      rng = augment.RowGenerator(rng, len(chosen), rows)
+      chosen = chosen[rows]
+    images = self.transform(self.split.get(chosen), rng)
     return {'image': images, 'label': self.split.labels[chosen]}
 
 
@@ -157,17 +165,24 @@ class EvaluationBatches:
   def __iter__(self):
     return (self(i) for i in range(len(self)))
 
-  def __call__(self, i):
-    """Batch i: image float32 [B, H, W, C], label int32 [B], mask float [B]."""
-    start = int(i) * self.batch_size
-    chosen = np.arange(start, min(start + self.batch_size, len(self.split)))
+  def __call__(self, i, rows=None):
+    """Batch i: image float32 [B, H, W, C], label int32 [B], mask float [B].
+
+    `rows` as in `Batches`.
+    """
+    rows = np.arange(self.batch_size) if rows is None else rows
+    chosen = int(i) * self.batch_size + rows
+    chosen = chosen[chosen < len(self.split)]
+    # Rows that are all filling still need the shape of an image.
+    read = chosen if len(chosen) else np.array([len(self.split) - 1])
     batch = {
-        'image': self.transform(self.split.get(chosen), None),
-        'label': self.split.labels[chosen],
-        'mask': np.ones(len(chosen), np.float32),
+        'image': self.transform(self.split.get(read), None),
+        'label': self.split.labels[read],
+        'mask': np.ones(len(read), np.float32),
     }
-    missing = self.batch_size - len(chosen)
-    return {key: np.pad(value, [(0, missing)] + [(0, 0)] * (value.ndim - 1))
+    missing = len(rows) - len(chosen)
+    return {key: np.pad(value[:len(chosen)],
+                        [(0, missing)] + [(0, 0)] * (value.ndim - 1))
             if missing else value for key, value in batch.items()}
 
 
