@@ -70,8 +70,8 @@ STEMS: dict[str, Callable] = {
     'cifar': _cifar_stem, 'imagenet': _imagenet_stem}
 
 
-def _stack(images, *, stem, channels, cells, stem_norm, make_cell):
-  """The outputs of all cells, in order.
+def stack(images, *, stem, channels, cells, stem_norm, make_cell):
+  """The outputs of all cells, in order; call it in a compact module.
 
   Args:
     images: [B,H,W,.].
@@ -137,7 +137,7 @@ class Supernet(nn.Module):
       kind = 'reduce' if reduction else 'normal'
       return functools.partial(cell, arch=arch[kind])
 
-    outputs = _stack(
+    outputs = stack(
         images, stem=self.stem, channels=self.channels, cells=self.cells,
         stem_norm=AffineBatchStatistics, make_cell=make_cell)
     return Linear(self.num_classes, name='head')(outputs[-1].mean((1, 2)))
@@ -241,7 +241,7 @@ class Network(nn.Module):
           name=f'cell{i}')
       return functools.partial(cell, drop_path=drop)
 
-    outputs = _stack(
+    outputs = stack(
         images, stem=self.stem, channels=self.channels, cells=self.cells,
         stem_norm=norm, make_cell=make_cell)
     logits = Linear(self.num_classes, name='head')(outputs[-1].mean((1, 2)))
