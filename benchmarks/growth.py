@@ -18,20 +18,20 @@ method, is not temporary, its gradient is. The time of a step is that of the
 operations it happens to sample, so it moves with their mean.
 """
 
-import functools
 import sys
 
 from benchmarks import grid, search_step
 from rome_jax import config as config_lib
 from rome_jax import errors, ops, spaces
 
-_FURTHER = {
+# Operations of one's own, see docs/own_space.md.
+FURTHER = {
     'sep_conv_1x1': lambda c: ops.Separable(1, (c.stride, 1), c.norm),
     'dil_conv_1x1': lambda c: ops.Separable(1, (c.stride,), c.norm, 2),
     'sep_dil_conv_3x3': lambda c: ops.Separable(3, (c.stride, 1), c.norm, 2)}
 ORDER = ('dil_conv_5x5', 'sep_conv_5x5', 'max_pool_3x3', 'skip_connect',
          'avg_pool_3x3', 'sep_conv_3x3', 'dil_conv_3x3', 'none', 'noise',
-         'nor_conv_1x1', 'nor_conv_3x3', *_FURTHER)
+         'nor_conv_1x1', 'nor_conv_3x3', *FURTHER)
 BASE = {'k': 4, 'cells': 8, 'channels': 16, 'batch': 64, 'ops': 7}
 AXES = {'k': (1, 2, 4, 7, 14), 'cells': (2, 5, 8, 14, 20),
         'channels': (4, 8, 16, 32), 'batch': (16, 64, 256),
@@ -42,10 +42,8 @@ _COLUMNS = {**dict.fromkeys(BASE, 'd'), 'trace_seconds': '.1f',
             'step_seconds': '.3f'}
 
 
-@functools.cache
 def space_of(count: int) -> spaces.Space:
   """The DARTS cell with the first `count` operations of ORDER."""
-  ops.OPS.update(_FURTHER)  # rows of one's own, see docs/own_space.md
   return spaces.Space('growth', ORDER[:count])
 
 
@@ -64,6 +62,7 @@ def measure(cell: dict) -> dict:
   keys = ('trace_seconds', 'compile_seconds', 'temp_bytes', 'step_seconds')
   row = {**cell, **dict.fromkeys(keys), **grid.environment(), 'error': None}
   config = _config(cell)
+  ops.OPS.update(FURTHER)
   with search_step.lack_of_memory_in(row):
     problem = search_step.make_problem(space_of(cell['ops']), config)
     search_step.fill_step(row, problem, config, cell['repeats'])
