@@ -48,16 +48,10 @@ def measure(args) -> dict:
   """The numbers of the module's docstring."""
   config = config_lib.defaults()
   config.search.update(k=args.k, parallel=args.parallel)
-  problem = make_problem(args)
-  update, state = search_step.make_step(problem, config)
-  step, traced, compiled = search_step.compile_cold(
-      update, state, *problem.batches, donate_argnums=0)
+  problem, row = make_problem(args), {}
+  search_step.fill_step(row, problem, config, args.repeats)
   return {
-      'trace_seconds': traced,
-      'compile_seconds': compiled,
-      'temp_bytes': step.memory_analysis().temp_size_in_bytes,
-      'step_seconds': search_step.time_step(
-          step, state, problem.batches, args.repeats),
+      **row,
       'theta_bytes': sum(
           leaf.nbytes for leaf in jax.tree.leaves(problem.theta)),
       **vars(args), 'backend': jax.default_backend(),

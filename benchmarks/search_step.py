@@ -35,12 +35,14 @@ gradients in `.grad`; it runs only the sampled operations and computes no
 gradient for what was not sampled, while ours also sums over the whole tree
 of weights and multiplies by gates of 1. `torch_ratio_*` divides the sums over
 the groups of each group's fastest repeat, `torch_ratio_*_median` those of its
-median. A row's numbers stand for its K: the groups of different rows differ.
+median. The architectures of all rows are the same ones, up to those that fill
+the last group.
 
 A row that needs more memory than is available has an `error` and nulls.
 """
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
@@ -55,13 +57,14 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from benchmarks import timing
+from benchmarks import grid, timing
 from rome_jax import config as config_lib
 from rome_jax import (
     errors,
     gradients,
     methods,
     networks,
+    parallel,
     preflight,
     sampling,
     spaces,
@@ -249,8 +252,18 @@ def make_problem(space: spaces.Space, config, seed: int = 0) -> Problem:
 
 def problem_of(network, method: methods.Method, batch_size: int,
                image_size: int, seed: int = 0,
+               init: Callable = networks.init_supernet,
                dtype: str = 'float32') -> Problem:
-  """A supernet of any skeleton, on random images with random labels."""
+  """A supernet of any skeleton, on random images with random labels.
+
+  Args:
+    network: its `space` is that of the search.
+    method: a row of METHODS.
+    batch_size, image_size: of the images.
+    seed: of everything.
+    init: (network, seed, image size, image channels) -> theta.
+    dtype: of the activations.
+  """
   space = network.space
   keys = jax.random.split(jax.random.key(seed), 3)
 
@@ -264,17 +277,34 @@ def problem_of(network, method: methods.Method, batch_size: int,
 
   params = methods.init_arch(method, space, keys[0])
   batches = batch(keys[1]), batch(keys[2])
-  theta = networks.init_supernet(network, seed, image_size, 3)
+  theta = init(network, seed, image_size, 3)
   return Problem(space, method, search_lib.make_loss(network, dtype), theta,
                  params, batches)
 
 
-def make_step(problem: Problem, config):
-  """(the complete step, not yet jitted, and the state before it)."""
+def make_optimisers(config):
+  """(of theta, of alpha and beta), by the config's `search` section."""
   search = config.search
-  theta_tx = training.sgd(
-      training.cosine(search.lr, search.lr_end, _STEPS), search)
-  arch_tx = training.arch_adam(search)
+  schedule = training.cosine(search.lr, search.lr_end, _STEPS)
+  return training.sgd(schedule, search), training.arch_adam(search)
+
+
+def init_state(problem: Problem, optimisers) -> methods.State:
+  """The state before a step that donates it; the problem keeps its own."""
+  theta, arch = jax.tree.map(jnp.copy, (problem.theta, problem.arch))
+  return methods.init_state(theta, arch, *optimisers)
+
+
+def make_step(problem: Problem, config, mesh=None):
+  """(the complete step, not yet jitted, and the state before it).
+
+  Args:
+    problem: what the search begins with.
+    config: its `search` section is read.
+    mesh: of `rome_jax.parallel`, or None for one device.
+  """
+  search = config.search
+  optimisers = make_optimisers(config)
   options = methods.Options(
       k=search.k, parallel=search.parallel, accumulate=search.accumulate,
       clip_norm=search.clip_norm)
@@ -284,37 +314,49 @@ def make_step(problem: Problem, config):
         step / _STEPS, search.tau_start, search.tau_end, search.tau_schedule)
 
   update = methods.make_update(
-      problem.method, problem.space, problem.loss_fn, theta_tx, arch_tx, tau,
-      options)
-  # The step donates its state; the problem keeps its own arrays.
-  theta, arch = jax.tree.map(jnp.copy, (problem.theta, problem.arch))
-  return update, methods.init_state(theta, arch, theta_tx, arch_tx)
+      problem.method, problem.space, problem.loss_fn, *optimisers, tau,
+      options, parallel.spread(mesh))
+  return update, init_state(problem, optimisers)
 
 
 def sample_groups(problem: Problem, config, architectures: int, seed=1):
-  """At least `architectures` sampled ones, as a list of stacks of K."""
+  """At least `architectures` sampled ones, as a list of stacks of K.
+
+  The i-th one depends on the seed and i alone: every K gets the same.
+  """
   k = config.search.k
-  keys = jax.random.split(jax.random.key(seed), -(-architectures // k))
 
-  @jax.jit
-  def draw(key):
-    noise = methods.gumbel_noise(problem.arch, key, k)
-    return jax.vmap(lambda noise: methods.sample(
-        problem.method, problem.space, problem.arch, noise, 1.))(noise)
+  def draw(i):
+    key = jax.random.fold_in(jax.random.key(seed), i)
+    noise = jax.tree.map(
+        lambda a: a[0], methods.gumbel_noise(problem.arch, key, 1))
+    return methods.sample(
+        problem.method, problem.space, problem.arch, noise, 1.)
 
-  return [draw(key) for key in keys]
+  count = -(-architectures // k) * k
+  archs = jax.jit(jax.vmap(draw))(jnp.arange(count))
+  return [jax.tree.map(lambda a, i=i: a[i:i + k], archs)
+          for i in range(0, count, k)]
 
 
-def make_gradient(problem: Problem, parallel: str):
-  """(theta, stacked archs, batch) -> loss and theta gradient, summed over K."""
+def make_gradient(problem: Problem, way: str, mesh=None):
+  """(theta, stacked archs, batch) -> loss and theta gradient, summed over K.
 
-  def gradient(theta, archs, batch):
+  Args:
+    problem: what the search begins with.
+    way: a name of gradients.PARALLEL.
+    mesh: of `rome_jax.parallel`, or None for one device.
+  """
+
+  def total(archs, theta, batch):
     def one(arch):
       (loss, _), grads = jax.value_and_grad(problem.loss_fn, has_aux=True)(
           theta, arch, batch, jax.random.key(0))
       return loss, grads
-    return gradients.sum_over_samples(one, archs, parallel)
-  return gradient
+    return gradients.sum_over_samples(one, archs, way)
+
+  spread = parallel.spread(mesh)(total)
+  return lambda theta, archs, batch: spread(archs, theta, batch)
 
 
 # ------------------------------------------------------------------ measuring
@@ -330,17 +372,39 @@ def compile_cold(function, *args, **jit_options):
   return compiled, traced - start, time.perf_counter() - start
 
 
-def _check_memory(compiled):
-  """Refuses before the system would end the process instead."""
+def check_memory(compiled, copies=1):
+  """Refuses before the system would end the process instead.
+
+  Args:
+    compiled: a program.
+    copies: devices that it runs on and that share this memory.
+
+  Raises:
+    NotEnoughMemory: with both figures.
+  """
   memory = compiled.memory_analysis()
-  needed = memory.temp_size_in_bytes + memory.output_size_in_bytes
+  needed = copies * (memory.temp_size_in_bytes + memory.output_size_in_bytes)
   available = preflight.available_bytes()
   if available is not None and needed > available:
     raise NotEnoughMemory(
         f'needs {needed / 1e9:.1f} GB, available are {available / 1e9:.1f} GB')
 
 
+@contextlib.contextmanager
+def lack_of_memory_in(row):
+  """Where a block lacks memory, row['error'] says so and it ends there."""
+  try:
+    yield
+  except NotEnoughMemory as error:
+    row['error'] = str(error)
+  except jax.errors.JaxRuntimeError as error:
+    if 'RESOURCE_EXHAUSTED' not in str(error):
+      raise
+    row['error'] = str(error).splitlines()[0]
+
+
 def time_step(step, state, batches, repeats):
+  """Median seconds of a compiled step that donates its state."""
   seconds = []
   for _ in range(repeats + 1):
     start = time.perf_counter()
@@ -386,22 +450,35 @@ def _time_samples(problem, config, gradient, groups, repeats, with_torch):
   return sums
 
 
-def _fill(row, space, config, repeats, architectures, with_torch):
-  """Writes into `row` what can be measured, in order."""
-  k, parallel = config.search.k, config.search.parallel
-  problem = make_problem(space, config)
+def fill_step(row, problem: Problem, config, repeats: int) -> None:
+  """Compiles and times the complete step on one device.
+
+  Writes trace_seconds, compile_seconds, temp_bytes and step_seconds of the
+  module's docstring into `row`, each as soon as it is known.
+
+  Raises:
+    NotEnoughMemory: it was compiled but cannot run.
+  """
   update, state = make_step(problem, config)
   step, row['trace_seconds'], row['compile_seconds'] = compile_cold(
       update, state, *problem.batches, donate_argnums=0)
   row['temp_bytes'] = step.memory_analysis().temp_size_in_bytes
-  _check_memory(step)
+  check_memory(step)
   row['step_seconds'] = time_step(step, state, problem.batches, repeats)
+
+
+def _fill(row, space, config, repeats, architectures, with_torch):
+  """Writes into `row` what can be measured, in order."""
+  k = config.search.k
+  problem = make_problem(space, config)
+  fill_step(row, problem, config, repeats)
   row['images_per_second'] = (
       2 * k * config.search.batch_size / row['step_seconds'])
   groups = sample_groups(problem, config, architectures)
-  gradient, _, _ = compile_cold(make_gradient(problem, parallel), problem.theta,
-                            groups[0], problem.batches[0])
-  _check_memory(gradient)
+  gradient, _, _ = compile_cold(
+      make_gradient(problem, config.search.parallel), problem.theta,
+      groups[0], problem.batches[0])
+  check_memory(gradient)
   seconds = _time_samples(
       problem, config, gradient, groups, repeats, with_torch)
   row['sample_seconds'] = seconds['ours']['median'] / (k * len(groups))
@@ -441,18 +518,11 @@ def measure(
       'cells': search.cells, 'channels': search.channels,
       'image_size': config.image_size, 'space': space.name,
       'method': config.method, 'repeats': repeats,
-      'backend': jax.default_backend(), 'machine': timing.machine(),
-      'error': None}
+      **grid.environment(), 'error': None}
   with_torch = (with_torch and jax.default_backend() == 'cpu'
                 and importlib.util.find_spec('torch') is not None)
-  try:
+  with lack_of_memory_in(row):
     _fill(row, space, config, repeats, architectures, with_torch)
-  except NotEnoughMemory as error:
-    row['error'] = str(error)
-  except jax.errors.JaxRuntimeError as error:
-    if 'RESOURCE_EXHAUSTED' not in str(error):
-      raise
-    row['error'] = str(error).splitlines()[0]
   return row
 
 
@@ -485,22 +555,14 @@ def _table(rows):
   return '\n'.join(lines)
 
 
-def _numbers(text):
-  return [int(part) for part in text.split(',')]
-
-
-def _names(text):
-  return text.split(',')
-
-
 def _parse(argv):
   parser = argparse.ArgumentParser(
       prog='python -m benchmarks.search_step',
       description=__doc__.splitlines()[0])
   parser.add_argument('--json', action='store_true', help='print JSON')
-  parser.add_argument('--k', type=_numbers, default=[1, 4, 7],
+  parser.add_argument('--k', type=grid.numbers, default=[1, 4, 7],
                       help='architectures per half step, comma-separated')
-  parser.add_argument('--parallel', type=_names,
+  parser.add_argument('--parallel', type=grid.names,
                       default=list(gradients.PARALLEL),
                       help='ways of evaluating them, comma-separated')
   for name, default, meaning in (

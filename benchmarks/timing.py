@@ -17,6 +17,7 @@ def interleaved(
     functions: dict[str, Callable[[], object]],
     repeats: int,
     warmup: int = 1,
+    primed: bool = False,
 ) -> dict[str, dict[str, float]]:
   """Times functions in turn, A B C A B C ..., so that drift hits all alike.
 
@@ -28,6 +29,9 @@ def interleaved(
     functions: zero-argument callables by name; run in this order.
     repeats: timed rounds, at least 1.
     warmup: untimed rounds before them (compilation, caches), at least 0.
+    primed: whether each timed call follows an untimed one of the same
+      function: for short ones, which else begin with the caches, and the
+      threads that spin for a while, of the one before.
 
   Returns:
     Per name, 'median', 'min' and 'max' over the rounds, in seconds.
@@ -45,6 +49,8 @@ def interleaved(
   seconds = {name: [] for name in functions}
   for _ in range(repeats):
     for name, function in functions.items():
+      if primed:
+        function()
       start = time.perf_counter()
       function()
       seconds[name].append(time.perf_counter() - start)

@@ -120,7 +120,23 @@ def _skip(channels, stride):
   return nn.Identity() if stride == 1 else FactorizedReduce(channels, channels)
 
 
-# Name -> constructor(channels, stride) of an operation's module.
+def _relu_conv(channels, stride, kernel):
+  return nn.Sequential(
+      nn.ReLU(),
+      nn.Conv2d(channels, channels, kernel, stride, kernel // 2, bias=False),
+      _norm(channels))
+
+
+def _conv_7x1(channels, stride):
+  return nn.Sequential(
+      nn.ReLU(),
+      nn.Conv2d(channels, channels, (1, 7), (1, stride), (0, 3), bias=False),
+      nn.Conv2d(channels, channels, (7, 1), (stride, 1), (3, 0), bias=False),
+      _norm(channels))
+
+
+# Name -> constructor(channels, stride) of an operation's module. Those after
+# S0's are there to be timed by themselves (`benchmarks.ops`).
 OPS = {
     'max_pool_3x3': _max_pool,
     'avg_pool_3x3': _avg_pool,
@@ -129,6 +145,10 @@ OPS = {
     'sep_conv_5x5': functools.partial(_sep_conv, kernel=5),
     'dil_conv_3x3': functools.partial(_dil_conv, kernel=3),
     'dil_conv_5x5': functools.partial(_dil_conv, kernel=5),
+    'sep_conv_7x7': functools.partial(_sep_conv, kernel=7),
+    'conv_7x1_1x7': _conv_7x1,
+    'nor_conv_1x1': functools.partial(_relu_conv, kernel=1),
+    'nor_conv_3x3': functools.partial(_relu_conv, kernel=3),
 }
 
 

@@ -102,8 +102,8 @@ STEMS: dict[str, Callable] = {
     'cifar': _cifar_stem, 'imagenet': _imagenet_stem}
 
 
-def _stack(images, *, stem, channels, cells, stem_norm, make_cell):
-  """The outputs of all cells, in order.
+def stack(images, *, stem, channels, cells, stem_norm, make_cell):
+  """The outputs of all cells, in order; call it in a compact module.
 
   Args:
     images: [B,H,W,.].
@@ -177,7 +177,7 @@ class Supernet(nn.Module):
       kind = 'reduce' if reduction else 'normal'
       return functools.partial(cell, arch=arch[kind])
 
-    outputs = _stack(
+    outputs = stack(
         images, stem=self.stem, channels=self.channels, cells=self.cells,
         stem_norm=AffineBatchStatistics, make_cell=make_cell)
     return Linear(self.num_classes, name='head')(pooled(outputs[-1]))
@@ -290,7 +290,7 @@ class Network(nn.Module):
           name=f'cell{i}')
       return functools.partial(run, cell)
 
-    outputs = _stack(
+    outputs = stack(
         images, stem=self.stem, channels=self.channels, cells=self.cells,
         stem_norm=norm, make_cell=make_cell)
     logits = Linear(self.num_classes, name='head')(pooled(outputs[-1]))

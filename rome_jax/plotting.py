@@ -74,12 +74,12 @@ def _style():
     yield
 
 
-def _svg(figure, title):
+def _svg(figure, title, description=None):
   """The figure as an SVG document without dates or versions in it."""
   buffer = io.StringIO()
   figure.savefig(buffer, format='svg', metadata={
-      'Title': title, 'Date': None, 'Creator': None, 'Format': None,
-      'Type': None})
+      'Title': title, 'Description': description, 'Date': None,
+      'Creator': None, 'Format': None, 'Type': None})
   return buffer.getvalue()
 
 
@@ -661,6 +661,31 @@ def save_training(path_stem, rows, title='Training from scratch'):
                      label=label if run == same[0] else None, alpha=0.85)
       _finish(axes, name, ylabel)
     return _save(path_stem, figure, title, dpi=150)
+
+
+def curves_svg(panels, title, *, columns=4, description=None):
+  """Draws curves of anything.
+
+  Args:
+    panels: (title, label of x, label of y, {label: (xs, ys)}) of each.
+    title: what stands above.
+    columns: panels side by side.
+    description: what the document's metadata say, or None.
+
+  Returns:
+    An SVG document as text.
+  """
+  with _style():
+    figure, axes = _panels(len(panels), columns, title)
+    for one, (name, xlabel, ylabel, curves) in zip(axes, panels):
+      for colour, (label, (xs, ys)) in zip(_COLOURS, curves.items()):
+        one.plot(xs, ys, '.-', linewidth=1.4, color=colour, label=label)
+      one.set_xlabel(xlabel)
+      one.set_ylim(bottom=0)
+      _finish(one, name, ylabel, legend=len(curves) > 1)
+    for one in axes[len(panels):]:
+      one.set_axis_off()
+    return _svg(figure, title, description)
 
 
 def save_run(workdir, rows, genotype=None):
