@@ -36,11 +36,14 @@ class Part(NamedTuple):
     quick: its options for `--quick`.
     full: its options otherwise.
     continues: whether it takes `--out FILE` and goes on from there.
+    kept: whether its result becomes a file under `--out`; the others have
+      documents, and files, of their own form.
   """
 
   quick: tuple[str, ...] = ('--json', '--quick')
   full: tuple[str, ...] = ('--json',)
   continues: bool = False
+  kept: bool = True
 
 
 PARTS: dict[str, Part] = {
@@ -55,6 +58,9 @@ PARTS: dict[str, Part] = {
     'mobile_step': Part(
         ('--space=mobile_tiny', '--k=1', '--batch=2', '--image-size=8',
          '--channels=8', '--repeats=1'), ()),
+    'precision': Part(('--quick',), (), kept=False),
+    'scaling': Part(('--devices=1,2', '--repeats=1', '--no-full'), (),
+                    kept=False),
     'augment': Part(('--json', '--repeats=5')),
     'tables': Part(('--repeats=1',), ()),
 }
@@ -82,7 +88,7 @@ def run_part(name: str, part: Part, quick: bool, out: str | None) -> dict:
       env=_environment(quick), stdout=subprocess.PIPE, text=True)
   seconds = time.perf_counter() - start
   result, error = _result(done)
-  if path and not error and not part.continues:
+  if path and not error and part.kept and not part.continues:
     grid.write(path, grid.command(f'benchmarks.{name}', flags),
                result if isinstance(result, list) else [result])
   machine = timing.machine()

@@ -247,7 +247,8 @@ def make_problem(space: spaces.Space, config, seed: int = 0) -> Problem:
   network = networks.Supernet(
       space, search.cells, search.channels, NUM_CLASSES)
   return problem_of(network, methods.METHODS[config.method],
-                    search.batch_size, config.image_size, seed, search.dtype)
+                    search.batch_size, config.image_size, seed,
+                    dtype=search.dtype)
 
 
 def problem_of(network, method: methods.Method, batch_size: int,
