@@ -11,12 +11,14 @@ from rome_jax import (
     data,
     genotypes,
     methods,
+    networks,
     sampling,
     search,
     skeletons,
     spaces,
 )
 from rome_jax import config as config_lib
+from rome_jax.cells import EDGES, STRIDED
 
 CLASSES, C = 3, 4
 # What runs in the usual tests: each skeleton, method and kind of site; the
@@ -239,3 +241,49 @@ def test_two_updates(space, name, monkeypatch, tmp_path):
   again, _ = step(state, batches[1])
   other, _ = step(restored, batches[1])
   jax.tree.map(np.testing.assert_array_equal, again, other)
+
+
+@pytest.mark.parametrize('name', [
+    'nasbench201', pytest.param('nasbench1shot1_2', marks=pytest.mark.slow),
+    pytest.param('mobile_tiny', marks=pytest.mark.slow)])
+def test_weights_without_a_gradient(name, quick_jit):
+  """With `trained` False candidates' kernels have none; all else is equal."""
+  space = spaces.SPACES[name]
+  net = skeletons.get(space).supernet(space, cells_of(space), C, CLASSES,
+                                      'cifar')
+  rng = np.random.default_rng(0)
+  images = rng.normal(size=(2, 8, 8, 3)).astype(np.float32)
+  # No operation without weights, or there would be nothing to see.
+  conv = next(i for i, op in enumerate(space.ops) if 'conv' in op)
+  ops = {t: np.argmax(space.choices(t) == conv, -1) for t in space.cell_types}
+  method, params = methods.METHODS['rome_v2'], params_of(space, 'rome_v2')
+  noise = jax.tree.map(lambda a: a[0], methods.gumbel_noise(
+      params, jax.random.key(1), 1))
+  arch = methods.sample(method, space, params, noise, 1., ops)
+  theta = networks.init_supernet(net, 0, 8, 3)
+
+  def gradients_of(trained):
+    def loss(theta, gates):
+      cells = {t: cell._replace(gates=gates[t], trained=trained)
+               for t, cell in arch.items()}
+      logits = net.apply({'params': theta}, images, cells)
+      return (logits * jnp.arange(1., 1 + CLASSES)).sum() / logits.size
+    return jax.grad(loss, (0, 1))(
+        theta, {t: cell.gates for t, cell in arch.items()})
+
+  def candidates(grads):
+    return [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(grads)
+            if path[-1].key == 'kernel'
+            and any(p.key in (EDGES, STRIDED) for p in path)]
+
+  def assert_close(a, b):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(
+        a, b, rtol=1e-4, atol=1e-6), a, b)
+
+  usual = quick_jit(lambda: gradients_of(None))()
+  found = quick_jit(gradients_of)
+  assert_close(found(True), usual)
+  without = found(False)
+  assert_close(without[1], usual[1])
+  assert any(leaf.any() for leaf in candidates(usual[0]))
+  assert not any(leaf.any() for leaf in candidates(without[0]))
