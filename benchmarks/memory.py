@@ -16,13 +16,14 @@ architecture and weights.
                   where the backend does not count it (the CPU).
 
 On the CPU nothing is run, so that DARTS needs no machine that could hold it;
-LLVM's optimisations, which leave the buffers as they are, are off, and DARTS
-and PC-DARTS take JAX's own kernels (`mixed.stock_kernels`). The paper's
-figures are those of PyTorch on a GPU, its allocator's blocks and cuDNN's
-workspace included.
+LLVM's optimisations, which leave the buffers as they are, are off, and all
+columns have JAX's own kernels, as on other backends, instead of those that a
+search has on a CPU (`mixed.stock_kernels`): with those DARTS would take hours
+to compile. So the columns compare with each other, and not with the temporary
+memory of `benchmarks.search_step`. The paper's figures are those of PyTorch
+on a GPU, its allocator's blocks and cuDNN's workspace included.
 """
 
-import contextlib
 import sys
 
 import jax
@@ -60,13 +61,12 @@ def make_step(column: str, cells: int, channels: int, batch: int,
   return problem, *mixed.make_step(problem, config)
 
 
-def compile_step(column, problem, step, state):
+def compile_step(problem, step, state):
   """(compiled, seconds); its memory is that of the optimised program."""
   options = {}
   if jax.default_backend() == 'cpu':
     options['compiler_options'] = {'xla_backend_optimization_level': 0}
-  engine = COLUMNS[column][0] in methods.METHODS
-  with contextlib.nullcontext() if engine else mixed.stock_kernels():
+  with mixed.stock_kernels():
     compiled, _, seconds = search_step.compile_cold(
         step, state, *problem.batches, donate_argnums=0, **options)
   return compiled, seconds
@@ -82,7 +82,7 @@ def measure(cell: dict) -> dict:
   """The row of a cell, see the module's docstring."""
   problem, step, state = make_step(
       cell['column'], *(cell[name] for name in SIZES))
-  compiled, seconds = compile_step(cell['column'], problem, step, state)
+  compiled, seconds = compile_step(problem, step, state)
   memory = compiled.memory_analysis()
   row = {
       **cell, 'paper_bytes': 1e9 * COLUMNS[cell['column']][2],

@@ -29,9 +29,10 @@ SPACE = S0.restrict(name='darts', ops=('none', *S0.ops))
 def stock_kernels():
   """A context in which programs are traced with JAX's own kernels.
 
-  The shifted copies that `rome_jax.kernels` has for the CPU are 9 to 49
-  operations of XLA for each of a supernet's thousand; they keep the same
-  residuals, but compiling them takes the better part of an hour.
+  As on any backend but the CPU, for which `rome_jax.kernels` has shifted
+  copies: 9 to 49 operations of XLA for each of a supernet's thousand, hours
+  of compiling for DARTS. Buffers differ: XLA fuses the copies with what is
+  before them, where a convolution has its input in memory.
   """
   if jax.default_backend() != 'cpu':
     return contextlib.nullcontext()

@@ -242,7 +242,8 @@ operations it happens to sample.''', _growth),
 Table 3 of the paper: batch 64, 16 channels, 8 cells. DARTS and PC-DARTS are
 plain autodiff over all operations, GDAS and ROME this engine; temporary memory
 and arguments (weights, optimisers, images) are those of the compiled first
-order search step on the backend of the machine named below.''', _memory),
+order search step on the backend of the machine named below; on a CPU with
+JAX's own kernels in all columns, so not those of the first table.''', _memory),
 }
 
 _HEAD = '''\
