@@ -8,9 +8,10 @@ Prints one JSON object and nothing else on stdout; progress goes to stderr.
   cost      a row per setting, of the complete search step and of a step of
             retraining: temp_bytes, `memory_analysis().temp_size_in_bytes`;
             kept_bytes, what the forward pass keeps for the backward pass
-            beside the weights (only of the retraining; it is exact and the
-            same on every device); step_seconds, the median of three; and what
+            beside the weights (of the retraining; known without compiling,
+            XLA may keep less); step_seconds, the median of three; and what
             they are of the first row's.
+  kept      kept_bytes of a retraining at DARTS' own size, nothing compiled.
   accuracy  float32 and bfloat16 with the same seeds on real images: the mean
             and standard deviation of the test accuracy after a search and a
             retraining, and the difference of the means over its standard
@@ -93,9 +94,7 @@ def evaluate_row(args, changes) -> dict:
       cells=args.cells, channels=args.evaluate_channels,
       batch_size=args.batch, auxiliary=False)
   section.update(changes)
-  network = networks.Network(
-      genotypes.PUBLISHED['DARTS_V2'].genotype, section.cells,
-      section.channels, search_step.NUM_CLASSES, remat=section.remat)
+  network = _network(section)
   shape = (args.image_size, args.image_size, 3)
   variables = networks.initialise(network, 0, jnp.zeros((2, *shape)))
   tx = training.sgd(lambda step: section.lr, section)
@@ -118,6 +117,12 @@ def evaluate_row(args, changes) -> dict:
           step, state, (batch, 0), args.repeats)}
 
 
+def _network(section):
+  return networks.Network(
+      genotypes.PUBLISHED['DARTS_V2'].genotype, section.cells,
+      section.channels, search_step.NUM_CLASSES, remat=section.remat)
+
+
 def kept_bytes(network, variables, section, shape) -> int:
   """What the forward pass of one part keeps, without the weights."""
   images = section.batch_size // section.accumulate
@@ -134,6 +139,22 @@ def kept_bytes(network, variables, section, shape) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
   return images * (kept(2) - kept(1))
+
+
+def kept(args) -> list[dict]:
+  """kept_bytes of a retraining: 20 cells, 36 channels, batch 96."""
+  rows = []
+  for changes in EVALUATE_ROWS:
+    section = config_lib.defaults().evaluate
+    section.update(changes)
+    if args.quick:
+      section.update(cells=3)
+    network = _network(section)
+    shape = (32, 32, 3)
+    variables = networks.initialise(network, 0, jnp.zeros((2, *shape)))
+    rows.append({**changes, 'kept_bytes': kept_bytes(
+        network, variables, section, shape)})
+  return rows
 
 
 def cost(args) -> list[dict]:
@@ -261,6 +282,7 @@ def run(argv=None) -> int:
         found['accuracy'] = accuracy(args)
       if not args.no_cost:
         jax.config.update('jax_enable_compilation_cache', False)
+        found['kept'] = kept(args)
         found['cost'] = cost(args)
   except errors.UserError as error:
     say(error)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import search_step
+from benchmarks import precision, search_step
 from rome_jax import config as config_lib
 from rome_jax import errors, spaces
 
@@ -128,3 +128,22 @@ def test_mistakes_are_one_sentence(flag, message, capsys):
   assert search_step.main([*TINY_FLAGS, flag]) == errors.UserError.exit_code
   out, err = capsys.readouterr()
   assert not out and message in err and err.count('\n') == 1
+
+
+def test_precision_prints_what_is_kept(capsys, monkeypatch):
+  """Nothing compiled: recomputation and bfloat16 keep less."""
+  monkeypatch.setattr(precision, 'cost', lambda args: [])
+  monkeypatch.setitem(spaces.SPACES, precision.SMALL.name, precision.SMALL)
+  try:
+    assert precision.run(['--quick', '--no-accuracy']) == 0
+  finally:
+    jax.config.update('jax_disable_most_optimizations', False)
+  found = json.loads(capsys.readouterr().out)
+  rows = {(row.get('dtype'), row.get('accumulate'), row.get('remat')):
+          row['kept_bytes'] for row in found['kept']}
+  whole = rows[None, None, None]
+  assert rows[None, 4, None] == whole / 4
+  assert rows['bfloat16', None, None] < .8 * whole
+  assert rows[None, None, 'cells'] < .5 * whole
+  assert precision.run(['--repeats=0']) == errors.UserError.exit_code
+  assert '--repeats=0 must be at least 1' in capsys.readouterr().err

@@ -122,6 +122,7 @@ def test_a_run_leaves_everything_behind(finished):
     assert entry['params'] > 0 and entry['macs'] > 0
     assert entry['train_seconds'] > 0
   assert result['search']['steps'] == 30
+  assert result['search']['parallel'] == 'scan'
   assert 0 <= result['search']['valid_accuracy'] <= 1
   assert result['summary']['random']['n'] == 1
   assert result['versions']['jax'] and result['device']
