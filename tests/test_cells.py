@@ -242,7 +242,8 @@ def test_the_switch_survives_vmap(kind, compact, cell_arch):
   make, inputs = compact
   arch = cell_arch(*ARCHS['first'])
   weights, s0, s1, g = inputs(kind, arch, np.float32)
-  edges, ops_of, gates = jax.tree.map(lambda a: np.stack([a, a, a]), arch)
+  edges, ops_of, gates, _ = jax.tree.map(
+      lambda a: np.stack([a, a, a]), arch)
   jaxpr = jax.make_jaxpr(
       jax.vmap(make(kind).__wrapped__, (None, 0, None, None, None, 0, 0)))(
           weights, gates, s0, s1, g, edges, ops_of)
@@ -268,14 +269,13 @@ def test_vmap_of_vmap(compact, cell_arch, quick_jit):
   grid = jax.tree.map(lambda a, b: np.stack([[a, b], [b, a]]), first, second)
   cell = make_cell(*KINDS['normal'])
 
-  def output(edges, ops_of, gates):
-    return cell.apply({'params': weights}, s0, s1,
-                      arch=cells.CellArch(edges, ops_of, gates))
+  def output(arch):
+    return cell.apply({'params': weights}, s0, s1, arch=arch)
 
-  actual = quick_jit(jax.vmap(jax.vmap(output)))(*grid)
+  actual = quick_jit(jax.vmap(jax.vmap(output)))(grid)
   single = quick_jit(output)
   for cell_of in np.ndindex(2, 2):
-    expected = single(*jax.tree.map(lambda a, c=cell_of: a[c], grid))
+    expected = single(jax.tree.map(lambda a, c=cell_of: a[c], grid))
     np.testing.assert_allclose(
         actual[cell_of], expected, rtol=1e-5, atol=1e-5)
 

@@ -289,34 +289,35 @@ def test_scan_equals_vmap(step, quick_jit):
       other(state, *batches))
 
 
-def drawn_noise(monkeypatch):
+def drawn_noise(monkeypatch, quick_jit):
   """f(seed, step): the noise that each phase of that step draws, [K,...]."""
   found, draw = [], methods.gumbel_noise
 
   def recorded(params, rng, k):
-    found.append(draw(params, rng, k))
-    return found[-1]
+    noise = draw(params, rng, k)
+    jax.debug.callback(found.append, jnp.concatenate(
+        [leaf.reshape(k, -1) for leaf in jax.tree.leaves(noise)], 1),
+                       ordered=True)
+    return noise
 
   monkeypatch.setattr(methods, 'gumbel_noise', recorded)
   txs = transformations()
-  update = make('rome_v2', methods.Options(k=4), *txs)
+  update = quick_jit(make('rome_v2', methods.Options(k=4), *txs))
   state = methods.init_state(theta_of(), params_of('rome_v2'), *txs)
 
   def noise(seed, step):
     found.clear()
-    with jax.disable_jit():  # The two halves are one program.
-      update(state._replace(seed=seed, step=step), np.float32([1.]),
-             np.float32([2.]))
-    return [jnp.concatenate(
-        [leaf.reshape(4, -1) for leaf in jax.tree.leaves(n)], 1)
-            for n in found]
+    update(state._replace(seed=seed, step=step), np.float32([1.]),
+           np.float32([2.]))
+    jax.effects_barrier()
+    return list(found)
 
   return lambda seed, step: noise(jnp.uint32(seed), jnp.int32(step))
 
 
-def test_samples_are_fresh(monkeypatch):
+def test_samples_are_fresh(monkeypatch, quick_jit):
   """K different samples, others in both phases, steps and seeds."""
-  noise = drawn_noise(monkeypatch)
+  noise = drawn_noise(monkeypatch, quick_jit)
   found = [*noise(0, 0), *noise(0, 1), *noise(1, 0)]
   assert [x.shape for x in found] == 6 * [(4, 40)]
   # Floats of 23 random bits: a few of the 960 may meet, 160 would not.
@@ -648,7 +649,7 @@ def test_diagnostics(name):
   assert ('beta_entropy_normal' in found) == (name != 'gdas')
 
 
-def test_no_key_is_used_twice(monkeypatch):
+def test_no_key_is_used_twice(monkeypatch, quick_jit):
   """A key either is split, once, or draws, once."""
   used = {'split': [], 'gumbel': [], 'permutation': []}
 
@@ -656,22 +657,26 @@ def test_no_key_is_used_twice(monkeypatch):
     original = getattr(jax.random, name)
 
     def call(key, *args, **kwargs):
-      used[name].append(tuple(np.ravel(jax.random.key_data(key)).tolist()))
+      # When it runs: the two halves of a step are one program.
+      jax.debug.callback(
+          lambda data: used[name].append(tuple(np.ravel(data).tolist())),
+          jax.random.key_data(key))
       return original(key, *args, **kwargs)
     return call
 
   for name in used:
     monkeypatch.setattr(methods.jax.random, name, recorded(name))
   theta_tx, arch_tx = transformations()
-  update = make('rome_v2', methods.Options(k=3, sampler='strict_fair'),
-                theta_tx, arch_tx)
+  update = quick_jit(make(
+      'rome_v2', methods.Options(k=3, sampler='strict_fair'), theta_tx,
+      arch_tx))
   state = methods.init_state(
       {t: jnp.ones((5, 3)) for t in CELLS}, params_of('rome_v2'),
       theta_tx, arch_tx)
   target = np.float32([3.])
-  with jax.disable_jit():  # Else keys have no values.
-    for _ in range(3):
-      state, _ = update(state, target, target)
+  for _ in range(3):
+    state, _ = update(state, target, target)
+  jax.effects_barrier()
   assert all(used.values())
   keys = [key for found in used.values() for key in found]
   assert len(set(keys)) == len(keys)
