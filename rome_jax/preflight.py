@@ -84,12 +84,14 @@ def accelerator_bytes() -> int | None:
 # The K samples of 'vmap' may take this share of an accelerator's memory.
 VMAP_SHARE = .5
 # Working memory of one sample, in images of the largest array that it keeps.
-# From `benchmarks/precision.py`; see docs/precision.md.
+# The table is in docs/precision.md.
 WORKING_MAPS = 22
 
 
-# Temporary memory against that without the setting, measured there too.
-BFLOAT16_FACTOR = .85
+# Temporary memory against that without the setting: bfloat16 as measured on a
+# CPU, which emulates it; of recomputation not measured, since XLA undoes it on
+# a CPU, but the forward pass keeps a tenth (docs/precision.md).
+BFLOAT16_FACTOR = .9
 REMAT_FACTOR = .5
 
 
@@ -193,7 +195,7 @@ def _candidates(size, share):
   found = []
   if size.way == 'vmap' and size.k > size.groups:
     found.append((f"{field}.parallel='scan'", size.groups / size.k))
-  if size.remat == 'none':
+  if size.remat == 'none' and jax.default_backend() != 'cpu':
     found.append((f"{field}.remat='cells'", REMAT_FACTOR))
   if size.dtype == 'float32':
     found.append((f"{field}.dtype='bfloat16'", BFLOAT16_FACTOR))

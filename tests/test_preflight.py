@@ -49,9 +49,10 @@ def test_what_does_not_fit_is_refused(monkeypatch):
     (dict(way='vmap', k=6, groups=2), .3, [
         'config.search.accumulate=4', 'config.search.batch_size=19',
         'config.search.channels=4']),
+    # On a CPU recomputation saves nothing.
     (dict(section='evaluate', remat='none'), .6, [
-        "config.evaluate.remat='cells'", 'config.evaluate.accumulate=2',
-        'config.evaluate.batch_size=38']),
+        'config.evaluate.accumulate=2', 'config.evaluate.batch_size=38',
+        'config.evaluate.channels=8']),
     # Devices that share the batch: parts and batches that they can share.
     (dict(batch_size=48, data_parts=4, accumulate=2, dtype='bfloat16'), .4, [
         'config.search.accumulate=6', 'config.search.batch_size=16',
@@ -65,6 +66,13 @@ def test_what_does_not_fit_is_refused(monkeypatch):
 def test_three_settings_that_are_enough(changes, share, settings):
   assert preflight.smaller_settings(
       SEARCH._replace(**changes), share) == settings
+
+
+def test_recomputation_is_a_setting_of_accelerators(monkeypatch):
+  monkeypatch.setattr(preflight.jax, 'default_backend', lambda: 'gpu')
+  retraining = SEARCH._replace(section='evaluate', remat='none')
+  assert preflight.smaller_settings(retraining, .6)[0] == (
+      "config.evaluate.remat='cells'")
 
 
 @pytest.mark.slow
