@@ -227,8 +227,10 @@ sampled operations; below 1 is faster.''', _search_step),
     'ops': _Part('Operations', '''\
 Each candidate operation, and below them the kernels. `switch` is ours as a
 search runs it, computed again in the backward pass; `top` ours at the top
-level of a program; `stock` JAX's own operations differentiated by JAX. Times
-of the forward pass are in the JSON.''', _ops),
+level of a program; `stock` JAX's own operations differentiated by JAX. A call
+of JAX's takes its temporary memory from the system anew, which on a CPU may
+double its time; a search does that once a step. Times of the forward pass are
+in the JSON.''', _ops),
     'parallel': _Part('K architectures in parallel', '''\
 `scan` evaluates them one after the other, `vmap` at once, `devices` one per
 device (on a CPU: forced devices that share its cores). Per cell: loss and
