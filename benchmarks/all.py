@@ -133,11 +133,11 @@ def _parse(argv):
 def main(argv=None) -> int:
   """Runs the parts; returns 0, 1 if one failed, 2 for a user's mistake."""
   args = _parse(argv)
-  unknown = [name for name in args.parts if name not in PARTS]
-  if unknown:
-    print(f'--parts={",".join(args.parts)} must be some of '
-          f'{", ".join(PARTS)}', file=sys.stderr)
-    return errors.UserError.exit_code
+  try:
+    grid.check_names('parts', args.parts, PARTS)
+  except errors.UserError as error:
+    print(error, file=sys.stderr)
+    return error.exit_code
 
   def run(name):
     print(f'{name} ...', file=sys.stderr, flush=True)

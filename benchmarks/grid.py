@@ -50,6 +50,22 @@ def names(text: str) -> list[str]:
   return text.split(',')
 
 
+def check_names(option: str, chosen: Sequence[str], known) -> None:
+  """UserError unless all that was chosen is known."""
+  if set(chosen) - set(known):
+    raise errors.UserError(
+        f'--{option}={",".join(chosen)} must be some of {", ".join(known)}')
+
+
+def check_counts(args, *options: str) -> None:
+  """UserError unless these options are at least 1."""
+  for name in options:
+    if getattr(args, name) < 1:
+      raise errors.UserError(
+          f'--{name.replace("_", "-")}={getattr(args, name)} must be at least '
+          '1')
+
+
 def parser(module: str, doc: str) -> argparse.ArgumentParser:
   """A parser with the options that all these benchmarks share."""
   made = argparse.ArgumentParser(

@@ -22,7 +22,7 @@ import sys
 
 from benchmarks import grid, search_step
 from rome_jax import config as config_lib
-from rome_jax import errors, ops, spaces
+from rome_jax import ops, spaces
 
 # Operations of one's own, see docs/own_space.md.
 FURTHER = {
@@ -71,10 +71,7 @@ def measure(cell: dict) -> dict:
 
 def make_cells(args) -> list[dict]:
   """The base point, then every axis away from it."""
-  unknown = set(args.axes) - set(AXES)
-  if unknown:
-    raise errors.UserError(
-        f'--axes={",".join(args.axes)} must be some of {", ".join(AXES)}')
+  grid.check_names('axes', args.axes, AXES)
   base, fixed = BASE, {'image_size': args.image_size}
   axes = {name: AXES[name] for name in args.axes}
   if args.quick:

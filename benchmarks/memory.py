@@ -30,7 +30,7 @@ import jax
 
 from benchmarks import grid, mixed, search_step
 from rome_jax import config as config_lib
-from rome_jax import errors, methods, networks, spaces
+from rome_jax import methods, networks, spaces
 
 # {column: (method or channels that pass by, K, GB in the paper)}
 COLUMNS = {
@@ -101,11 +101,7 @@ def measure(cell: dict) -> dict:
 
 def make_cells(args) -> list[dict]:
   """The columns asked for."""
-  unknown = set(args.columns) - set(COLUMNS)
-  if unknown:
-    raise errors.UserError(
-        f'--columns={",".join(args.columns)} must be some of '
-        f'{", ".join(COLUMNS)}')
+  grid.check_names('columns', args.columns, COLUMNS)
   sizes = {name: getattr(args, name) for name in SIZES}
   columns = args.columns
   if args.quick:

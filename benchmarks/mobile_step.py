@@ -22,7 +22,7 @@ import sys
 
 import jax
 
-from benchmarks import search_step, timing
+from benchmarks import grid, search_step, timing
 from rome_jax import config as config_lib
 from rome_jax import (
     errors,
@@ -85,11 +85,7 @@ def main(argv=None) -> int:
   args = _parse(argv)
   jax.config.update('jax_enable_compilation_cache', False)
   try:
-    for name in ('k', 'batch', 'image_size', 'repeats'):
-      if getattr(args, name) < 1:
-        raise errors.UserError(
-            f'--{name.replace("_", "-")}={getattr(args, name)} must be at '
-            'least 1')
+    grid.check_counts(args, 'k', 'batch', 'image_size', 'repeats')
     row = measure(args)
   except errors.UserError as error:
     print(error, file=sys.stderr)

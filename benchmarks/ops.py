@@ -239,10 +239,7 @@ def measure(cell: dict) -> dict:
 
 def make_cells(args) -> list[dict]:
   """Every case asked for."""
-  unknown = set(args.names) - set(CASES)
-  if unknown:
-    raise errors.UserError(
-        f'--names={",".join(args.names)} must be some of {", ".join(CASES)}')
+  grid.check_names('names', args.names, CASES)
   if not set(args.strides) <= {1, 2}:
     raise errors.UserError(
         f'--strides={args.strides} must be 1, 2 or both')

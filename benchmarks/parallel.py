@@ -25,7 +25,7 @@ import jax
 
 from benchmarks import grid, search_step, timing
 from rome_jax import config as config_lib
-from rome_jax import errors, gradients, spaces
+from rome_jax import gradients, spaces
 from rome_jax import parallel as parallel_lib
 
 DEVICES = 'devices'
@@ -109,10 +109,7 @@ def make_cells(args) -> list[dict]:
     ks, batches = [2], [2]
     sizes |= {'cells': 1, 'channels': 2, 'image_size': 4, 'space': 's2',
               'repeats': 1, 'architectures': 1}
-  unknown = set(args.ways) - set(WAYS)
-  if unknown:
-    raise errors.UserError(
-        f'--ways={",".join(args.ways)} must be some of {", ".join(WAYS)}')
+  grid.check_names('ways', args.ways, WAYS)
   cells = [
       {'way': way, 'k': k, 'batch': batch,
        'devices': k if way == DEVICES else 1, **sizes}

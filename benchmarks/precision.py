@@ -32,7 +32,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-from benchmarks import search_step, timing
+from benchmarks import grid, search_step, timing
 from rome_jax import config as config_lib
 from rome_jax import (
     errors,
@@ -262,14 +262,6 @@ def _parse(argv):
   return args
 
 
-def _checked(args):
-  for name in ('k', 'repeats', 'seeds', 'image_size', 'epochs'):
-    if getattr(args, name) < 1:
-      raise errors.UserError(
-          f'--{name.replace("_", "-")}={getattr(args, name)} must be at '
-          'least 1')
-
-
 def run(argv=None) -> int:
   """Runs the benchmark; returns the exit code: 0, or 2 for a mistake."""
   args = _parse(argv)
@@ -279,7 +271,8 @@ def run(argv=None) -> int:
   if args.quick:  # most of the time is compilation
     jax.config.update('jax_disable_most_optimizations', True)
   try:
-    _checked(args)
+    grid.check_counts(
+        args, 'k', 'repeats', 'seeds', 'image_size', 'epochs')
     with tempfile.TemporaryDirectory() as args.cache:
       if not args.no_accuracy:
         found['accuracy'] = accuracy(args)

@@ -50,7 +50,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from benchmarks import timing
+from benchmarks import grid, timing
 from rome_jax import config as config_lib
 from rome_jax import (
     errors,
@@ -471,8 +471,7 @@ def _run(args):
     raise errors.UserError(
         f'--devices={args.devices} must be some of '
         f'{",".join(map(str, MESHES))}') from None
-  if args.repeats < 1:
-    raise errors.UserError(f'--repeats={args.repeats} must be at least 1')
+  grid.check_counts(args, 'repeats')
   small = []
   for number, names in meshes.items():
     print(f'{number} devices ...', file=sys.stderr, flush=True)

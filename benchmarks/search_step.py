@@ -597,11 +597,7 @@ def _config(args, parallel, k):
 
 
 def _check(args):
-  for name in ('image_size', 'repeats', 'architectures'):
-    if getattr(args, name) < 1:
-      raise errors.UserError(
-          f'--{name.replace("_", "-")}={getattr(args, name)} must be at least '
-          '1')
+  grid.check_counts(args, 'image_size', 'repeats', 'architectures')
   # The reference, like DARTS's code, cannot halve odd sizes.
   multiple = 2 ** len(networks.reductions(args.cells))
   if not args.no_torch and args.image_size % multiple:
