@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.flatten_util import ravel_pytree
 
 from benchmarks import search_step
 from rome_jax import methods, networks, ops
@@ -144,7 +145,7 @@ class MixedSupernet(nn.Module):
         images, stem='cifar', channels=self.channels, cells=self.cells,
         stem_norm=networks.AffineBatchStatistics, make_cell=make_cell)
     return networks.Linear(self.num_classes, name='head')(
-        outputs[-1].mean((1, 2)))
+        outputs[self.cells - 1].mean((1, 2)))
 
 
 def make_problem(network: MixedSupernet, batch_size: int,
@@ -182,10 +183,13 @@ def make_step(problem: search_step.Problem, config):
     updates, arch_opt = arch_tx.update(grads, state.arch_opt, state.arch)
     arch = optax.apply_updates(state.arch, updates)
     train, grads = jax.value_and_grad(loss)(state.theta, arch, batch_theta)
-    updates, theta_opt = theta_tx.update(grads, state.theta_opt, state.theta)
+    theta, unravel = ravel_pytree(state.theta)
+    updates, theta_opt = theta_tx.update(
+        ravel_pytree(grads)[0], state.theta_opt, theta)
     return methods.State(
-        state.step + 1, state.seed, optax.apply_updates(state.theta, updates),
-        arch, theta_opt, arch_opt), {
+        state.step + 1, state.seed,
+        unravel(optax.apply_updates(theta, updates)), arch, theta_opt,
+        arch_opt), {
             'train_loss': train, 'valid_loss': valid}
 
   return update, search_step.init_state(problem, optimisers)

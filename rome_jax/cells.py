@@ -1,13 +1,15 @@
 """Cells: one sampled architecture as a compact program, and a genotype's cell.
 
 `SearchCell` evaluates the M active edges of a sampled cell in one `lax.scan`
-with a single switch over operations in its body. A direct translation (a
-switch per edge, differentiated by JAX) keeps the residuals of every branch
-and takes minutes to compile. Here the cell is one `custom_vjp`: the forward
-pass keeps the cell's inputs and its output, and the output holds all node
-states; the backward pass walks the edges in reverse and recomputes the
-operation that was sampled, inside the switch. So memory is that of one path,
-whatever the number of candidate operations (ROME, Sec. 4.5).
+with a single switch over operations in its body, and `run_cells` the equal
+cells of a stage in one `lax.scan` around it, so that the program does not grow
+with the number of cells. A direct translation (a switch per edge,
+differentiated by JAX) keeps the residuals of every branch and takes minutes to
+compile. Here a stage is one `custom_vjp`: the forward pass keeps the cells'
+inputs and outputs, and an output holds all node states; the backward pass
+walks cells and edges in reverse and recomputes the operation that was sampled,
+inside the switch. So memory is that of one path, whatever the number of
+candidate operations (ROME, Sec. 4.5).
 
 `jax.vmap` over architectures would turn the switch into a `select` that runs
 every operation for every sample; `choice.one_by_one` keeps it a switch, and
@@ -155,26 +157,45 @@ class _Plan:
     return jnp.asarray(table)[edges, ops]
 
   def gather(self, weights, edges, index):
-    """The parameters of the M sampled operations, [M,P], padded with zeros.
+    """The parameters of the M sampled operations of each cell, [n,M,P].
+
+    Those behind an operation's `size` are of no meaning.
 
     Args:
-      weights: the cell's parameters, leaves [edges of the group, ...].
+      weights: of each of n cells, leaves [edges of the group, ...].
       edges: [M] int.
       index: [M] int, of `variants`.
     """
-    rows = jnp.zeros((edges.shape[0], self.num_parameters))
+    rows = max(len(v.edges) for v in self.variants)
+    # One table, [n,rows,.], of all operations beside each other, from which
+    # windows are cut: a few large operations instead of many small ones.
+    starts, width = [], 0
+    position = np.zeros((len(self.variants), self.space.num_edges), np.int32)
     for number, variant in enumerate(self.variants):
-      if not (variant.size and variant.edges):
-        continue
-      position = np.zeros(self.space.num_edges, np.int32)
-      position[list(variant.edges)] = np.arange(len(variant.edges))
-      leaves = jax.tree.leaves(weights[variant.group][variant.op])
-      flat = jnp.concatenate(
-          [leaf.reshape(leaf.shape[0], -1) for leaf in leaves], 1)
-      flat = flat[jnp.asarray(position)[edges]]
-      flat = jnp.where((index == number)[:, None], flat, 0)
-      rows = rows.at[:, :variant.size].add(flat)
-    return rows
+      position[number, list(variant.edges)] = np.arange(len(variant.edges))
+      starts.append(width)
+      width += variant.size
+    table = jnp.stack([
+        self._table(cell, rows, self.num_parameters) for cell in weights])
+
+    def window(index, edge):
+      start = (jnp.int32(0), jnp.asarray(position)[index, edge],
+               jnp.asarray(starts, jnp.int32)[index])
+      return lax.dynamic_slice(
+          table, start, (len(weights), 1, self.num_parameters))[:, 0]
+
+    return jax.vmap(window, out_axes=1)(index, edges)
+
+  def _table(self, weights, rows, pad):
+    """[rows, all parameters of one edge + pad]."""
+    columns = [jnp.zeros((rows, pad))]
+    for variant in reversed(self.variants):
+      leaves = [leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(
+          weights[variant.group][variant.op])] if variant.size else []
+      columns = [
+          jnp.pad(leaf, ((0, rows - leaf.shape[0]), (0, 0)))
+          for leaf in leaves] + columns
+    return jnp.concatenate(columns, 1)
 
 
 # One plan object per key: its variants are built once.
@@ -261,19 +282,16 @@ def _banks(plan, inputs, nodes):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _run_edges(plan, weights, gates, edges, ops, seeds, inputs):
+def _run_edges(plan, flat, gates, edges, ops, seeds, inputs):
   """Node states [N,B,h,w,C] from preprocessed inputs [2,B,H,W,C]."""
   preds, rows, index = _edge_arrays(plan, edges, ops)
-  slots = preds, rows, index, gates, plan.gather(weights, edges, index), seeds
-  b, h, w, c = inputs.shape[1:]
-  stride = 2 if plan.reduction else 1
-  nodes = jnp.zeros((plan.space.num_nodes, b, -(-h // stride),
-                     -(-w // stride), c), inputs.dtype)
+  slots = preds, rows, index, gates, flat, seeds
+  nodes = jnp.zeros(_node_shape(plan, inputs.shape[1:]), inputs.dtype)
 
   def body(banks, slot):
-    pred, row, variant, gate, flat, seed = slot
+    pred, row, variant, gate, w, seed = slot
     xs = _rows(banks, _reads(plan, pred))
-    y = _forward_switch(plan)(variant, flat, xs, seed)
+    y = _forward_switch(plan)(variant, w, xs, seed)
     *others, last = banks
     return (*others, _add_to(last, row, gate.astype(y.dtype) * y)), None
 
@@ -282,12 +300,10 @@ def _run_edges(plan, weights, gates, edges, ops, seeds, inputs):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _pull_edges(plan, wants, weights, gates, edges, ops, seeds, trained,
+def _pull_edges(plan, wants, flat, gates, edges, ops, seeds, trained,
                 inputs, nodes, g):
-  """Cotangents (weights, gates, inputs) of `_run_edges` at nodes' g."""
+  """Cotangents (flat, gates, inputs) of `_run_edges` at nodes' g."""
   preds, rows, index = _edge_arrays(plan, edges, ops)
-  flat, pull_gather = jax.vjp(
-      lambda weights: plan.gather(weights, edges, index), weights)
   slots = preds, rows, index, gates, flat, seeds
   banks = _banks(plan, inputs, nodes)
   pull = _backward_switch(plan, wants)
@@ -301,23 +317,44 @@ def _pull_edges(plan, wants, weights, gates, edges, ops, seeds, trained,
     cotangents = tuple(map(_add_to, cotangents, reads, dxs))
     return cotangents, (dw, dgate)
 
-  zeros = jnp.zeros_like(inputs)
   cotangents, (dflat, dgates) = lax.scan(
-      body, _banks(plan, zeros, g), slots, reverse=True)
-  dweights = pull_gather(dflat)[0] if wants.weights else None
-  return dweights, dgates, cotangents[0][:plan.space.num_inputs]
+      body, _banks(plan, jnp.zeros_like(inputs), g), slots, reverse=True)
+  return dflat, dgates, cotangents[0][:plan.space.num_inputs]
 
 
-# ------------------------------------------------------- the cell as a whole
+# --------------------------------------------------- equal cells in a row
+
+
+def _unnormalised():
+  """In place of a layer of normalisation, which `_normalise` supplies.
+
+  Behind a `switch` over cells the backward pass need not repeat the
+  convolutions to have what is normalised.
+  """
+  return lambda x: x
 
 
 def _preprocess(pair, weights, states):
-  """[num_inputs,B,H,W,C] from the cell's inputs."""
+  """[num_inputs,B,H,W,C] of a cell's inputs, not normalised yet."""
   if pair is None:  # They have the cell's width already.
     return jnp.stack(states)
   return jnp.stack([
       module.apply({'params': weights[module.name]}, s)
       for module, s in zip(pair, states)])
+
+
+def _normalise(pair, inputs):
+  if pair is None:
+    return inputs
+  return jnp.stack([kernels.batch_norm(x) for x in inputs])
+
+
+def _node_shape(plan, shape):
+  """[N,B,h,w,C] for inputs [B,H,W,.]."""
+  b, h, w, _ = shape
+  stride = 2 if plan.reduction else 1
+  return (plan.space.num_nodes, b, -(-h // stride), -(-w // stride),
+          plan.features)
 
 
 def _to_output(plan, nodes):
@@ -335,68 +372,202 @@ def _to_nodes(plan, output):
   return jnp.moveaxis(output.reshape(b, h, w, n, c // n), 3, 0)
 
 
+def _inputs_of(plan, i, states, outputs):
+  """The inputs of cell i: the outputs of those before, or `states`."""
+  n = plan.space.num_inputs
+  return tuple(states[j] if j < n else outputs[j - n]
+               for j in range(i, i + n))
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _search_cell(plan, pair, weights, gates, edges, ops, seeds, trained,
-                 states):
-  return _search_cell_nodes(
-      plan, pair, weights, gates, edges, ops, seeds, states)[0]
+def _search_cells(plan, pairs, weights, flat, gates, edges, ops, seeds,
+                  trained, states):
+  """The last outputs of n equal cells; see `run_cells`.
+
+  Args:
+    plan: of all of them.
+    pairs: of each cell, its preprocessors, see `_preprocess`.
+    weights: of each cell, those of its preprocessors.
+    flat: [n,M,P], see `_Plan.gather`.
+    gates, edges, ops: [M], of all cells.
+    seeds: [n,M], or None; see `_operation`.
+    trained: see `kernels.trained`.
+    states: the inputs of the first cell.
+  """
+  kept = _run_cells(plan, pairs, weights, flat, gates, edges, ops, seeds,
+                    states)
+  return _last_outputs(plan, kept)
 
 
-def _search_cell_nodes(plan, pair, weights, gates, edges, ops, seeds, states):
-  """The output and what the backward pass needs of the nodes."""
-  inputs = _preprocess(pair, weights, states)
-  nodes = _run_edges(plan, weights, gates, edges, ops, seeds, inputs)
-  output = _to_output(plan, nodes)
-  # The concatenation is the nodes.
-  return output, nodes if plan.ends_in_last_node else output
+def _outputs(plan, kept):
+  """The outputs of cells [n,...] from what was kept of them."""
+  return kept[:, -1] if plan.ends_in_last_node else kept
 
 
-def _search_cell_fwd(plan, pair, *primals):
-  wants = choice.Wants(*map(choice.perturbed, primals[:2]))
+def _last_outputs(plan, kept):
+  n = plan.space.num_inputs
+  return tuple(_outputs(plan, kept[-n:]))
+
+
+def _switch_cells(number, i, branch, *args):
+  """branch(i, *args), where branch needs a static i in range(number)."""
+  return lax.switch(
+      i, [functools.partial(branch, j) for j in range(number)], *args)
+
+
+def _run_cells(plan, pairs, weights, flat, gates, edges, ops, seeds, states):
+  """Each cell's output, or all its nodes where that is the last: [n,...]."""
+  shape = _node_shape(plan, states[-1].shape)
+  if not plan.ends_in_last_node:  # The concatenation is the nodes.
+    shape = (*shape[1:4], shape[0] * shape[4])
+  kept = jnp.zeros((len(pairs), *shape), states[-1].dtype)
+
+  def preprocess(i, kept):
+    return _preprocess(pairs[i], weights[i], _inputs_of(
+        plan, i, states, _outputs(plan, kept)))
+
+  def body(kept, slot):
+    i, flat, seeds = slot
+    inputs = _normalise(
+        pairs[0], _switch_cells(len(pairs), i, preprocess, kept))
+    nodes = _run_edges(plan, flat, gates, edges, ops, seeds, inputs)
+    value = nodes if plan.ends_in_last_node else _to_output(plan, nodes)
+    return lax.dynamic_update_index_in_dim(kept, value, i, 0), None
+
+  return lax.scan(body, kept, (jnp.arange(len(pairs)), flat, seeds))[0]
+
+
+def _search_cells_fwd(plan, pairs, *primals):
+  wants = choice.Wants(*map(choice.perturbed, (primals[:2], primals[2])))
   values = choice.values(primals)
   *others, _, states = values
-  output, kept = _search_cell_nodes(plan, pair, *others, states)
-  return output, (wants, values, kept)
+  kept = _run_cells(plan, pairs, *others, states)
+  return _last_outputs(plan, kept), (wants, values, kept)
 
 
-def _after(first, then):
-  """`then`, which XLA cannot compute before `first`.
+def _zero_after(tree):
+  """0 that XLA takes for unknown before the arrays of `tree` are there.
 
-  XLA's CPU backend removes barriers too early for them to hinder it. So a
-  zero that depends on `first` is added: the end of a loop, as XLA would see
-  through arithmetic.
+  What it is added to is computed after them. XLA's CPU backend removes
+  barriers too early for them to do so. It would see through arithmetic, so
+  the 0 is the end of a loop.
   """
-  numbers = [leaf[(0,) * leaf.ndim] for leaf in jax.tree.leaves(first)]
+  numbers = [leaf[(0,) * leaf.ndim] for leaf in jax.tree.leaves(tree)]
   count = sum((x != x).astype(jnp.int32) for x in numbers)
-  zero = lax.while_loop(lambda i: i > 0, lambda i: i - 1, count)
-  return jax.tree.map(lambda leaf: leaf + zero.astype(leaf.dtype), then)
+  return lax.while_loop(lambda i: i > 0, lambda i: i - 1, count)
 
 
-def _search_cell_bwd(plan, pair, residuals, g):
-  wants, (weights, gates, edges, ops, seeds, trained, states), kept = residuals
-  g = choice.dense(g)
+def _plus(tree, zero):
+  return jax.tree.map(lambda leaf: leaf + zero.astype(leaf.dtype), tree)
+
+
+def _search_cells_bwd(plan, pairs, residuals, gs):
+  wants, values, kept = residuals
+  weights, flat, gates, edges, ops, seeds, trained, states = values
+  n, number = plan.space.num_inputs, len(pairs)
+  gs = tuple(map(choice.dense, gs))
   # Else XLA would find what is recomputed here equal to the forward pass's,
   # and keep all of that until now.
-  states, kept = _after(g, (states, kept))
-  inputs, pull_preprocess = jax.vjp(
-      functools.partial(_preprocess, pair), weights, states)
-  if plan.ends_in_last_node:
-    nodes, dnodes = kept, jnp.zeros_like(kept).at[-1].set(g)
-  else:
-    nodes, dnodes = _to_nodes(plan, kept), _to_nodes(plan, g)
-  dweights, dgates, dinputs = _pull_edges(
-      plan, wants, weights, gates, edges, ops, seeds, trained, inputs, nodes,
-      dnodes)
-  with kernels.trained(trained):
-    dpreprocess, dstates = pull_preprocess(dinputs)
-  if wants.weights:
-    # Else XLA would put the products off to the end and keep their factors.
-    dstates = _after(dpreprocess, dstates)
-    dweights = jax.tree.map(jnp.add, dweights, dpreprocess)
-  return dweights, dgates, None, None, None, None, dstates
+  zero = _zero_after(gs)
+  douts = jnp.stack(
+      [*[jnp.zeros_like(gs[0])] * (number - len(gs)), *gs])
+
+  def preprocess(i, weights, states):
+    return _preprocess(pairs[i], weights, _plus(states, zero))
+
+  def pull(i, dinputs, kept, dweights, douts, dstates):
+    inputs = _inputs_of(plan, i, states, _outputs(plan, kept))
+    _, pullback = jax.vjp(
+        functools.partial(preprocess, i), weights[i], inputs)
+    with kernels.trained(trained):
+      dw, dinputs = pullback(dinputs)
+    if wants.weights:
+      # Else XLA would put the products off to the end and keep their factors.
+      dinputs = _plus(dinputs, _zero_after(dw))
+      dweights = (*dweights[:i], dw, *dweights[i + 1:])
+    for j, d in enumerate(dinputs, i):
+      if j >= n:
+        douts = douts.at[j - n].add(d)
+      else:
+        # The last cell that reads a state comes here first.
+        d = d if i == min(j, number - 1) else dstates[j] + d
+        dstates = (*dstates[:j], d, *dstates[j + 1:])
+    return dweights, douts, dstates
+
+  def body(carry, slot):
+    i, flat, seeds = slot
+    dweights, douts, dstates = carry
+    g, mine = (lax.dynamic_index_in_dim(a, i, keepdims=False)
+               for a in (douts, kept))
+    mine = _plus(mine, zero)
+    inputs = _switch_cells(number, i, lambda i: preprocess(
+        i, weights[i], _inputs_of(plan, i, states, _outputs(plan, kept))))
+    inputs, pull_norm = jax.vjp(
+        functools.partial(_normalise, pairs[0]), inputs)
+    if plan.ends_in_last_node:
+      nodes, dnodes = mine, jnp.zeros_like(mine).at[-1].set(g)
+    else:
+      nodes, dnodes = _to_nodes(plan, mine), _to_nodes(plan, g)
+    dflat, dgates, dinputs = _pull_edges(
+        plan, wants, flat, gates, edges, ops, seeds, trained, inputs, nodes,
+        dnodes)
+    (dinputs,) = pull_norm(dinputs)
+    carry = _switch_cells(
+        number, i, pull, dinputs, kept, dweights, douts, dstates)
+    return carry, (dflat, dgates)
+
+  dweights, dstates = jax.tree.map(
+      lambda a: jnp.broadcast_to(zero.astype(a.dtype), a.shape),
+      (weights if wants.weights else None, states))
+  (dweights, _, dstates), (dflat, dgates) = lax.scan(
+      body, (dweights, douts, dstates),
+      (jnp.arange(number), flat, seeds), reverse=True)
+  if wants.gates:
+    dgates = dgates.sum(0)
+  return dweights, dflat, dgates, None, None, None, None, dstates
 
 
-_search_cell.defvjp(_search_cell_fwd, _search_cell_bwd, symbolic_zeros=True)
+_search_cells.defvjp(_search_cells_fwd, _search_cells_bwd,
+                     symbolic_zeros=True)
+
+
+def run_cells(cells, *states, arch: CellArch):
+  """The last outputs of equal cells in a row, each fed the ones before.
+
+  They are one loop in the compiled program, whose size does not grow with
+  their number.
+
+  Args:
+    cells: bound `SearchCell`s, equal but for `reduction_prev` and the name.
+    *states: the inputs of the first, [B,H,W,.].
+    arch: the sampled cell.
+
+  Returns:
+    As many outputs [B,h,w,N*C] (or [B,h,w,C]), of the last cells, as a cell
+    has inputs; fewer if there are fewer cells.
+  """
+  plan = cells[0].plan
+  like = jax.ShapeDtypeStruct(
+      _output_shape(plan, states[-1].shape), states[-1].dtype)
+  after = [*states, *[like] * len(cells)]
+  made = [cell.variables_of(*_inputs_of(plan, i, states, after[len(states):]),
+                            arch=arch) for i, cell in enumerate(cells)]
+  if cells[0].is_initializing():
+    # Compiling the cells to throw their output away would cost a minute.
+    last = min(len(cells), len(states))
+    return (jnp.zeros(like.shape, like.dtype),) * last
+  index = plan.variant_index(arch.edges, arch.ops)
+  pairs, weights, groups, seeds = zip(*made)
+  flat = _gather(plan, groups, arch.edges, index)
+  seeds = None if seeds[0] is None else jnp.stack(seeds)
+  return _search_cells(
+      plan, pairs, weights, flat, arch.gates, arch.edges, arch.ops, seeds,
+      arch.trained, states)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _gather(plan, weights, edges, index):
+  return plan.gather(weights, edges, index)
 
 
 class SearchCell(nn.Module):
@@ -418,39 +589,40 @@ class SearchCell(nn.Module):
   conv_bias: bool = False
   pool_norm: bool = True
 
-  @nn.compact
+  @property
+  def plan(self):
+    return _plan(self.space, 'reduce' if self.reduction else 'normal',
+                 self.features, self.conv_bias, self.pool_norm)
+
   def __call__(self, *states, arch: CellArch):
     """Inputs [B,H,W,.] and a sampled cell to [B,h,w,N*C] (or [B,h,w,C])."""
-    plan = _plan(self.space, 'reduce' if self.reduction else 'normal',
-                 self.features, self.conv_bias, self.pool_norm)
+    return run_cells([self], *states, arch=arch)[-1]
+
+  @nn.compact
+  def variables_of(self, *states, arch: CellArch):
+    """(preprocessors, their weights, those of the operations, seeds)."""
     pair, weights = None, {}
     if self.reduction_prev is not None:
-      pair = _preprocessors(
-          self.features, self.reduction_prev, ops_lib.BatchStatistics)
+      pair = _preprocessors(self.features, self.reduction_prev, _unnormalised)
       weights = {
-          module.name: self.param(
-              module.name,
-              lambda rng, x, module=module: module.init(rng, x)['params'], s)
+          module.name: ops_lib.parameter(
+              self, module.name,
+              lambda rng, x, module=module: module.init(
+                  rng, jnp.zeros(x.shape, x.dtype))['params'], s)
           for module, s in zip(pair, states)}
-    for group in plan.groups:
-      weights[group] = self.param(group, _init_edges, plan, group)
+    groups = {group: ops_lib.parameter(self, group, _init_edges, self.plan,
+                                       group)
+              for group in self.plan.groups}
     seeds = None
     if 'noise' in self.space.ops:
       seeds = jax.random.bits(
           self.make_rng('noise'), arch.edges.shape, jnp.uint32)
-    if self.is_initializing():
-      # Compiling the cell to throw its output away would cost a minute.
-      return _output_like(plan, states[-1])
-    return _search_cell(plan, pair, weights, arch.gates, arch.edges, arch.ops,
-                        seeds, arch.trained, states)
+    return pair, weights, groups, seeds
 
 
-def _output_like(plan, s1):
-  b, h, w, _ = s1.shape
-  stride = 2 if plan.reduction else 1
-  return _to_output(plan, jnp.zeros(
-      (plan.space.num_nodes, b, -(-h // stride), -(-w // stride),
-       plan.features), s1.dtype))
+def _output_shape(plan, shape):
+  n, *size, c = _node_shape(plan, shape)
+  return (*size, c if plan.ends_in_last_node else n * c)
 
 
 def _init_edges(rng, plan, group):

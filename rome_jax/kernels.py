@@ -33,6 +33,17 @@ def _on_cpu(shifted, stock, *args):
   return (shifted if jax.default_backend() == 'cpu' else stock)(*args)
 
 
+def _shared(*static):
+  """A function that is traced once per shape, however often it is called.
+
+  A supernet has the same operation in many places; XLA inlines the calls.
+
+  Args:
+    *static: numbers of the arguments that are no arrays.
+  """
+  return functools.partial(jax.jit, static_argnums=static)
+
+
 _trained = contextvars.ContextVar('trained', default=None)
 
 
@@ -97,6 +108,7 @@ def _dilate(g, stride, size):
 # --------------------------------------------------- depthwise convolution
 
 
+@_shared(2, 3)
 def _depthwise_shifted(x, w, stride, dilation):
   k = w.shape[0]
   size = _out_size(x, stride)
@@ -123,6 +135,7 @@ def _pull_stock(forward, x, w, g):
   return dx, dw
 
 
+@_shared(2, 3, 4)
 def _weight_gradient_shifted(x, g, k, stride, dilation):
   """[k,k,C]: the sum of x*g at each tap.
 
@@ -162,10 +175,7 @@ def depthwise_conv(x, w, stride=1, dilation=1):
   Returns:
     [B,ceil(H/stride),ceil(W/stride),C].
   """
-  options = dict(stride=stride, dilation=dilation)
-  return _on_cpu(
-      functools.partial(_depthwise_shifted, **options),
-      functools.partial(_depthwise_stock, **options), x, w)
+  return _on_cpu(_depthwise_shifted, _depthwise_stock, x, w, stride, dilation)
 
 
 def _depthwise_fwd(x, w, stride, dilation):
@@ -220,6 +230,7 @@ pointwise.defvjp(_pointwise_fwd, _pointwise_bwd)
 # ------------------------------------------------------------------ pooling
 
 
+@_shared(1)
 def _max_with_tap(x, stride):
   """3x3 maximum and the number 0..8 of the first tap that attains it."""
   size = _out_size(x, stride)
@@ -337,6 +348,7 @@ def _max_pool_bwd(stride, x, g):
 max_pool.defvjp(_max_pool_fwd, _max_pool_bwd)
 
 
+@_shared(1)
 def _window_sum(x, stride):
   size = _out_size(x, stride)
   padded = _pad(x, 1)
@@ -416,6 +428,7 @@ def batch_norm(x, epsilon=1e-5):
   return _batch_norm_fwd(x, epsilon)[0]
 
 
+@_shared(1)
 def _batch_norm_fwd(x, epsilon):
   wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
   centred, variance = _moments(wide)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jax.flatten_util import ravel_pytree
 
 from rome_jax import genotypes, gradients, sampling
 from rome_jax.spaces import Space
@@ -291,7 +292,8 @@ class State(NamedTuple):
       resumed search draws what the uninterrupted one would.
     theta: weights of the supernet.
     arch: alpha and beta.
-    theta_opt, arch_opt: Optax states.
+    theta_opt, arch_opt: Optax states; theta's is that of one vector, all
+      weights in tree order.
   """
 
   step: jax.Array
@@ -328,7 +330,7 @@ class Options(NamedTuple):
 def init_state(theta, arch, theta_tx, arch_tx, seed: int = 0) -> State:
   """The state before the first step."""
   return State(jnp.zeros((), jnp.int32), jnp.uint32(seed), theta, arch,
-               theta_tx.init(theta), arch_tx.init(arch))
+               theta_tx.init(ravel_pytree(theta)[0]), arch_tx.init(arch))
 
 
 def make_update(method: Method, space: Space, loss_fn: Callable,
@@ -367,8 +369,12 @@ def make_update(method: Method, space: Space, loss_fn: Callable,
 
   def one(sampled, rng, shared, batch):
     variables, *rest = shared
-    return jax.value_and_grad(objective, has_aux=True)(
+    values, (dtheta, darch) = jax.value_and_grad(objective, has_aux=True)(
         variables, *sampled, rest, batch, rng)
+    # One vector: a supernet has hundreds of kernels, and all that follows
+    # (sums, norms, the optimiser, exchange between devices) has one program
+    # for each array.
+    return values, (ravel_pytree(dtheta)[0], darch)
 
   def update_arch(state, grads):
     updates, arch_opt = arch_tx.update(grads[1], state.arch_opt, state.arch)
@@ -393,7 +399,11 @@ def make_update(method: Method, space: Space, loss_fn: Callable,
     reduces = options.theta_reduce, options.alpha_reduce
     grads = tuple(_reduced(g, how, options.k)
                   for g, how in zip(grads, reduces))
-    state = lax.cond(trained, update_theta, update_arch, state, grads)
+    theta, unravel = ravel_pytree(state.theta)
+    state = lax.cond(trained, update_theta, update_arch,
+                     state._replace(theta=theta), grads)
+    # Behind the `cond`, or XLA would repeat the update in each slice.
+    state = state._replace(theta=unravel(state.theta))
     return state, (values, optax.tree.norm(grads[0]))
 
   def update(state, batch_theta, batch_alpha):

@@ -102,8 +102,23 @@ STEMS: dict[str, Callable] = {
     'cifar': _cifar_stem, 'imagenet': _imagenet_stem}
 
 
-def stack(images, *, stem, channels, cells, stem_norm, make_cell):
-  """The outputs of all cells, in order; call it in a compact module.
+def _stage_ends(cells):
+  """Where runs of equal cells end: before and behind each reduction cell."""
+  reduced = reductions(cells)
+  return sorted({*reduced, *(i + 1 for i in reduced), cells} - {0})
+
+
+def in_order(cells, *states):
+  """The outputs of cells, each fed those of the ones before it."""
+  outputs = list(states)
+  for i, cell in enumerate(cells):
+    outputs.append(cell(*outputs[i:]))
+  return outputs[len(states):]
+
+
+def stack(images, *, stem, channels, cells, stem_norm, make_cell,
+          run=in_order):
+  """The outputs of the cells by number; call it in a compact module.
 
   Args:
     images: [B,H,W,.].
@@ -112,15 +127,21 @@ def stack(images, *, stem, channels, cells, stem_norm, make_cell):
     cells: number of cells.
     stem_norm: function that makes the stem's normalisation.
     make_cell: (i, features, reduction, reduction_prev) -> f(s0, s1).
+    run: (equal cells, s0, s1) -> the outputs of all or of the last two.
   """
   s0, s1, reduction_prev = STEMS[stem](images, channels, stem_norm)
-  outputs = []
-  for i in range(cells):
-    reduction = i in reductions(cells)
+  outputs, start = {}, 0
+  for stop in _stage_ends(cells):
+    reduction = start in reductions(cells)
     channels *= 2 if reduction else 1
-    s0, s1 = s1, make_cell(i, channels, reduction, reduction_prev)(s0, s1)
-    reduction_prev = reduction
-    outputs.append(s1)
+    made = []
+    for i in range(start, stop):
+      made.append(make_cell(i, channels, reduction, reduction_prev))
+      reduction_prev = reduction
+    found = run(made, s0, s1)
+    s0, s1 = (s0, s1, *found)[-2:]
+    outputs |= dict(zip(range(stop)[-len(found):], found))
+    start = stop
   return outputs
 
 
@@ -172,15 +193,18 @@ class Supernet(nn.Module):
     chex.assert_rank(images, 4)
 
     def make_cell(i, features, reduction, reduction_prev):
-      cell = cells_lib.SearchCell(
+      return cells_lib.SearchCell(
           self.space, features, reduction, reduction_prev, name=f'cell{i}')
-      kind = 'reduce' if reduction else 'normal'
-      return functools.partial(cell, arch=arch[kind])
+
+    def run(cells, *states):
+      kind = 'reduce' if cells[0].reduction else 'normal'
+      return cells_lib.run_cells(cells, *states, arch=arch[kind])
 
     outputs = stack(
         images, stem=self.stem, channels=self.channels, cells=self.cells,
-        stem_norm=AffineBatchStatistics, make_cell=make_cell)
-    return Linear(self.num_classes, name='head')(pooled(outputs[-1]))
+        stem_norm=AffineBatchStatistics, make_cell=make_cell, run=run)
+    return Linear(self.num_classes, name='head')(
+        pooled(outputs[self.cells - 1]))
 
 
 def make_drop_path(module: nn.Module, rate):
@@ -293,7 +317,8 @@ class Network(nn.Module):
     outputs = stack(
         images, stem=self.stem, channels=self.channels, cells=self.cells,
         stem_norm=norm, make_cell=make_cell)
-    logits = Linear(self.num_classes, name='head')(pooled(outputs[-1]))
+    logits = Linear(self.num_classes, name='head')(
+        pooled(outputs[self.cells - 1]))
     if not self.auxiliary:
       return logits
     # Built in evaluation too, so that `init` makes its parameters.

@@ -41,6 +41,17 @@ def torch_init(rng, shape, dtype=jnp.float32):
   return jax.random.uniform(rng, shape, dtype, -bound, bound)
 
 
+def parameter(module: nn.Module, name, init, *args):
+  """`module.param` that leaves `init` alone where there is a parameter.
+
+  Flax traces `init` at every use, to compare shapes: a tenth of the time to
+  trace a supernet.
+  """
+  if module.has_variable('params', name):
+    return module.get_variable('params', name)
+  return module.param(name, init, *args)
+
+
 class BatchStatistics(nn.Module):
   """Stateless BatchNorm of search cells: batch statistics, no affine."""
 
@@ -57,7 +68,7 @@ class Pointwise(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    w = self.param('kernel', torch_init, (x.shape[-1], self.features))
+    w = parameter(self, 'kernel', torch_init, (x.shape[-1], self.features))
     x = x[:, ::self.stride, ::self.stride]
     return kernels.pointwise(x, w.astype(x.dtype))
 
@@ -72,7 +83,7 @@ class Depthwise(nn.Module):
   @nn.compact
   def __call__(self, x):
     shape = (self.kernel, self.kernel, x.shape[-1])
-    w = self.param('kernel', torch_init, shape)
+    w = parameter(self, 'kernel', torch_init, shape)
     return kernels.depthwise_conv(
         x, w.astype(x.dtype), self.stride, self.dilation)
 
@@ -95,7 +106,7 @@ class Conv(nn.Module):
   @nn.compact
   def __call__(self, x):
     shape = (self.kernel, self.kernel, x.shape[-1], self.features)
-    w = self.param('kernel', torch_init, shape).astype(x.dtype)
+    w = parameter(self, 'kernel', torch_init, shape).astype(x.dtype)
     y = kernels.conv(x, w) if self.stride == 1 else (
         kernels.strided_conv(x, w, self.stride))
     if self.bias:

@@ -321,6 +321,72 @@ def test_only_wanted_gradients_are_computed(compact, cell_arch):
   assert size['alpha'] < size['theta'] < size['both']
 
 
+# ------------------------------------------------------ equal cells in a row
+
+
+class Row(nn.Module):
+  """Cells that feed each other, the first behind a reduction."""
+
+  space: spaces.Space
+  number: int
+
+  @nn.compact
+  def __call__(self, s0, s1, arch):
+    return cells.run_cells(
+        [cells.SearchCell(self.space, C, False, i == 0, name=f'cell{i}')
+         for i in range(self.number)], s0, s1, arch=arch)
+
+
+@pytest.mark.parametrize('number', [1, 2, 4])
+def test_a_row_equals_plain_cells(
+    number, cell_arch, edge_weights, fill, quick_jit):
+  """The last outputs and all gradients, float64; cells differ in weights."""
+  edges, ops_of = ARCHS['second']
+  gates = np.linspace(.5, 1.5, len(edges))
+  row, rng = Row(WIDE, number), np.random.default_rng(0)
+
+  def function(weights, gates, s0, s1):
+    return row.apply({'params': weights}, s0, s1,
+                     cells.CellArch(arch.edges, arch.ops, gates))
+
+  def plain(weights, gates, *states):
+    for i in range(number):
+      states = *states, plain_cell(
+          WIDE, False, i == 0, edge_weights, edges, ops_of,
+          weights[f'cell{i}'], gates, *states[-2:])
+    return states[-min(number, 2):]
+
+  with jax.enable_x64(True):
+    arch = cell_arch(edges, ops_of, np.float64)
+    s0, s1 = states(True, np.float64)
+    weights = fill(jax.eval_shape(
+        row.init, jax.random.key(0), s0, s1, arch)['params'],
+        dtype=np.float64)
+    g = tuple(rng.normal(size=(min(number, 2), 2, 6, 6, 2 * C)))
+    actual, expected = (
+        quick_jit(functools.partial(pulled, f))(weights, gates, s0, s1, g)
+        for f in (function, plain))
+  assert_close(actual, expected, 1e-9)
+
+
+def test_the_program_does_not_grow_with_the_row(cell_arch):
+  """Four more cells add their weights, not their operations."""
+  s0, s1 = states(True)
+  arch = cell_arch(*ARCHS['second'])
+
+  def lines(number):
+    row = Row(RICH, number)
+    params = jax.eval_shape(
+        row.init, jax.random.key(0), s0, s1, arch)['params']
+
+    def loss(params):
+      return row.apply({'params': params}, s0, s1, arch)[-1].sum()
+
+    return jax.jit(jax.grad(loss)).lower(params).as_text().count('\n')
+
+  assert lines(6) < 1.5 * lines(2)
+
+
 # ------------------------------------------------------------ other spaces
 
 
