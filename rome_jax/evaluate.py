@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.flatten_util import ravel_pytree
 
 from rome_jax import config as config_lib
 from rome_jax import (
@@ -42,7 +43,10 @@ class Job(NamedTuple):
 
 
 class State(NamedTuple):
-  """Everything that a step changes, and the seed that it depends on."""
+  """Everything that a step changes, and the seed that it depends on.
+
+  The Optax state `opt` is that of one vector, all of `params` in tree order.
+  """
 
   step: jax.Array
   seed: jax.Array
@@ -110,13 +114,15 @@ def make_step(network, section, tx, steps, steps_per_epoch):
       (_, (loss, accuracy, batch_stats)), grads = jax.value_and_grad(
           loss_fn, has_aux=True)(
               state.params, batch_stats, part, rate, fold(rng))
-      return batch_stats, (loss, accuracy, grads)
+      return batch_stats, (loss, accuracy, ravel_pytree(grads)[0])
 
     batch_stats, (loss, accuracy, grads) = gradients.mean_over_parts(
         part_of, state.batch_stats, batch, section.accumulate)
-    updates, opt = tx.update(grads, state.opt, state.params)
+    params, unravel = ravel_pytree(state.params)
+    updates, opt = tx.update(grads, state.opt, params)
     state = state._replace(
-        step=state.step + 1, params=optax.apply_updates(state.params, updates),
+        step=state.step + 1,
+        params=unravel(optax.apply_updates(params, updates)),
         batch_stats=batch_stats, opt=opt)
     return state, {'train_loss': loss, 'train_accuracy': accuracy,
                    'grad_norm': optax.tree.norm(grads)}
@@ -230,7 +236,8 @@ class Trainer:
         network, seed, jnp.zeros((2, size, size, channels)))
     params = variables['params']
     return State(jnp.zeros((), jnp.int32), jnp.uint32(seed), params,
-                 variables.get('batch_stats', {}), self.tx.init(params))
+                 variables.get('batch_stats', {}),
+                 self.tx.init(ravel_pytree(params)[0]))
 
   def _program(self, network, state, label=''):
     """(compiled step, test, carry) of a network."""
