@@ -85,7 +85,7 @@ def accelerator_bytes() -> int | None:
 VMAP_SHARE = .5
 # Working memory of one sample, in images of the largest array that it keeps.
 # The table is in docs/precision.md.
-WORKING_MAPS = 22
+WORKING_MAPS = 8
 
 
 # Temporary memory against that without the setting: bfloat16 as measured on a
