@@ -94,12 +94,19 @@ def _out_size(x, stride):
 
 
 def _dilate(g, stride, size):
-  """Puts zeros between the pixels of `g` [B,h,w,C]: [B,*size,C]."""
-  if stride == 1:
+  """Puts zeros between the pixels of `g` [B,h,w,C]: [B,*size,C].
+
+  Args:
+    g: the image.
+    stride: that of the result to `g`, or those of rows and columns.
+    size: of the result.
+  """
+  strides = np.broadcast_to(stride, 2)
+  if (strides == 1).all():
     return g
   low_high_interior = [
-      (0, n - ((m - 1) * stride + 1), stride - 1)
-      for n, m in zip(size, g.shape[1:3])]
+      (0, n - ((m - 1) * s + 1), s - 1)
+      for n, m, s in zip(size, g.shape[1:3], strides.tolist())]
   return lax.pad(
       g, jnp.zeros((), g.dtype),
       [(0, 0, 0), *low_high_interior, (0, 0, 0)])
@@ -227,6 +234,67 @@ def _pointwise_bwd(residuals, g):
 pointwise.defvjp(_pointwise_fwd, _pointwise_bwd)
 
 
+# -------------------------------------------------------- full convolution
+
+
+def _stock_conv(x, w, strides=(1, 1)):
+  return lax.conv_general_dilated(
+      x, w, strides, [(k // 2, k // 2) for k in w.shape[:2]],
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def conv(x, w, strides=(1, 1)):
+  """Convolution with padding k//2, without bias.
+
+  On the CPU both gradients are convolutions of stride 1 of NHWC images by HWIO
+  kernels again, of transposed arrays. Those that JAX derives have other
+  layouts, which XLA's CPU backend puts right in the outermost computation
+  only: in a `switch` or `scan` it runs them one to two orders of magnitude
+  slower.
+
+  Args:
+    x: [B,H,W,C'].
+    w: [k,k',C',C], k and k' odd.
+    strides: of rows and columns.
+
+  Returns:
+    [B,ceil(H/strides[0]),ceil(W/strides[1]),C].
+  """
+  return _stock_conv(x, w, strides)
+
+
+def _conv_fwd(x, w, strides):
+  return conv(x, w, strides), (x, w)
+
+
+def _conv_bwd(strides, residuals, g):
+  x, w = residuals
+
+  def canonical(x, w, g):
+    g = _dilate(g, strides, x.shape[1:3])
+    dx = _stock_conv(g, w[::-1, ::-1].swapaxes(2, 3))
+
+    def gradient(x, g):
+      # Channels are the images and the batch is summed over.
+      dw = lax.conv_general_dilated(
+          x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3), (1, 1),
+          [(k // 2, k // 2) for k in w.shape[:2]],
+          dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+      return dw.transpose(1, 2, 0, 3)
+
+    return dx, _if_trained(gradient, x, g)
+
+  def stock(x, w, g):
+    return _pull_stock(
+        functools.partial(_stock_conv, strides=strides), x, w, g)
+
+  return _on_cpu(canonical, stock, x, w, g)
+
+
+conv.defvjp(_conv_fwd, _conv_bwd)
+
+
 # ------------------------------------------------------------------ pooling
 
 
@@ -248,64 +316,6 @@ def _max_pool_stock(x, stride):
   return lax.reduce_window(
       x, -np.inf, lax.max, (1, 3, 3, 1),
       (1, stride, stride, 1), ((0, 0), (1, 1), (1, 1), (0, 0)))
-
-
-def strided_conv(x, w, stride):
-  """Convolution with padding k//2, JAX's own: [B,H,W,C'], [k,k,C',C]."""
-  p = w.shape[0] // 2
-  return lax.conv_general_dilated(
-      x, w, (stride, stride), ((p, p), (p, p)),
-      dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
-
-
-def _full_conv(x, w):
-  return strided_conv(x, w, 1)
-
-
-@jax.custom_vjp
-def conv(x, w):
-  """Convolution of stride 1 that keeps the size, without bias.
-
-  On the CPU both gradients are convolutions of NHWC images by HWIO kernels
-  again, of transposed arrays. Those that JAX derives have other layouts,
-  which XLA's CPU backend puts right in the outermost computation only: in a
-  `switch` or `scan` it runs them one to two orders of magnitude slower.
-
-  Args:
-    x: [B,H,W,C'].
-    w: [k,k,C',C], k odd.
-  """
-  return _full_conv(x, w)
-
-
-def _full_conv_fwd(x, w):
-  return conv(x, w), (x, w)
-
-
-def _full_conv_bwd(residuals, g):
-  x, w = residuals
-
-  def canonical(x, w, g):
-    p = w.shape[0] // 2
-    dx = _full_conv(g, w[::-1, ::-1].swapaxes(2, 3))
-
-    def gradient(x, g):
-      # Channels are the images and the batch is summed over.
-      dw = lax.conv_general_dilated(
-          x.transpose(3, 1, 2, 0),
-          g.transpose(1, 2, 0, 3), (1, 1), ((p, p), (p, p)),
-          dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
-      return dw.transpose(1, 2, 0, 3)
-
-    return dx, _if_trained(gradient, x, g)
-
-  def stock(x, w, g):
-    return _pull_stock(_full_conv, x, w, g)
-
-  return _on_cpu(canonical, stock, x, w, g)
-
-
-conv.defvjp(_full_conv_fwd, _full_conv_bwd)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

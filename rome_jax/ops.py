@@ -93,22 +93,24 @@ class Conv(nn.Module):
 
   Attributes:
     features: output channels.
-    kernel: odd.
-    stride: 1 or 2.
+    kernel: odd; of rows and columns if they differ.
+    stride: 1 or 2; likewise.
     bias: whether it has one; without affine statistics behind it.
   """
 
   features: int
-  kernel: int
-  stride: int = 1
+  kernel: int | tuple[int, int]
+  stride: int | tuple[int, int] = 1
   bias: bool = False
 
   @nn.compact
   def __call__(self, x):
-    shape = (self.kernel, self.kernel, x.shape[-1], self.features)
+    kernel, strides = (
+        n if isinstance(n, tuple) else (n, n)
+        for n in (self.kernel, self.stride))
+    shape = (*kernel, x.shape[-1], self.features)
     w = parameter(self, 'kernel', torch_init, shape).astype(x.dtype)
-    y = kernels.conv(x, w) if self.stride == 1 else (
-        kernels.strided_conv(x, w, self.stride))
+    y = kernels.conv(x, w, strides)
     if self.bias:
       b = self.param('bias', nn.initializers.zeros, (self.features,))
       # In float32 at least, so that b's gradient, a sum over the batch, is too.
@@ -196,13 +198,8 @@ class Conv7x1(nn.Module):
   @nn.compact
   def __call__(self, x):
     features, s = x.shape[-1], self.stride
-    conv = dict(features=features, use_bias=False, kernel_init=torch_init,
-                dtype=x.dtype)
-    x = nn.relu(x)
-    x = nn.Conv(kernel_size=(1, 7), strides=(1, s),
-                padding=((0, 0), (3, 3)), **conv)(x)
-    x = nn.Conv(kernel_size=(7, 1), strides=(s, 1),
-                padding=((3, 3), (0, 0)), **conv)(x)
+    x = Conv(features, (1, 7), (1, s))(nn.relu(x))
+    x = Conv(features, (7, 1), (s, 1))(x)
     return self.norm()(x)
 
 

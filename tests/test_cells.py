@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxprs import subjaxprs
 
 from rome_jax import cells, ops, spaces
 
@@ -222,18 +223,6 @@ def conditionals(hlo):
       listed = line.split('branch_computations={')[1].split('}')[0]
       found.add(listed.count(',') + 1)
   return found
-
-
-def subjaxprs(jaxpr):
-  """A jaxpr and all inside it."""
-  yield jaxpr
-  for eqn in jaxpr.eqns:
-    for value in jax.tree.leaves(
-        eqn.params, is_leaf=lambda v: hasattr(v, 'eqns') or hasattr(
-            v, 'jaxpr')):
-      inner = getattr(value, 'jaxpr', value)
-      if hasattr(inner, 'eqns'):
-        yield from subjaxprs(inner)
 
 
 @pytest.mark.parametrize('kind', ['normal', 'reduction'])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 from jax.test_util import check_grads
+from jaxprs import subjaxprs
 
 from rome_jax import kernels
 
@@ -118,6 +119,60 @@ def test_shifted_is_what_the_cpu_runs():
   jaxpr = str(jax.make_jaxpr(kernels.depthwise_conv)(x, w))
   on_cpu = jax.default_backend() == 'cpu'
   assert ('conv_general_dilated' in jaxpr) != on_cpu
+
+
+# -------------------------------------------------------- full convolution
+
+
+@pytest.mark.parametrize('kernel, strides', [
+    ((3, 3), (1, 1)), ((5, 5), (1, 1)), ((3, 3), (2, 2)), ((1, 1), (2, 2)),
+    ((1, 7), (1, 2)), ((7, 1), (2, 1))])
+@pytest.mark.parametrize('size', SIZES)
+def test_gradients_of_the_convolution(kernel, strides, size):
+  """Against those that JAX derives; in the one layout that XLA runs well."""
+  rng = np.random.default_rng(0)
+
+  def derived(x, w):
+    return lax.conv_general_dilated(
+        x, w, strides, [(k // 2, k // 2) for k in kernel],
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+  def pulled(function, x, w, g):
+    y, pull = jax.vjp(function, x, w)
+    return y, *pull(g)
+
+  def ours(x, w):
+    return kernels.conv(x, w, strides)
+
+  with jax.enable_x64(True):
+    x, w, g = (rng.normal(size=shape) for shape in (
+        (2, *size, 3), (*kernel, 3, 4),
+        (2, *(-(-n // s) for n, s in zip(size, strides)), 4)))
+    for actual, expected in zip(
+        jax.jit(pulled, static_argnums=0)(ours, x, w, g),
+        jax.jit(pulled, static_argnums=0)(derived, x, w, g)):
+      np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-9)
+    jaxpr = jax.make_jaxpr(pulled, static_argnums=0)(ours, x, w, g)
+  found = 0
+  for inner in subjaxprs(jaxpr.jaxpr):
+    for eqn in inner.eqns:
+      if eqn.primitive.name == 'conv_general_dilated':
+        numbers = eqn.params['dimension_numbers']
+        assert tuple(numbers) == ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
+        assert set(eqn.params['lhs_dilation'] + eqn.params['rhs_dilation']) == {
+            1}
+        found += 1
+  assert found == 3
+
+
+@pytest.mark.parametrize('strides', [(1, 1), (2, 2)])
+def test_an_untrained_convolution_has_no_gradient_of_weights(strides):
+  x, w = np.ones((2, 6, 6, 3)), np.ones((3, 3, 3, 4))
+  y, pull = jax.vjp(lambda x, w: kernels.conv(x, w, strides), x, w)
+  for flag in (True, False):
+    with kernels.trained(flag):
+      dx, dw = pull(jnp.ones_like(y))
+    assert np.any(dx) and np.any(dw) == flag
 
 
 # ------------------------------------------------------------- max pooling

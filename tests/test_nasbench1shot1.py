@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jaxprs import subjaxprs
 
 from rome_jax import (
-    errors,
-    genotypes,
-    kernels,
-    networks,
-    sampling,
-    spaces,
+  errors,
+  genotypes,
+  networks,
+  sampling,
+  spaces,
 )
 from rome_jax import nasbench1shot1 as shot
 
@@ -236,23 +236,6 @@ def test_unsampled_operations_get_no_gradient(fill, quick_jit):
         assert reached == (RICH.ops[choice] == op)
 
 
-@pytest.mark.parametrize('kernel', [3, 5])
-def test_gradients_of_the_convolution(kernel, quick_jit, wide):
-  """Against those that JAX derives; in the one layout that XLA runs well."""
-  rng = np.random.default_rng(0)
-  x, w, g = (rng.normal(size=size) for size in (
-      (2, 6, 7, 3), (kernel, kernel, 3, 4), (2, 6, 7, 4)))
-  actual = quick_jit(functools.partial(pulled, kernels.conv))(g, x, w)
-  assert_close(actual, quick_jit(functools.partial(pulled, conv))(g, x, w),
-               1e-9)
-  jaxpr = jax.make_jaxpr(functools.partial(pulled, kernels.conv))(g, x, w)
-  for inner in subjaxprs(jaxpr.jaxpr):
-    for eqn in inner.eqns:
-      if eqn.primitive.name == 'conv_general_dilated':
-        numbers = eqn.params['dimension_numbers']
-        assert tuple(numbers) == ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
-
-
 # -------------------------------------------------- many architectures, jit
 
 
@@ -277,18 +260,6 @@ def test_vmap_equals_the_loop_and_compiles_once(fill, quick_jit):
       params, jax.tree.map(lambda *a: np.stack(a), *archs))
   assert_close(batched, jax.tree.map(lambda *a: np.stack(a), *loop), 1e-3)
   assert len({float(value) for value, _ in loop}) == 3
-
-
-def subjaxprs(jaxpr):
-  """A jaxpr and all inside it."""
-  yield jaxpr
-  for eqn in jaxpr.eqns:
-    for value in jax.tree.leaves(
-        eqn.params, is_leaf=lambda v: hasattr(v, 'eqns') or hasattr(
-            v, 'jaxpr')):
-      inner = getattr(value, 'jaxpr', value)
-      if hasattr(inner, 'eqns'):
-        yield from subjaxprs(inner)
 
 
 def test_the_switch_survives_vmap(fill):
