@@ -549,13 +549,13 @@ def run_cells(cells, *states, arch: CellArch):
   plan = cells[0].plan
   like = jax.ShapeDtypeStruct(
       _output_shape(plan, states[-1].shape), states[-1].dtype)
-  after = [*states, *[like] * len(cells)]
-  made = [cell.variables_of(*_inputs_of(plan, i, states, after[len(states):]),
-                            arch=arch) for i, cell in enumerate(cells)]
+  outputs = [like] * len(cells)
+  made = [cell.variables_of(*_inputs_of(plan, i, states, outputs), arch=arch)
+          for i, cell in enumerate(cells)]
   if cells[0].is_initializing():
     # Compiling the cells to throw their output away would cost a minute.
-    last = min(len(cells), len(states))
-    return (jnp.zeros(like.shape, like.dtype),) * last
+    return (jnp.zeros(like.shape, like.dtype),) * min(
+        len(cells), len(states))
   index = plan.variant_index(arch.edges, arch.ops)
   pairs, weights, groups, seeds = zip(*made)
   flat = _gather(plan, groups, arch.edges, index)
@@ -600,7 +600,12 @@ class SearchCell(nn.Module):
 
   @nn.compact
   def variables_of(self, *states, arch: CellArch):
-    """(preprocessors, their weights, those of the operations, seeds)."""
+    """What `_search_cells` needs of this cell, its inputs' shapes being known.
+
+    Returns:
+      (preprocessors or None, their weights, the operations' weights, [M] seeds
+      of the operation `noise` or None).
+    """
     pair, weights = None, {}
     if self.reduction_prev is not None:
       pair = _preprocessors(self.features, self.reduction_prev, _unnormalised)

@@ -44,7 +44,8 @@ class ResidualBlock(nn.Module):
     return y + ops.Conv(self.features, 1, name='shortcut')(shortcut)
 
 
-def _skeleton(images, *, channels, cells, num_classes, norm, block, make_cell):
+def _skeleton(images, *, channels, cells, num_classes, norm, block, make_cell,
+              run=networks.in_order):
   """The logits of the macro skeleton.
 
   Args:
@@ -55,6 +56,7 @@ def _skeleton(images, *, channels, cells, num_classes, norm, block, make_cell):
     norm: makes the normalisation of stem and head.
     block: (features, name) -> residual block.
     make_cell: (features, name) -> function of one state.
+    run: (equal cells, state) -> the outputs of all or of the last.
   """
   x = norm(name='stem_norm')(
       ops.Conv(channels, 3, name='stem_conv')(images))
@@ -62,8 +64,8 @@ def _skeleton(images, *, channels, cells, num_classes, norm, block, make_cell):
     features = channels * 2**stage
     if stage:
       x = block(features, f'reduce{stage}')(x)
-    for i in range(cells // STAGES):
-      x = make_cell(features, f'cell{stage}_{i}')(x)
+    x = run([make_cell(features, f'cell{stage}_{i}')
+             for i in range(cells // STAGES)], x)[-1]
   x = nn.relu(norm(name='head_norm')(x))
   return networks.Linear(num_classes, name='head')(networks.pooled(x))
 
@@ -89,10 +91,8 @@ class Supernet(nn.Module):
     chex.assert_rank(images, 4)
 
     def make_cell(features, name):
-      return functools.partial(
-          cells_lib.SearchCell(self.space, features, conv_bias=True,
-                               pool_norm=False, name=name),
-          arch=arch['normal'])
+      return cells_lib.SearchCell(
+          self.space, features, conv_bias=True, pool_norm=False, name=name)
 
     def block(features, name):
       return ResidualBlock(
@@ -101,7 +101,8 @@ class Supernet(nn.Module):
     return _skeleton(
         images, channels=self.channels, cells=self.cells,
         num_classes=self.num_classes, norm=networks.AffineBatchStatistics,
-        block=block, make_cell=make_cell)
+        block=block, make_cell=make_cell,
+        run=functools.partial(cells_lib.run_cells, arch=arch['normal']))
 
 
 class Network(nn.Module):

@@ -118,7 +118,9 @@ def in_order(cells, *states):
 
 def stack(images, *, stem, channels, cells, stem_norm, make_cell,
           run=in_order):
-  """The outputs of the cells by number; call it in a compact module.
+  """{number of a cell: its output}; call it in a compact module.
+
+  Where `run` gives the last outputs of a stage only, the others are left out.
 
   Args:
     images: [B,H,W,.].
