@@ -99,9 +99,7 @@ def evaluate_row(args, changes) -> dict:
   shape = (args.image_size, args.image_size, 3)
   variables = networks.initialise(network, 0, jnp.zeros((2, *shape)))
   tx = training.sgd(lambda step: section.lr, section)
-  state = evaluate.State(
-      jnp.int32(0), jnp.uint32(0), variables['params'],
-      variables['batch_stats'], tx.init(variables['params']))
+  state = evaluate.init_state(variables, tx)
   make = evaluate.make_step(network, section, tx, 1000, 100)
   batch = {
       'image': jax.random.normal(jax.random.key(0), (args.batch, *shape)),

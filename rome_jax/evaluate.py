@@ -55,6 +55,14 @@ class State(NamedTuple):
   opt: Any
 
 
+def init_state(variables, tx, seed: int = 0) -> State:
+  """The state before the first step, of a network's {collection: tree}."""
+  params = variables['params']
+  return State(jnp.zeros((), jnp.int32), jnp.uint32(seed), params,
+               variables.get('batch_stats', {}),
+               tx.init(ravel_pytree(params)[0]))
+
+
 def jobs(config, genotype) -> list[Job]:
   """The retrainings a config asks for, the architecture's own first."""
   section, seed = config.evaluate, config.seed
@@ -234,10 +242,7 @@ class Trainer:
     size, channels = self.dataset.image_size, self.dataset.image_channels
     variables = networks.initialise(
         network, seed, jnp.zeros((2, size, size, channels)))
-    params = variables['params']
-    return State(jnp.zeros((), jnp.int32), jnp.uint32(seed), params,
-                 variables.get('batch_stats', {}),
-                 self.tx.init(ravel_pytree(params)[0]))
+    return init_state(variables, self.tx, seed)
 
   def _program(self, network, state, label=''):
     """(compiled step, test, carry) of a network."""

@@ -106,9 +106,7 @@ def retraining(mesh):
   tx = optax.sgd(.1)
   batch = problem()[2][0]
   variables = Small().init(jax.random.key(0), batch['image'])
-  state = evaluate.State(
-      jnp.int32(0), jnp.uint32(0), variables['params'],
-      variables['batch_stats'], tx.init(variables['params']))
+  state = evaluate.init_state(variables, tx)
   step = evaluate.make_step(Small(), section, tx, 10, 5)
   expected = jax.device_get(jax.jit(step)(state, batch))
   return largest_difference(jax.device_get(jax.jit(step)(

@@ -179,7 +179,8 @@ def temp_bytes(jit, count, whole):
   """Of the gradient of theta, one node; or the whole step, four nodes."""
   config = config_lib.defaults()
   config.image_size = 16
-  config.search.update(cells=1, channels=8, batch_size=64, k=1)
+  config.search.update(
+      cells=1, channels=8, batch_size=64, k=1, parallel='scan')
   space = growth.space_of(count)
   if not whole:
     space = space.restrict(num_nodes=1)

@@ -310,9 +310,7 @@ def test_retraining_step_is_the_mean_of_its_parts(norm, quick_jit):
   section.update(auxiliary=False, drop_path=0.)
   net, tx = Small(norm), optax.sgd(1.)
   variables = net.init(jax.random.key(0), batch()['image'])
-  state = evaluate.State(
-      jnp.int32(0), jnp.uint32(0), variables['params'],
-      variables.get('batch_stats', {}), tx.init(variables['params']))
+  state = evaluate.init_state(variables, tx)
 
   def step(accumulate, state, batch):
     section.accumulate = accumulate
