@@ -151,8 +151,10 @@ class Parts(NamedTuple):
   def plus(self, other):
     return Parts(self.once + other.once, self.loops + other.loops)
 
-  def turned(self, n):
-    """As the body of a loop of n turns."""
+  def turned(self, n, outer=False):
+    """As the body of a loop of n turns, an outer one if it counts as none."""
+    if outer:
+      return Parts(self.once.times(n), self.loops.times(n))
     return Parts(NOTHING, (self.once + self.loops).times(n))
 
   def to_json(self):
@@ -167,12 +169,13 @@ def _either(branches):
   return Parts(*map(_one_of, zip(*branches)))
 
 
-def of_program(text: str, mesh) -> Parts:
+def of_program(text: str, mesh, outer: int = 0) -> Parts:
   """Of a compiled program.
 
   Args:
     text: its `as_text()`.
     mesh: data x sample.
+    outer: so many loops around all others only multiply what is in them.
 
   Raises:
     ValueError: a loop with communication in it turns an unknown number of
@@ -182,31 +185,33 @@ def of_program(text: str, mesh) -> Parts:
   groups = _groups(mesh)
 
   @functools.cache
-  def total(name):
-    return _all(map(instruction, bodies[name]))
+  def total(name, outer):
+    return _all(instruction(line, outer) for line in bodies[name])
 
-  def instruction(line):
+  def instruction(line, outer):
     if found := _COLLECTIVE.search(line):
       axis = _axis(line, groups)
       return Parts(_one(axis, _bytes(found[1]))) if axis else Parts()
     if ' while(' in line:
-      inner = total(re.search(r'body=%?([\w.-]+)', line)[1])
+      inner = total(
+          re.search(r'body=%?([\w.-]+)', line)[1], max(0, outer - 1))
       turns = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
       if inner == Parts():
         return inner
       if not turns:
         raise ValueError(f'communication in a loop of unknown length: {line}')
-      return inner.turned(int(turns[1]))
+      return inner.turned(int(turns[1]), outer > 0)
     if ' conditional(' in line:
       named = re.search(r'branch_computations=\{([^}]*)\}', line)
       names = named[1].split(',') if named else re.findall(
           r'(?:true|false)_computation=(%?[\w.-]+)', line)
-      return _either([total(name.strip().lstrip('%')) for name in names])
+      return _either(
+          [total(name.strip().lstrip('%'), outer) for name in names])
     if called := re.search(r' call\(.*to_apply=%?([\w.-]+)', line):
-      return total(called[1])
+      return total(called[1], outer)
     return Parts()
 
-  return total(entry)
+  return total(entry, outer)
 
 
 def _computations(text):
@@ -276,28 +281,35 @@ def _iota(sizes, order):
   return ids.transpose(_numbers(order) if order else None)
 
 
-def of_trace(jaxpr) -> Parts:
+def of_trace(jaxpr, outer: int = 0) -> Parts:
   """Of a traced program, the `jaxpr` of `jax.make_jaxpr`; see `of_program`."""
-  return _all(map(_of_equation, jaxpr.eqns))
+  return _all(_of_equation(eqn, outer) for eqn in jaxpr.eqns)
 
 
-def _of_equation(eqn):
+def _of_equation(eqn, outer):
   name, params = eqn.primitive.name, eqn.params
   if name.startswith('psum'):
     size = sum(v.aval.size * v.aval.dtype.itemsize for v in eqn.invars)
     return _all(Parts(_one(axis, size)) for axis in params['axes'])
   if name == 'cond':
-    return _either([of_trace(branch.jaxpr) for branch in params['branches']])
+    return _either(
+        [of_trace(branch.jaxpr, outer) for branch in params['branches']])
   if name == 'scan':
-    return of_trace(params['jaxpr'].jaxpr).turned(params['length'])
+    inner = of_trace(params['jaxpr'].jaxpr, max(0, outer - 1))
+    return inner.turned(params['length'], outer > 0)
   inner = (getattr(value, 'jaxpr', value) for value in params.values())
-  found = _all(of_trace(part) for part in inner if hasattr(part, 'eqns'))
+  found = _all(of_trace(part, outer) for part in inner
+               if hasattr(part, 'eqns'))
   if name == 'while' and found != Parts():
     raise ValueError('communication in a loop of unknown length')
   return found
 
 
 # ----------------------------------------------------------------- the steps
+
+
+# Around all others: the loop over the two halves of a step.
+OUTER_LOOPS = 1
 
 
 def make_step(space, sizes, mesh):
@@ -331,7 +343,8 @@ def measure(name: str, repeats: int) -> dict:
   batches = parallel.place((images, images), parallel.split_batch(mesh))
   jitted = jax.jit(update)
   step = jitted.lower(state, *batches).compile()
-  traced = of_trace(jax.make_jaxpr(update)(state, *batches).jaxpr)
+  traced = of_trace(
+      jax.make_jaxpr(update)(state, *batches).jaxpr, OUTER_LOOPS)
   seconds = []
   for _ in range(repeats + 1):
     start = time.perf_counter(), time.process_time()
@@ -349,7 +362,8 @@ def measure(name: str, repeats: int) -> dict:
       'step_seconds': elapsed, 'cpu_seconds': processor,
       'gradient_bytes': sum(
           leaf.nbytes for leaf in jax.tree.leaves((state.theta, state.arch))),
-      'compiled': of_program(step.as_text(), mesh).to_json(),
+      'compiled': of_program(
+          step.as_text(), mesh, OUTER_LOOPS).to_json(),
       'traced': traced.to_json()}
 
 
@@ -360,7 +374,8 @@ def trace(name: str) -> dict:
   space = spaces.get_space('s0')
   update, init, images = make_step(space, sizes, mesh)
   state = jax.eval_shape(init)
-  once, loops = of_trace(jax.make_jaxpr(update)(state, images, images).jaxpr)
+  once, loops = of_trace(
+      jax.make_jaxpr(update)(state, images, images).jaxpr, OUTER_LOOPS)
   k = sizes[-1]
   return {'k': k, 'batch': sizes[-2], 'num_nodes': space.num_nodes,
           'parameters': sum(

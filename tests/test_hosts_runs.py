@@ -152,7 +152,7 @@ def test_two_processes_are_one_with_two_devices(
   assert run.end() == [0, 0], run.ends
   check_equal(tmp_path / 'run', one_process, 1e-6)
   (_, out, err), (_, silent_out, silent_err) = run.ends
-  assert 'genotype: ' in out and 'search: compiled in' in err
+  assert 'genotype: ' in out and 'search (scan over K): compiled in' in err
   # All but a line of the collectives' own library.
   assert 'genotype' not in silent_out and 'search' not in silent_err
 

@@ -6,7 +6,10 @@ import pathlib
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import pytest
+from jax import lax
 
 from benchmarks import scaling
 
@@ -62,6 +65,38 @@ def test_counts_are_those_of_a_program_counted_by_hand(counted, way):
   assert found['once']['data'] == {'count': [0, .5, 1], 'bytes': [0, 14, 28]}
   assert found['loops'] == {
       'data': {'count': [6, 6, 6], 'bytes': [120, 120, 120]}}
+
+
+def test_an_outer_loop_only_multiplies():
+  """Two turns around one exchange and a loop of three."""
+
+  def function(x):
+    def inner(carry, _):
+      return lax.psum(carry, 'data'), None
+
+    def outer(carry, _):
+      return lax.scan(inner, lax.psum(carry, 'data'), length=3)[0], None
+    return lax.scan(outer, x, length=2)[0]
+
+  jaxpr = jax.make_jaxpr(function, axis_env=[('data', 2)])(
+      jnp.ones(5, jnp.float32)).jaxpr
+  for outer, once, loops in ((0, None, 8), (1, 2, 6)):
+    found = scaling.of_trace(jaxpr, outer).to_json()
+    assert found['once'].get('data', {'count': [None]})['count'][0] == once
+    assert found['loops']['data'] == {
+        'count': [loops] * 3, 'bytes': [20 * loops] * 3}
+
+
+def test_a_supernet_is_counted_and_projected():
+  """Both halves exchange all gradients and little else outside loops."""
+  full = run('-c', 'import json; from benchmarks import scaling; '
+             "scaling.FULL['tiny'] = scaling.SMALL_SIZES; "
+             "print(json.dumps(scaling.trace('tiny')))", devices=2)
+  [low, mean, high] = full['once']['data']['bytes']
+  assert low == mean == high
+  assert 0 <= mean / (2 * 4 * full['parameters']) - 1 < .1
+  for link in scaling.LINKS.values():
+    assert scaling.communication_seconds(full, link, 8, 1) > 0
 
 
 @pytest.mark.parametrize('text, group', [
