@@ -377,7 +377,7 @@ def trace(name: str) -> dict:
   once, loops = of_trace(
       jax.make_jaxpr(update)(state, images, images).jaxpr, OUTER_LOOPS)
   k = sizes[-1]
-  return {'k': k, 'batch': sizes[-2], 'num_nodes': space.num_nodes,
+  return {'k': k, 'batch': sizes[-2],
           'parameters': sum(
               leaf.size for leaf in jax.tree.leaves(state.theta)),
           'once': once.to_json(), 'per_sample': loops.times(1 / k).to_json()}
@@ -400,13 +400,8 @@ def _in_process(devices, kind, names, repeats):
 # ---------------------------------------------------------------- projection
 
 
-def joined(num_nodes: int) -> dict[str, int]:
-  """{axis: all-reduces and gathers outside loops} once XLA has joined them.
-
-  One all-reduce each half step; where samples are spread, the edges of each
-  node of the two cell types are gathered too.
-  """
-  return {parallel.DATA: 2, parallel.SAMPLE: 2 + 2 * 2 * num_nodes}
+# All-reduces outside loops once XLA has joined them: one each half step.
+JOINED = 2
 
 
 def communication_seconds(full, link, data: int, sample: int) -> float:
@@ -416,7 +411,7 @@ def communication_seconds(full, link, data: int, sample: int) -> float:
     if n == 1:
       continue
     in_loops = full['per_sample'].get(axis)
-    count = joined(full['num_nodes'])[axis]
+    count = JOINED
     size = full['once'][axis]['bytes'][1]
     if in_loops:
       count += in_loops['count'][1] * full['k'] / sample
