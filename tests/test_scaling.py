@@ -158,7 +158,8 @@ def test_each_half_of_the_small_step_communicates_its_gradients_once():
     least = 2 * row['gradient_bytes']
     for way in ('compiled', 'traced'):
       size = row[way]['once']['sample']['bytes'][1]
-      assert least < size < least + 600
+      # XLA may leave out beta's of nodes without a choice, known to be 0.
+      assert .99 * least < size < least + 600
     count = row['compiled']['once']['sample']['count'][1]
     assert count == scaling.JOINED
   both = found[0]
