@@ -188,14 +188,12 @@ class _Plan:
 
   def _table(self, weights, rows, pad):
     """[rows, all parameters of one edge + pad]."""
-    columns = [jnp.zeros((rows, pad))]
-    for variant in reversed(self.variants):
-      leaves = [leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(
-          weights[variant.group][variant.op])] if variant.size else []
-      columns = [
-          jnp.pad(leaf, ((0, rows - leaf.shape[0]), (0, 0)))
-          for leaf in leaves] + columns
-    return jnp.concatenate(columns, 1)
+    columns = [
+        jnp.pad(leaf.reshape(leaf.shape[0], -1),
+                ((0, rows - leaf.shape[0]), (0, 0)))
+        for variant in self.variants if variant.size
+        for leaf in jax.tree.leaves(weights[variant.group][variant.op])]
+    return jnp.concatenate([*columns, jnp.zeros((rows, pad))], 1)
 
 
 # One plan object per key: its variants are built once.
@@ -357,10 +355,14 @@ def _node_shape(plan, shape):
           plan.features)
 
 
-def _to_output(plan, nodes):
-  """[N,B,h,w,C] -> the concatenation [B,h,w,N*C], or the last node."""
-  if plan.ends_in_last_node:
-    return nodes[-1]
+def _output_shape(plan, shape):
+  """[B,h,w,N*C] (or [B,h,w,C]) for inputs [B,H,W,.]."""
+  n, *size, c = _node_shape(plan, shape)
+  return (*size, c if plan.ends_in_last_node else n * c)
+
+
+def _to_output(nodes):
+  """[N,B,h,w,C] -> the concatenation [B,h,w,N*C]."""
   n, b, h, w, c = nodes.shape
   return jnp.moveaxis(nodes, 0, 3).reshape(b, h, w, n * c)
 
@@ -417,10 +419,10 @@ def _switch_cells(number, i, branch, *args):
 
 def _run_cells(plan, pairs, weights, flat, gates, edges, ops, seeds, states):
   """Each cell's output, or all its nodes where that is the last: [n,...]."""
-  shape = _node_shape(plan, states[-1].shape)
-  if not plan.ends_in_last_node:  # The concatenation is the nodes.
-    shape = (*shape[1:4], shape[0] * shape[4])
-  kept = jnp.zeros((len(pairs), *shape), states[-1].dtype)
+  # The concatenation is the nodes.
+  shape_of = _node_shape if plan.ends_in_last_node else _output_shape
+  kept = jnp.zeros(
+      (len(pairs), *shape_of(plan, states[-1].shape)), states[-1].dtype)
 
   def preprocess(i, kept):
     return _preprocess(pairs[i], weights[i], _inputs_of(
@@ -431,7 +433,7 @@ def _run_cells(plan, pairs, weights, flat, gates, edges, ops, seeds, states):
     inputs = _normalise(
         pairs[0], _switch_cells(len(pairs), i, preprocess, kept))
     nodes = _run_edges(plan, flat, gates, edges, ops, seeds, inputs)
-    value = nodes if plan.ends_in_last_node else _to_output(plan, nodes)
+    value = nodes if plan.ends_in_last_node else _to_output(nodes)
     return lax.dynamic_update_index_in_dim(kept, value, i, 0), None
 
   return lax.scan(body, kept, (jnp.arange(len(pairs)), flat, seeds))[0]
@@ -623,11 +625,6 @@ class SearchCell(nn.Module):
       seeds = jax.random.bits(
           self.make_rng('noise'), arch.edges.shape, jnp.uint32)
     return pair, weights, groups, seeds
-
-
-def _output_shape(plan, shape):
-  n, *size, c = _node_shape(plan, shape)
-  return (*size, c if plan.ends_in_last_node else n * c)
 
 
 def _init_edges(rng, plan, group):

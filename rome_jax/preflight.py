@@ -125,11 +125,11 @@ def parallel(k: int, sample_bytes: int, total_bytes: int | None) -> str:
   """What `search.parallel='auto'` stands for.
 
   On a CPU 'scan': there batching saves no time and costs K times the memory.
-  On an accelerator 'vmap', whose fewer and larger
-  operations keep a device busy that a batch of one sample does not, if the K
-  samples fit into VMAP_SHARE of its memory, else 'scan'; this part is not
-  measured. All of the memory counts, not what is free, so that a run that
-  goes on chooses what it chose at first.
+  On an accelerator 'vmap', whose fewer and larger operations keep a device
+  busy that a batch of one sample does not, if the K samples fit into
+  VMAP_SHARE of its memory, else 'scan'; this part is not measured. All of the
+  memory counts, not what is free, so that a run that goes on chooses what it
+  chose at first.
 
   Args:
     k: samples that a device evaluates.
