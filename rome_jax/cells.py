@@ -207,61 +207,105 @@ _plan = functools.cache(_Plan)
 def _operation(plan):
   """y = f(w, xs, seed), per variant: the sampled operation of one edge.
 
-  xs holds the edge's predecessor in each bank, of which the branch reads its
-  own; w is [P]; seed is that of the operation `noise`, or None.
+  xs holds the edge's predecessor in each bank, a `choice.Row`, of which the
+  branch reads its own; w is [P]; seed is that of the operation `noise`, or
+  None.
   """
 
   def branch(variant):
-    def run(w, xs, seed):
+    def run(w, x, seed):
       rngs = None if seed is None else {'noise': jax.random.key(seed)}
       return variant.module.apply(
-          {'params': variant.unflatten(w)}, xs[variant.bank], rngs=rngs)
-    return run
+          {'params': variant.unflatten(w)}, x, rngs=rngs)
+    return variant.bank, run
 
   return [branch(v) for v in plan.variants]
 
 
 @functools.cache
 def _forward_switch(plan):
-  branches = _operation(plan)
+
+  def branch(bank, run):
+    return lambda w, xs, seed: run(w, xs[bank].read(), seed)
+
+  branches = [branch(*operation) for operation in _operation(plan)]
   return choice.one_by_one(
       lambda index, *args: lax.switch(index, branches, *args))
 
 
 @functools.cache
 def _backward_switch(plan, wants):
-  """(dw or None, dgate or None, dxs) of gate * f(w, xs, seed)."""
+  """(dw or None, dgate or None, dx per bank) of gate * f(w, xs, seed)."""
 
-  def branch(run):
+  def branch(bank, run):
     def pull(w, gate, xs, seed, g, trained):
-      return choice.pull(
-          lambda w, xs: run(w, xs, seed), wants, w, gate, xs, g, trained)
+      dw, dgate, dx = choice.pull(
+          lambda w, x: run(w, x, seed), wants, w, gate, xs[bank].read(),
+          g.read(), trained)
+      return dw, dgate, [
+          dx if i == bank else jnp.zeros(x.bank.shape[1:], dx.dtype)
+          for i, x in enumerate(xs)]
     return pull
 
-  branches = [branch(run) for run in _operation(plan)]
+  branches = [branch(*operation) for operation in _operation(plan)]
   return choice.one_by_one(
       lambda index, *args: lax.switch(index, branches, *args))
 
 
 # ------------------------------------------------------------ the whole DAG
 
+# The states of n equal cells lie in banks, arrays of maps of one shape: a
+# normal cell's inputs and nodes in one, [R,B,H,W,C], those of a reduction cell
+# in two, inputs [n*2,B,H,W,C] and nodes [n*N,B,h,w,C]. Nothing is copied out
+# of them but what an operation reads, and they are all that is kept for the
+# backward pass.
 
-def _reads(plan, pred):
-  """Per bank, the row that holds state `pred` (any row if it does not)."""
+
+def _period(plan, pair):
+  """Per bank, how many rows lie between a cell and the next."""
+  inputs, nodes = plan.space.num_inputs, plan.space.num_nodes
+  if plan.reduction:
+    return inputs, nodes
+  # Where an input is a state as it is, it is the last node of the cell before.
+  return (nodes if pair is None else inputs + nodes,)
+
+
+def _empty_banks(plan, pairs, shape, dtype):
+  """Zeros for cells of inputs [B,H,W,.]."""
+  b, h, w, _ = shape
+  number, inputs = len(pairs), plan.space.num_inputs
+  maps = [(b, h, w, plan.features), _node_shape(plan, shape)[1:]]
+  extra = inputs if pairs[0] is None else 0
+  return tuple(
+      jnp.zeros((number * rows + extra, *size), dtype)
+      for rows, size in zip(_period(plan, pairs[0]), maps))
+
+
+def _bases(plan, pair, i):
+  """Per bank, the row of cell i's first state."""
+  return [i * rows for rows in _period(plan, pair)]
+
+
+def _reads(plan, bases, banks, pred):
+  """Per bank, the `choice.Row` of state `pred` (any if it is elsewhere)."""
   starts = (*plan.bank_starts, plan.space.num_inputs + plan.space.num_nodes)
-  return [jnp.clip(pred - a, 0, b - a - 1)
-          for a, b in zip(starts, starts[1:])]
+  return [
+      choice.Row(bank, base + jnp.clip(pred - a, 0, b - a - 1))
+      for bank, base, a, b in zip(banks, bases, starts, starts[1:])]
 
 
-def _rows(banks, indices):
-  return [lax.dynamic_index_in_dim(bank, i, keepdims=False)
-          for bank, i in zip(banks, indices)]
+def _rows(bank, start, number):
+  """[number,...] rows of a bank."""
+  return lax.dynamic_slice_in_dim(bank, start, number)
 
 
-def _add_to(bank, row, value):
+def _put(bank, start, values):
+  return lax.dynamic_update_slice_in_dim(bank, values, start, 0)
+
+
+def _add_to(bank, start, values):
   # Unlike bank.at[row].add, which is a scatter, this stays in place.
-  old = lax.dynamic_index_in_dim(bank, row, keepdims=False)
-  return lax.dynamic_update_index_in_dim(bank, old + value, row, 0)
+  return _put(bank, start, _rows(bank, start, len(values)) + values)
 
 
 def _edge_arrays(plan, edges, ops):
@@ -273,58 +317,50 @@ def _edge_arrays(plan, edges, ops):
   return preds, rows, plan.variant_index(edges, ops)
 
 
-def _banks(plan, inputs, nodes):
-  if plan.reduction:
-    return inputs, nodes
-  return (jnp.concatenate([inputs, nodes]),)
-
-
 @functools.partial(jax.jit, static_argnums=0)
-def _run_edges(plan, flat, gates, edges, ops, seeds, inputs):
-  """Node states [N,B,h,w,C] from preprocessed inputs [2,B,H,W,C]."""
+def _run_edges(plan, flat, gates, edges, ops, seeds, bases, banks):
+  """The banks with the nodes of the cell whose states start at `bases`."""
   preds, rows, index = _edge_arrays(plan, edges, ops)
   slots = preds, rows, index, gates, flat, seeds
-  nodes = jnp.zeros(_node_shape(plan, inputs.shape[1:]), inputs.dtype)
 
   def body(banks, slot):
     pred, row, variant, gate, w, seed = slot
-    xs = _rows(banks, _reads(plan, pred))
-    y = _forward_switch(plan)(variant, w, xs, seed)
+    y = _forward_switch(plan)(
+        variant, w, _reads(plan, bases, banks, pred), seed)
     *others, last = banks
-    return (*others, _add_to(last, row, gate.astype(y.dtype) * y)), None
+    y = gate.astype(y.dtype) * y
+    return (*others, _add_to(last, bases[-1] + row, y[None])), None
 
-  banks, _ = lax.scan(body, _banks(plan, inputs, nodes), slots)
-  return banks[-1][-plan.space.num_nodes:]
+  return lax.scan(body, banks, slots)[0]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _pull_edges(plan, wants, flat, gates, edges, ops, seeds, trained,
-                inputs, nodes, g):
-  """Cotangents (flat, gates, inputs) of `_run_edges` at nodes' g."""
+def _pull_edges(plan, wants, flat, gates, edges, ops, seeds, trained, bases,
+                banks, dbanks):
+  """`_run_edges`' cotangents: (of the banks, of flat, of gates)."""
   preds, rows, index = _edge_arrays(plan, edges, ops)
   slots = preds, rows, index, gates, flat, seeds
-  banks = _banks(plan, inputs, nodes)
   pull = _backward_switch(plan, wants)
 
-  def body(cotangents, slot):
+  def body(dbanks, slot):
     pred, row, variant, gate, w, seed = slot
-    reads = _reads(plan, pred)
-    xs = _rows(banks, reads)
-    g = lax.dynamic_index_in_dim(cotangents[-1], row, keepdims=False)
-    dw, dgate, dxs = pull(variant, w, gate, xs, seed, g, trained)
-    cotangents = tuple(map(_add_to, cotangents, reads, dxs))
-    return cotangents, (dw, dgate)
+    reads = _reads(plan, bases, banks, pred)
+    g = choice.Row(dbanks[-1], bases[-1] + row)
+    dw, dgate, dxs = pull(variant, w, gate, reads, seed, g, trained)
+    dbanks = tuple(
+        _add_to(dbank, read.index, dx[None])
+        for dbank, read, dx in zip(dbanks, reads, dxs))
+    return dbanks, (dw, dgate)
 
-  cotangents, (dflat, dgates) = lax.scan(
-      body, _banks(plan, jnp.zeros_like(inputs), g), slots, reverse=True)
-  return dflat, dgates, cotangents[0][:plan.space.num_inputs]
+  dbanks, (dflat, dgates) = lax.scan(body, dbanks, slots, reverse=True)
+  return dbanks, dflat, dgates
 
 
 # --------------------------------------------------- equal cells in a row
 
 
 def _unnormalised():
-  """In place of a layer of normalisation, which `_normalise` supplies.
+  """In place of a layer of normalisation, which `_search_cells` supplies.
 
   Behind a `switch` over cells the backward pass need not repeat the
   convolutions to have what is normalised.
@@ -334,17 +370,9 @@ def _unnormalised():
 
 def _preprocess(pair, weights, states):
   """[num_inputs,B,H,W,C] of a cell's inputs, not normalised yet."""
-  if pair is None:  # They have the cell's width already.
-    return jnp.stack(states)
   return jnp.stack([
       module.apply({'params': weights[module.name]}, s)
       for module, s in zip(pair, states)])
-
-
-def _normalise(pair, inputs):
-  if pair is None:
-    return inputs
-  return jnp.stack([kernels.batch_norm(x) for x in inputs])
 
 
 def _node_shape(plan, shape):
@@ -361,24 +389,50 @@ def _output_shape(plan, shape):
   return (*size, c if plan.ends_in_last_node else n * c)
 
 
-def _to_output(nodes):
-  """[N,B,h,w,C] -> the concatenation [B,h,w,N*C]."""
+def _output_rows(plan, pair, i):
+  """(first, number) of the nodes in the last bank that cell i's output is."""
+  start = (_bases(plan, pair, i)[-1] + plan.space.num_inputs
+           - plan.bank_starts[-1])
+  last = plan.space.num_nodes - 1
+  return (start + last, 1) if plan.ends_in_last_node else (start, last + 1)
+
+
+def _output(plan, pair, i, banks):
+  """Cell i's output [B,h,w,N*C], the concatenation of its nodes."""
+  nodes = _rows(banks[-1], *_output_rows(plan, pair, i))
   n, b, h, w, c = nodes.shape
   return jnp.moveaxis(nodes, 0, 3).reshape(b, h, w, n * c)
 
 
-def _to_nodes(plan, output):
-  """[N,B,h,w,C] from the concatenation."""
-  n = plan.space.num_nodes
+def _to_nodes(number, output):
+  """[N,B,h,w,C] from their concatenation."""
   b, h, w, c = output.shape
-  return jnp.moveaxis(output.reshape(b, h, w, n, c // n), 3, 0)
+  return jnp.moveaxis(
+      output.reshape(b, h, w, number, c // number), 3, 0)
 
 
-def _inputs_of(plan, i, states, outputs):
-  """The inputs of cell i: the outputs of those before, or `states`."""
+def _add_to_output(plan, pair, i, dbanks, g):
+  """The banks' cotangents with g [B,h,w,N*C] added to cell i's output's."""
+  start, number = _output_rows(plan, pair, i)
+  return (*dbanks[:-1],
+          _add_to(dbanks[-1], start, _to_nodes(number, g)))
+
+
+def _only_outputs(plan, pair, dbanks, gs):
+  """Banks of cotangents gs {cell: its output's}, and of those of `dbanks`."""
+  # As one concatenation, so that they are written once.
+  bank, parts, end = dbanks[-1], [], 0
+  for i, g in gs.items():
+    start, number = _output_rows(plan, pair, i)
+    parts += [bank[end:start], _to_nodes(number, g)]
+    end = start + number
+  return (*dbanks[:-1], jnp.concatenate([*parts, bank[end:]]))
+
+
+def _inputs_of(plan, i, states, output):
+  """The inputs of cell i: output(j) of cells before it, or `states`."""
   n = plan.space.num_inputs
-  return tuple(states[j] if j < n else outputs[j - n]
-               for j in range(i, i + n))
+  return tuple(states[j] if j < n else output(j - n) for j in range(i, i + n))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -388,7 +442,8 @@ def _search_cells(plan, pairs, weights, flat, gates, edges, ops, seeds,
 
   Args:
     plan: of all of them.
-    pairs: of each cell, its preprocessors, see `_preprocess`.
+    pairs: of each cell, its preprocessors, see `_preprocess`, or None where
+      the only input is taken as it is.
     weights: of each cell, those of its preprocessors.
     flat: [n,M,P], see `_Plan.gather`.
     gates, edges, ops: [M], of all cells.
@@ -396,19 +451,18 @@ def _search_cells(plan, pairs, weights, flat, gates, edges, ops, seeds,
     trained: see `kernels.trained`.
     states: the inputs of the first cell.
   """
-  kept = _run_cells(plan, pairs, weights, flat, gates, edges, ops, seeds,
-                    states)
-  return _last_outputs(plan, kept)
+  banks, _ = _run_cells(plan, pairs, weights, flat, gates, edges, ops, seeds,
+                        states)
+  return _last_outputs(plan, pairs, banks)
 
 
-def _outputs(plan, kept):
-  """The outputs of cells [n,...] from what was kept of them."""
-  return kept[:, -1] if plan.ends_in_last_node else kept
+def _last(plan, pairs):
+  """The numbers of the cells whose outputs are wanted."""
+  return range(len(pairs))[-plan.space.num_inputs:]
 
 
-def _last_outputs(plan, kept):
-  n = plan.space.num_inputs
-  return tuple(_outputs(plan, kept[-n:]))
+def _last_outputs(plan, pairs, banks):
+  return tuple(_output(plan, pairs[0], i, banks) for i in _last(plan, pairs))
 
 
 def _switch_cells(number, i, branch, *args):
@@ -418,25 +472,27 @@ def _switch_cells(number, i, branch, *args):
 
 
 def _run_cells(plan, pairs, weights, flat, gates, edges, ops, seeds, states):
-  """Each cell's output, or all its nodes where that is the last: [n,...]."""
-  # The concatenation is the nodes.
-  shape_of = _node_shape if plan.ends_in_last_node else _output_shape
-  kept = jnp.zeros(
-      (len(pairs), *shape_of(plan, states[-1].shape)), states[-1].dtype)
+  """(banks, [n,num_inputs,C] scales of the preprocessors' normalisation)."""
+  pair, number = pairs[0], len(pairs)
+  banks = _empty_banks(plan, pairs, states[-1].shape, states[-1].dtype)
+  if pair is None:
+    banks = (_put(banks[0], 0, jnp.stack(states)),)
 
-  def preprocess(i, kept):
+  def preprocess(i, banks):
     return _preprocess(pairs[i], weights[i], _inputs_of(
-        plan, i, states, _outputs(plan, kept)))
+        plan, i, states, lambda j: _output(plan, pair, j, banks)))
 
-  def body(kept, slot):
+  def body(banks, slot):
     i, flat, seeds = slot
-    inputs = _normalise(
-        pairs[0], _switch_cells(len(pairs), i, preprocess, kept))
-    nodes = _run_edges(plan, flat, gates, edges, ops, seeds, inputs)
-    value = nodes if plan.ends_in_last_node else _to_output(nodes)
-    return lax.dynamic_update_index_in_dim(kept, value, i, 0), None
+    bases, scales = _bases(plan, pair, i), None
+    if pair is not None:
+      inputs = _switch_cells(number, i, preprocess, banks)
+      inputs, scales = map(jnp.stack, zip(*map(kernels.normalise, inputs)))
+      banks = (_put(banks[0], bases[0], inputs), *banks[1:])
+    banks = _run_edges(plan, flat, gates, edges, ops, seeds, bases, banks)
+    return banks, scales
 
-  return lax.scan(body, kept, (jnp.arange(len(pairs)), flat, seeds))[0]
+  return lax.scan(body, banks, (jnp.arange(number), flat, seeds))
 
 
 def _search_cells_fwd(plan, pairs, *primals):
@@ -444,7 +500,7 @@ def _search_cells_fwd(plan, pairs, *primals):
   values = choice.values(primals)
   *others, _, states = values
   kept = _run_cells(plan, pairs, *others, states)
-  return _last_outputs(plan, kept), (wants, values, kept)
+  return _last_outputs(plan, pairs, kept[0]), (wants, values, kept)
 
 
 def _zero_after(tree):
@@ -464,23 +520,23 @@ def _plus(tree, zero):
 
 
 def _search_cells_bwd(plan, pairs, residuals, gs):
-  wants, values, kept = residuals
+  wants, values, (banks, scales) = residuals
   weights, flat, gates, edges, ops, seeds, trained, states = values
-  n, number = plan.space.num_inputs, len(pairs)
+  n, number, pair = plan.space.num_inputs, len(pairs), pairs[0]
   gs = tuple(map(choice.dense, gs))
   # Else XLA would find what is recomputed here equal to the forward pass's,
   # and keep all of that until now.
   zero = _zero_after(gs)
-  douts = jnp.stack(
-      [*[jnp.zeros_like(gs[0])] * (number - len(gs)), *gs])
+  dbanks = _empty_banks(plan, pairs, states[-1].shape, gs[-1].dtype)
+  dbanks = _only_outputs(
+      plan, pair, _plus(dbanks, zero), dict(zip(_last(plan, pairs), gs)))
 
-  def preprocess(i, weights, states):
-    return _preprocess(pairs[i], weights, _plus(states, zero))
-
-  def pull(i, dinputs, kept, dweights, douts, dstates):
-    inputs = _inputs_of(plan, i, states, _outputs(plan, kept))
+  def pull(i, dinputs, banks, dweights, dbanks, dstates):
+    inputs = _inputs_of(
+        plan, i, states, lambda j: _output(plan, pair, j, banks))
     _, pullback = jax.vjp(
-        functools.partial(preprocess, i), weights[i], inputs)
+        lambda weights, states: _preprocess(
+            pairs[i], weights, _plus(states, zero)), weights[i], inputs)
     with kernels.trained(trained):
       dw, dinputs = pullback(dinputs)
     if wants.weights:
@@ -489,41 +545,38 @@ def _search_cells_bwd(plan, pairs, residuals, gs):
       dweights = (*dweights[:i], dw, *dweights[i + 1:])
     for j, d in enumerate(dinputs, i):
       if j >= n:
-        douts = douts.at[j - n].add(d)
+        dbanks = _add_to_output(plan, pair, j - n, dbanks, d)
       else:
         # The last cell that reads a state comes here first.
         d = d if i == min(j, number - 1) else dstates[j] + d
         dstates = (*dstates[:j], d, *dstates[j + 1:])
-    return dweights, douts, dstates
+    return dweights, dbanks, dstates
 
   def body(carry, slot):
-    i, flat, seeds = slot
-    dweights, douts, dstates = carry
-    g, mine = (lax.dynamic_index_in_dim(a, i, keepdims=False)
-               for a in (douts, kept))
-    mine = _plus(mine, zero)
-    inputs = _switch_cells(number, i, lambda i: preprocess(
-        i, weights[i], _inputs_of(plan, i, states, _outputs(plan, kept))))
-    inputs, pull_norm = jax.vjp(
-        functools.partial(_normalise, pairs[0]), inputs)
-    if plan.ends_in_last_node:
-      nodes, dnodes = mine, jnp.zeros_like(mine).at[-1].set(g)
-    else:
-      nodes, dnodes = _to_nodes(plan, mine), _to_nodes(plan, g)
-    dflat, dgates, dinputs = _pull_edges(
-        plan, wants, flat, gates, edges, ops, seeds, trained, inputs, nodes,
-        dnodes)
-    (dinputs,) = pull_norm(dinputs)
-    carry = _switch_cells(
-        number, i, pull, dinputs, kept, dweights, douts, dstates)
-    return carry, (dflat, dgates)
+    i, flat, seeds, scales = slot
+    dweights, dbanks, dstates = carry
+    # With the zero, since XLA sees through the loop over a single cell.
+    bases = _bases(plan, pair, i + zero)
+    dbanks, dflat, dgates = _pull_edges(
+        plan, wants, flat, gates, edges, ops, seeds, trained, bases, banks,
+        dbanks)
+    if pair is not None:
+      rows = [[choice.Row(bank[0], bases[0] + j).read() for j in range(n)]
+              for bank in (banks, dbanks)]
+      dinputs = jnp.stack(list(map(
+          kernels.pull_normalised, rows[0], scales, rows[1])))
+      dweights, dbanks, dstates = _switch_cells(
+          number, i, pull, dinputs, banks, dweights, dbanks, dstates)
+    return (dweights, dbanks, dstates), (dflat, dgates)
 
   dweights, dstates = jax.tree.map(
       lambda a: jnp.broadcast_to(zero.astype(a.dtype), a.shape),
       (weights if wants.weights else None, states))
-  (dweights, _, dstates), (dflat, dgates) = lax.scan(
-      body, (dweights, douts, dstates),
-      (jnp.arange(number), flat, seeds), reverse=True)
+  (dweights, dbanks, dstates), (dflat, dgates) = lax.scan(
+      body, (dweights, dbanks, dstates),
+      (jnp.arange(number), flat, seeds, scales), reverse=True)
+  if pair is None:
+    dstates = tuple(dbanks[0][:n])
   if wants.gates:
     dgates = dgates.sum(0)
   return dweights, dflat, dgates, None, None, None, None, dstates
@@ -551,8 +604,8 @@ def run_cells(cells, *states, arch: CellArch):
   plan = cells[0].plan
   like = jax.ShapeDtypeStruct(
       _output_shape(plan, states[-1].shape), states[-1].dtype)
-  outputs = [like] * len(cells)
-  made = [cell.variables_of(*_inputs_of(plan, i, states, outputs), arch=arch)
+  made = [cell.variables_of(*_inputs_of(plan, i, states, lambda _: like),
+                            arch=arch)
           for i, cell in enumerate(cells)]
   if cells[0].is_initializing():
     # Compiling the cells to throw their output away would cost a minute.

@@ -8,6 +8,7 @@ backward pass, and runs the examples of a `vmap` one after the other.
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -19,10 +20,37 @@ from jax.custom_derivatives import SymbolicZero
 from rome_jax import kernels
 
 
+class Row(NamedTuple):
+  """bank[index], read where it is used: a branch of a switch copies nothing.
+
+  Attributes:
+    bank: [R,...].
+    index: int.
+  """
+
+  bank: jax.Array
+  index: jax.Array
+
+  def read(self):
+    return lax.dynamic_index_in_dim(self.bank, self.index, keepdims=False)
+
+
+def _example(i, arg, batched):
+  """Example i of an argument of a `vmap`; batched says of which leaves."""
+  if not isinstance(arg, Row):
+    return arg[i] if batched else arg
+  bank, index = arg.bank, _example(i, arg.index, batched.index)
+  if not batched.bank:
+    return Row(bank, index)
+  # All examples' rows are one bank, so that nothing is copied here either.
+  return Row(bank.reshape(-1, *bank.shape[2:]), i * bank.shape[1] + index)
+
+
 def one_by_one(function):
   """`function`, whose vmap runs the examples in a loop.
 
   So a `lax.switch` in it keeps an unbatched number and runs one branch.
+  Arguments are arrays and `Row`s.
   """
   mapped = custom_vmap(function)
 
@@ -31,7 +59,8 @@ def one_by_one(function):
     def example(i):
       # custom_vmap again, for a vmap around this one.
       return mapped(*jax.tree.map(
-          lambda a, batched: a[i] if batched else a, args, tuple(in_batched)))
+          functools.partial(_example, i), args, tuple(in_batched),
+          is_leaf=lambda a: isinstance(a, Row)))
     out = lax.map(example, jnp.arange(axis_size))
     return out, jax.tree.map(lambda _: True, out)
 

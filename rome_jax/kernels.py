@@ -435,27 +435,36 @@ def batch_norm(x, epsilon=1e-5):
   Returns:
     The same shape and dtype.
   """
-  return _batch_norm_fwd(x, epsilon)[0]
+  return normalise(x, epsilon)[0]
 
 
 @_shared(1)
-def _batch_norm_fwd(x, epsilon):
+def normalise(x, epsilon=1e-5):
+  """`batch_norm`, and the [C] factors that `pull_normalised` needs."""
   wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
   centred, variance = _moments(wide)
   scale = lax.rsqrt(variance + epsilon)
-  y = (centred * scale).astype(x.dtype)
-  return y, (y, scale)
+  return (centred * scale).astype(x.dtype), scale
 
 
-def _batch_norm_bwd(epsilon, residuals, g):
-  del epsilon
-  y, scale = residuals
+def pull_normalised(y, scale, g):
+  """The cotangent of x where y, scale = normalise(x), and g is that of y."""
   wide_y, wide_g = y.astype(scale.dtype), g.astype(scale.dtype)
   # With a batch in parts, g is the gradient of the sum of the parts' losses,
   # of which each part's statistics know through these means.
   projection = _batch_mean(wide_g * wide_y)
   dx = scale * (wide_g - _batch_mean(wide_g) - wide_y * projection)
-  return (dx.astype(y.dtype),)
+  return dx.astype(y.dtype)
+
+
+def _batch_norm_fwd(x, epsilon):
+  y, scale = normalise(x, epsilon)
+  return y, (y, scale)
+
+
+def _batch_norm_bwd(epsilon, residuals, g):
+  del epsilon
+  return (pull_normalised(*residuals, g),)
 
 
 batch_norm.defvjp(_batch_norm_fwd, _batch_norm_bwd)

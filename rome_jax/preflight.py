@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from rome_jax import errors, hosts, loop
 
@@ -83,10 +82,9 @@ def accelerator_bytes() -> int | None:
 
 # The K samples of 'vmap' may take this share of an accelerator's memory.
 VMAP_SHARE = .5
-# Working memory of one sample, in images of the largest array that it keeps.
-# The table is in docs/precision.md.
-WORKING_MAPS = 8
-
+# Memory of one sample against what its forward pass keeps. The table is in
+# docs/precision.md.
+KEPT_FACTOR = 2.6
 
 # Temporary memory against that without the setting: bfloat16 as measured on a
 # CPU, which emulates it; of recomputation not measured, since XLA undoes it on
@@ -98,9 +96,8 @@ REMAT_FACTOR = .5
 def image_bytes(loss: Callable, theta, shape: tuple[int, ...]) -> int:
   """Memory of loss and gradient for one image of one sample, estimated.
 
-  What the forward pass keeps for the backward pass is known exactly without
-  compiling; the rest is in the largest cell at work, WORKING_MAPS times the
-  largest array that is kept.
+  KEPT_FACTOR times what the forward pass keeps for the backward pass, which is
+  known exactly without compiling.
 
   Args:
     loss: (theta, images) -> scalar.
@@ -113,12 +110,11 @@ def image_bytes(loss: Callable, theta, shape: tuple[int, ...]) -> int:
     pull = jax.eval_shape(
         lambda theta, images: jax.vjp(
             lambda theta: loss(theta, images), theta)[1], theta, images)
-    return np.array([leaf.size * leaf.dtype.itemsize
-                     for leaf in jax.tree.leaves(pull)])
+    return sum(leaf.size * leaf.dtype.itemsize
+               for leaf in jax.tree.leaves(pull))
 
   # Weights are kept too, whatever the number of images.
-  maps = kept(2) - kept(1)
-  return int(maps.sum() + WORKING_MAPS * maps.max())
+  return int(KEPT_FACTOR * (kept(2) - kept(1)))
 
 
 def parallel(k: int, sample_bytes: int, total_bytes: int | None) -> str:

@@ -125,9 +125,9 @@ def test_image_bytes_of_a_network_that_keeps_known_arrays():
   theta = {'one': jnp.zeros((12, 5)), 'two': jnp.zeros((5, 3))}
   pixels, hidden = 4 * 12, 4 * 5
   found = preflight.image_bytes(loss, theta, (2, 2, 3))
-  low = pixels + hidden + preflight.WORKING_MAPS * pixels
+  low = preflight.KEPT_FACTOR * (pixels + hidden)
   # The derivative 1 - tanh^2 may be kept beside tanh.
-  assert low <= found <= low + hidden
+  assert int(low) <= found <= low + preflight.KEPT_FACTOR * hidden
 
 
 def test_auto_asks_the_device(tiny, monkeypatch):
