@@ -291,6 +291,9 @@ def _of_equation(eqn, outer):
   if name.startswith('psum'):
     size = sum(v.aval.size * v.aval.dtype.itemsize for v in eqn.invars)
     return _all(Parts(_one(axis, size)) for axis in params['axes'])
+  if name == 'all_gather':
+    size = sum(v.aval.size * v.aval.dtype.itemsize for v in eqn.outvars)
+    return _all(Parts(_one(axis, size)) for axis in params['axis_name'])
   if name == 'cond':
     return _either(
         [of_trace(branch.jaxpr, outer) for branch in params['branches']])

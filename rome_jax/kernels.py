@@ -402,11 +402,6 @@ avg_pool.defvjp(_avg_pool_fwd, _avg_pool_bwd)
 # ------------------------------------------------------ batch normalisation
 
 
-def _moments(x):
-  centred = x - _batch_mean(x)
-  return centred, _batch_mean(centred * centred)
-
-
 def part_of_batch():
   """Which part of the batch this device has, None where it is not cut."""
   try:
@@ -415,13 +410,28 @@ def part_of_batch():
     return None
 
 
-def _batch_mean(x):
-  """[C]: the mean over the batch, all parts of it if it is cut.
+def _mean(x):
+  return x.mean((0, 1, 2))
 
-  A batch is cut where a `shard_map` has bound BATCH_AXIS, and only there.
+
+def _moments(x):
+  """(x - mean, variance), [C] of the whole batch.
+
+  A batch is cut where a `shard_map` has bound BATCH_AXIS, and only there. One
+  exchange then serves both, as it takes a link's latency, however little is
+  sent; the variance is that within the parts and that between their means, so
+  that nothing cancels.
   """
-  mean = x.mean((0, 1, 2))
-  return mean if part_of_batch() is None else lax.pmean(mean, BATCH_AXIS)
+  mean = _mean(x)
+  centred = x - mean
+  variance = _mean(centred * centred)
+  if part_of_batch() is None:
+    return centred, variance
+  means, variances = lax.all_gather(
+      jnp.stack([mean, variance]), BATCH_AXIS, axis=1)
+  whole = means.mean(0)
+  between = means - whole
+  return centred + (mean - whole), (variances + between * between).mean(0)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -452,8 +462,10 @@ def pull_normalised(y, scale, g):
   wide_y, wide_g = y.astype(scale.dtype), g.astype(scale.dtype)
   # With a batch in parts, g is the gradient of the sum of the parts' losses,
   # of which each part's statistics know through these means.
-  projection = _batch_mean(wide_g * wide_y)
-  dx = scale * (wide_g - _batch_mean(wide_g) - wide_y * projection)
+  mean, projection = _mean(wide_g), _mean(wide_g * wide_y)
+  if part_of_batch() is not None:
+    mean, projection = lax.pmean(jnp.stack([mean, projection]), BATCH_AXIS)
+  dx = scale * (wide_g - mean - wide_y * projection)
   return dx.astype(y.dtype)
 
 

@@ -273,6 +273,25 @@ def test_batch_norm_does_not_cancel():
   assert abs(float(kernels.batch_norm(x).std()) - 1) < 1e-3
 
 
+def test_batch_norm_of_a_batch_in_parts():
+  """Values and gradient are those of the whole, and cancel no more."""
+  x, g = images((4, 5)) + 1e4, images((4, 5))
+  x[1:] += 3  # so that the means of the parts differ
+
+  def pulled(x, g):
+    y, pull = jax.vjp(kernels.batch_norm, x)
+    return y, *pull(g)
+
+  assert len(x) == 2
+  parts = jax.vmap(pulled, axis_name=kernels.BATCH_AXIS)(
+      x[:, None], g[:, None])
+  with jax.enable_x64(True):
+    whole = pulled(x.astype(np.float64), g.astype(np.float64))
+  for part, expected in zip(parts, whole):
+    # A pixel near 1e4 has a rounding error of 5e-4.
+    np.testing.assert_allclose(part[:, 0], expected, atol=2e-3)
+
+
 def test_batch_norm_of_a_constant_is_zero():
   x = np.full((2, 3, 3, 1), 5., np.float32)
   np.testing.assert_array_equal(kernels.batch_norm(x), np.zeros_like(x))
