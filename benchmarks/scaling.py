@@ -29,10 +29,11 @@ Prints one JSON object and nothing else on stdout:
           samples first.
 
 The projection: a ring all-reduce of S bytes over n devices sends 2(n-1)/n S
-from each, and any one takes at least the link's latency. Computing scales
-perfectly; nothing overlaps. XLA joins the gradients of a half step to one
-all-reduce, and gathers the sampled edges of each node (seen in the compiled
-program); BatchNorm's are counted as traced.
+from each, and any one takes at least the link's latency. BatchNorm gathers in
+its forward pass; that is taken for an all-reduce of what two devices gather:
+its bytes are few. Computing scales perfectly; nothing overlaps. XLA joins the
+gradients of a half step to one all-reduce, and gathers the sampled edges of
+each node (seen in the compiled program); BatchNorm's are counted as traced.
 """
 
 import argparse

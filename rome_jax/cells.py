@@ -5,11 +5,11 @@ with a single switch over operations in its body, and `run_cells` the equal
 cells of a stage in one `lax.scan` around it, so that the program does not grow
 with the number of cells. A direct translation (a switch per edge,
 differentiated by JAX) keeps the residuals of every branch and takes minutes to
-compile. Here a stage is one `custom_vjp`: the forward pass keeps the cells'
-inputs and outputs, and an output holds all node states; the backward pass
-walks cells and edges in reverse and recomputes the operation that was sampled,
-inside the switch. So memory is that of one path, whatever the number of
-candidate operations (ROME, Sec. 4.5).
+compile. Here a stage is one `custom_vjp`: the forward pass keeps the stage's
+inputs and the banks, which hold each cell's preprocessed inputs and nodes; the
+backward pass walks cells and edges in reverse and recomputes the operation
+that was sampled, inside the switch. So memory is that of one path, whatever
+the number of candidate operations (ROME, Sec. 4.5).
 
 `jax.vmap` over architectures would turn the switch into a `select` that runs
 every operation for every sample; `choice.one_by_one` keeps it a switch, and
@@ -86,15 +86,28 @@ class _Variant:
 class _Plan:
   """All that is static in a search cell; hashable, so that traces are shared.
 
-  A normal cell has one bank of states, [2+N,B,H,W,C]: inputs and nodes. A
-  reduction cell has two, inputs [2,B,H,W,C] and nodes [N,B,h,w,C].
+  The states of the n equal cells of a stage lie in banks, arrays of maps of one
+  shape: those of normal cells in one, [R,B,H,W,C], those of a reduction cell in
+  two, inputs [2,B,H,W,C] and nodes [N,B,h,w,C]. Nothing is copied out of them
+  but what an operation reads, and they are what the backward pass needs of the
+  cells.
   """
 
   space: Space
   cell_type: str
   features: int
+  preprocessed: bool = True
   conv_bias: bool = False
   pool_norm: bool = True
+
+  def __post_init__(self):
+    if not self.preprocessed and (
+        self.reduction or self.space.num_inputs > 1
+        or not self.ends_in_last_node):
+      raise ValueError(
+          'reduction_prev=None is for a normal cell of one input whose output '
+          f'is its last node, not for a {self.cell_type} cell of space '
+          f'{self.space.name}')
 
   @property
   def reduction(self):
@@ -109,6 +122,26 @@ class _Plan:
   def bank_starts(self):
     """First state of each bank."""
     return (0, self.space.num_inputs) if self.reduction else (0,)
+
+  @property
+  def rows_per_cell(self):
+    """Per bank, how many rows lie between a cell and the next."""
+    inputs, nodes = self.space.num_inputs, self.space.num_nodes
+    if self.reduction:
+      return inputs, nodes
+    # An input that is taken as it is, is the last node of the cell before.
+    return (inputs + nodes if self.preprocessed else nodes,)
+
+  def first_rows(self, i):
+    """Per bank, the row of cell i's first state."""
+    return [i * rows for rows in self.rows_per_cell]
+
+  def output_rows(self, i):
+    """(first, how many): the nodes in the last bank that are i's output."""
+    start = (self.first_rows(i)[-1] + self.space.num_inputs
+             - self.bank_starts[-1])
+    last = self.space.num_nodes - 1
+    return (start + last, 1) if self.ends_in_last_node else (start, last + 1)
 
   @functools.cached_property
   def variants(self) -> tuple[_Variant, ...]:
@@ -205,10 +238,9 @@ _plan = functools.cache(_Plan)
 
 @functools.cache
 def _operation(plan):
-  """y = f(w, xs, seed), per variant: the sampled operation of one edge.
+  """Per variant, (the bank that it reads, y = f(w, x, seed)).
 
-  xs holds the edge's predecessor in each bank, a `choice.Row`, of which the
-  branch reads its own; w is [P]; seed is that of the operation `noise`, or
+  w is [P], x the edge's predecessor; seed is that of the operation `noise`, or
   None.
   """
 
@@ -224,6 +256,10 @@ def _operation(plan):
 
 @functools.cache
 def _forward_switch(plan):
+  """y of (index, w, xs, seed): xs is a predecessor's `choice.Row` per bank.
+
+  A branch reads its own bank only.
+  """
 
   def branch(bank, run):
     return lambda w, xs, seed: run(w, xs[bank].read(), seed)
@@ -235,7 +271,7 @@ def _forward_switch(plan):
 
 @functools.cache
 def _backward_switch(plan, wants):
-  """(dw or None, dgate or None, dx per bank) of gate * f(w, xs, seed)."""
+  """(dw or None, dgate or None, dx per bank) of gate * f(w, x, seed)."""
 
   def branch(bank, run):
     def pull(w, gate, xs, seed, g, trained):
@@ -254,49 +290,31 @@ def _backward_switch(plan, wants):
 
 # ------------------------------------------------------------ the whole DAG
 
-# The states of n equal cells lie in banks, arrays of maps of one shape: a
-# normal cell's inputs and nodes in one, [R,B,H,W,C], those of a reduction cell
-# in two, inputs [n*2,B,H,W,C] and nodes [n*N,B,h,w,C]. Nothing is copied out
-# of them but what an operation reads, and they are all that is kept for the
-# backward pass.
 
-
-def _period(plan, pair):
-  """Per bank, how many rows lie between a cell and the next."""
-  inputs, nodes = plan.space.num_inputs, plan.space.num_nodes
-  if plan.reduction:
-    return inputs, nodes
-  # Where an input is a state as it is, it is the last node of the cell before.
-  return (nodes if pair is None else inputs + nodes,)
-
-
-def _empty_banks(plan, pairs, shape, dtype):
-  """Zeros for cells of inputs [B,H,W,.]."""
+def _empty_banks(plan, cells, shape, dtype):
+  """Zeros for so many cells of inputs [B,H,W,.]."""
   b, h, w, _ = shape
-  number, inputs = len(pairs), plan.space.num_inputs
-  maps = [(b, h, w, plan.features), _node_shape(plan, shape)[1:]]
-  extra = inputs if pairs[0] is None else 0
-  return tuple(
-      jnp.zeros((number * rows + extra, *size), dtype)
-      for rows, size in zip(_period(plan, pairs[0]), maps))
+  rows = [cells * n for n in plan.rows_per_cell]
+  node = _node_shape(plan, shape)[1:]
+  if plan.reduction:
+    return (jnp.zeros((rows[0], b, h, w, plan.features), dtype),
+            jnp.zeros((rows[1], *node), dtype))
+  # Before the first cell's nodes lies its input.
+  extra = 0 if plan.preprocessed else plan.space.num_inputs
+  return (jnp.zeros((rows[0] + extra, *node), dtype),)
 
 
-def _bases(plan, pair, i):
-  """Per bank, the row of cell i's first state."""
-  return [i * rows for rows in _period(plan, pair)]
-
-
-def _reads(plan, bases, banks, pred):
+def _reads(plan, firsts, banks, pred):
   """Per bank, the `choice.Row` of state `pred` (any if it is elsewhere)."""
   starts = (*plan.bank_starts, plan.space.num_inputs + plan.space.num_nodes)
   return [
-      choice.Row(bank, base + jnp.clip(pred - a, 0, b - a - 1))
-      for bank, base, a, b in zip(banks, bases, starts, starts[1:])]
+      choice.Row(bank, first + jnp.clip(pred - a, 0, b - a - 1))
+      for bank, first, a, b in zip(banks, firsts, starts, starts[1:])]
 
 
-def _rows(bank, start, number):
-  """[number,...] rows of a bank."""
-  return lax.dynamic_slice_in_dim(bank, start, number)
+def _rows(bank, start, count):
+  """[count,...] of a bank."""
+  return lax.dynamic_slice_in_dim(bank, start, count)
 
 
 def _put(bank, start, values):
@@ -304,7 +322,8 @@ def _put(bank, start, values):
 
 
 def _add_to(bank, start, values):
-  # Unlike bank.at[row].add, which is a scatter, this stays in place.
+  # Unlike bank.at[row].add, which is a scatter, this stays in place (without
+  # `vmap`).
   return _put(bank, start, _rows(bank, start, len(values)) + values)
 
 
@@ -318,24 +337,24 @@ def _edge_arrays(plan, edges, ops):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _run_edges(plan, flat, gates, edges, ops, seeds, bases, banks):
-  """The banks with the nodes of the cell whose states start at `bases`."""
+def _run_edges(plan, flat, gates, edges, ops, seeds, firsts, banks):
+  """The banks with the nodes of the cell whose states start at `firsts`."""
   preds, rows, index = _edge_arrays(plan, edges, ops)
   slots = preds, rows, index, gates, flat, seeds
 
   def body(banks, slot):
     pred, row, variant, gate, w, seed = slot
     y = _forward_switch(plan)(
-        variant, w, _reads(plan, bases, banks, pred), seed)
+        variant, w, _reads(plan, firsts, banks, pred), seed)
     *others, last = banks
     y = gate.astype(y.dtype) * y
-    return (*others, _add_to(last, bases[-1] + row, y[None])), None
+    return (*others, _add_to(last, firsts[-1] + row, y[None])), None
 
   return lax.scan(body, banks, slots)[0]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _pull_edges(plan, wants, flat, gates, edges, ops, seeds, trained, bases,
+def _pull_edges(plan, wants, flat, gates, edges, ops, seeds, trained, firsts,
                 banks, dbanks):
   """`_run_edges`' cotangents: (of the banks, of flat, of gates)."""
   preds, rows, index = _edge_arrays(plan, edges, ops)
@@ -344,8 +363,8 @@ def _pull_edges(plan, wants, flat, gates, edges, ops, seeds, trained, bases,
 
   def body(dbanks, slot):
     pred, row, variant, gate, w, seed = slot
-    reads = _reads(plan, bases, banks, pred)
-    g = choice.Row(dbanks[-1], bases[-1] + row)
+    reads = _reads(plan, firsts, banks, pred)
+    g = choice.Row(dbanks[-1], firsts[-1] + row)
     dw, dgate, dxs = pull(variant, w, gate, reads, seed, g, trained)
     dbanks = tuple(
         _add_to(dbank, read.index, dx[None])
@@ -362,17 +381,16 @@ def _pull_edges(plan, wants, flat, gates, edges, ops, seeds, trained, bases,
 def _unnormalised():
   """In place of a layer of normalisation, which `_search_cells` supplies.
 
-  Behind a `switch` over cells the backward pass need not repeat the
-  convolutions to have what is normalised.
+  It normalises outside the `switch` over cells. The result is in the bank, so
+  the backward pass repeats no convolution to have it.
   """
   return lambda x: x
 
 
 def _preprocess(pair, weights, states):
-  """[num_inputs,B,H,W,C] of a cell's inputs, not normalised yet."""
-  return jnp.stack([
-      module.apply({'params': weights[module.name]}, s)
-      for module, s in zip(pair, states)])
+  """A cell's inputs [B,H,W,C], not normalised yet."""
+  return tuple(module.apply({'params': weights[module.name]}, s)
+               for module, s in zip(pair, states))
 
 
 def _node_shape(plan, shape):
@@ -389,44 +407,38 @@ def _output_shape(plan, shape):
   return (*size, c if plan.ends_in_last_node else n * c)
 
 
-def _output_rows(plan, pair, i):
-  """(first, number) of the nodes in the last bank that cell i's output is."""
-  start = (_bases(plan, pair, i)[-1] + plan.space.num_inputs
-           - plan.bank_starts[-1])
-  last = plan.space.num_nodes - 1
-  return (start + last, 1) if plan.ends_in_last_node else (start, last + 1)
-
-
-def _output(plan, pair, i, banks):
+def _output(plan, i, banks):
   """Cell i's output [B,h,w,N*C], the concatenation of its nodes."""
-  nodes = _rows(banks[-1], *_output_rows(plan, pair, i))
+  nodes = _rows(banks[-1], *plan.output_rows(i))
   n, b, h, w, c = nodes.shape
   return jnp.moveaxis(nodes, 0, 3).reshape(b, h, w, n * c)
 
 
-def _to_nodes(number, output):
+def _to_nodes(plan, output):
   """[N,B,h,w,C] from their concatenation."""
   b, h, w, c = output.shape
-  return jnp.moveaxis(
-      output.reshape(b, h, w, number, c // number), 3, 0)
+  nodes = output.reshape(b, h, w, c // plan.features, plan.features)
+  return jnp.moveaxis(nodes, 3, 0)
 
 
-def _add_to_output(plan, pair, i, dbanks, g):
+def _add_to_output(plan, i, dbanks, g):
   """The banks' cotangents with g [B,h,w,N*C] added to cell i's output's."""
-  start, number = _output_rows(plan, pair, i)
-  return (*dbanks[:-1],
-          _add_to(dbanks[-1], start, _to_nodes(number, g)))
+  start, _ = plan.output_rows(i)
+  return (*dbanks[:-1], _add_to(dbanks[-1], start, _to_nodes(plan, g)))
 
 
-def _only_outputs(plan, pair, dbanks, gs):
-  """Banks of cotangents gs {cell: its output's}, and of those of `dbanks`."""
-  # As one concatenation, so that they are written once.
-  bank, parts, end = dbanks[-1], [], 0
+def _output_cotangents(plan, empty, gs):
+  """The banks' cotangents, of those gs {cell: g [B,h,w,N*C]} of outputs.
+
+  As one concatenation with parts of the `empty` banks, to be written once.
+  """
+  *others, last = empty
+  parts, end = [], 0
   for i, g in gs.items():
-    start, number = _output_rows(plan, pair, i)
-    parts += [bank[end:start], _to_nodes(number, g)]
-    end = start + number
-  return (*dbanks[:-1], jnp.concatenate([*parts, bank[end:]]))
+    start, count = plan.output_rows(i)
+    parts += [last[end:start], _to_nodes(plan, g)]
+    end = start + count
+  return (*others, jnp.concatenate([*parts, last[end:]]))
 
 
 def _inputs_of(plan, i, states, output):
@@ -453,46 +465,47 @@ def _search_cells(plan, pairs, weights, flat, gates, edges, ops, seeds,
   """
   banks, _ = _run_cells(plan, pairs, weights, flat, gates, edges, ops, seeds,
                         states)
-  return _last_outputs(plan, pairs, banks)
+  return _last_outputs(plan, len(pairs), banks)
 
 
-def _last(plan, pairs):
+def _last(plan, cells):
   """The numbers of the cells whose outputs are wanted."""
-  return range(len(pairs))[-plan.space.num_inputs:]
+  return range(cells)[-plan.space.num_inputs:]
 
 
-def _last_outputs(plan, pairs, banks):
-  return tuple(_output(plan, pairs[0], i, banks) for i in _last(plan, pairs))
+def _last_outputs(plan, cells, banks):
+  return tuple(_output(plan, i, banks) for i in _last(plan, cells))
 
 
-def _switch_cells(number, i, branch, *args):
-  """branch(i, *args), where branch needs a static i in range(number)."""
+def _switch_cells(cells, i, branch, *args):
+  """branch(i, *args), where branch needs a static i in range(cells)."""
   return lax.switch(
-      i, [functools.partial(branch, j) for j in range(number)], *args)
+      i, [functools.partial(branch, j) for j in range(cells)], *args)
 
 
 def _run_cells(plan, pairs, weights, flat, gates, edges, ops, seeds, states):
-  """(banks, [n,num_inputs,C] scales of the preprocessors' normalisation)."""
-  pair, number = pairs[0], len(pairs)
-  banks = _empty_banks(plan, pairs, states[-1].shape, states[-1].dtype)
-  if pair is None:
+  """(banks, per preprocessor the [n,C] scales of its normalisation)."""
+  cells = len(pairs)
+  banks = _empty_banks(plan, cells, states[-1].shape, states[-1].dtype)
+  if not plan.preprocessed:
     banks = (_put(banks[0], 0, jnp.stack(states)),)
 
   def preprocess(i, banks):
     return _preprocess(pairs[i], weights[i], _inputs_of(
-        plan, i, states, lambda j: _output(plan, pair, j, banks)))
+        plan, i, states, lambda j: _output(plan, j, banks)))
 
   def body(banks, slot):
     i, flat, seeds = slot
-    bases, scales = _bases(plan, pair, i), None
-    if pair is not None:
-      inputs = _switch_cells(number, i, preprocess, banks)
-      inputs, scales = map(jnp.stack, zip(*map(kernels.normalise, inputs)))
-      banks = (_put(banks[0], bases[0], inputs), *banks[1:])
-    banks = _run_edges(plan, flat, gates, edges, ops, seeds, bases, banks)
+    firsts, scales = plan.first_rows(i), []
+    if plan.preprocessed:
+      for j, x in enumerate(_switch_cells(cells, i, preprocess, banks)):
+        y, scale = kernels.normalise(x)
+        banks = (_put(banks[0], firsts[0] + j, y[None]), *banks[1:])
+        scales.append(scale)
+    banks = _run_edges(plan, flat, gates, edges, ops, seeds, firsts, banks)
     return banks, scales
 
-  return lax.scan(body, banks, (jnp.arange(number), flat, seeds))
+  return lax.scan(body, banks, (jnp.arange(cells), flat, seeds))
 
 
 def _search_cells_fwd(plan, pairs, *primals):
@@ -500,7 +513,7 @@ def _search_cells_fwd(plan, pairs, *primals):
   values = choice.values(primals)
   *others, _, states = values
   kept = _run_cells(plan, pairs, *others, states)
-  return _last_outputs(plan, pairs, kept[0]), (wants, values, kept)
+  return _last_outputs(plan, len(pairs), kept[0]), (wants, values, kept)
 
 
 def _zero_after(tree):
@@ -522,33 +535,34 @@ def _plus(tree, zero):
 def _search_cells_bwd(plan, pairs, residuals, gs):
   wants, values, (banks, scales) = residuals
   weights, flat, gates, edges, ops, seeds, trained, states = values
-  n, number, pair = plan.space.num_inputs, len(pairs), pairs[0]
+  n, cells = plan.space.num_inputs, len(pairs)
   gs = tuple(map(choice.dense, gs))
   # Else XLA would find what is recomputed here equal to the forward pass's,
   # and keep all of that until now.
   zero = _zero_after(gs)
-  dbanks = _empty_banks(plan, pairs, states[-1].shape, gs[-1].dtype)
-  dbanks = _only_outputs(
-      plan, pair, _plus(dbanks, zero), dict(zip(_last(plan, pairs), gs)))
+  empty = _plus(_empty_banks(
+      plan, cells, states[-1].shape, gs[-1].dtype), zero)
+  dbanks = _output_cotangents(
+      plan, empty, dict(zip(_last(plan, cells), gs)))
 
-  def pull(i, dinputs, banks, dweights, dbanks, dstates):
-    inputs = _inputs_of(
-        plan, i, states, lambda j: _output(plan, pair, j, banks))
+  def pull(i, g, banks, dweights, dbanks, dstates):
+    """Adds what cell i's preprocessors get at g, those of their outputs."""
+    inputs = _plus(_inputs_of(
+        plan, i, states, lambda j: _output(plan, j, banks)), zero)
     _, pullback = jax.vjp(
-        lambda weights, states: _preprocess(
-            pairs[i], weights, _plus(states, zero)), weights[i], inputs)
+        functools.partial(_preprocess, pairs[i]), weights[i], inputs)
     with kernels.trained(trained):
-      dw, dinputs = pullback(dinputs)
+      dw, dinputs = pullback(g)
     if wants.weights:
       # Else XLA would put the products off to the end and keep their factors.
       dinputs = _plus(dinputs, _zero_after(dw))
       dweights = (*dweights[:i], dw, *dweights[i + 1:])
     for j, d in enumerate(dinputs, i):
       if j >= n:
-        dbanks = _add_to_output(plan, pair, j - n, dbanks, d)
+        dbanks = _add_to_output(plan, j - n, dbanks, d)
       else:
         # The last cell that reads a state comes here first.
-        d = d if i == min(j, number - 1) else dstates[j] + d
+        d = d if i == min(j, cells - 1) else dstates[j] + d
         dstates = (*dstates[:j], d, *dstates[j + 1:])
     return dweights, dbanks, dstates
 
@@ -556,26 +570,27 @@ def _search_cells_bwd(plan, pairs, residuals, gs):
     i, flat, seeds, scales = slot
     dweights, dbanks, dstates = carry
     # With the zero, since XLA sees through the loop over a single cell.
-    bases = _bases(plan, pair, i + zero)
+    firsts = plan.first_rows(i + zero)
     dbanks, dflat, dgates = _pull_edges(
-        plan, wants, flat, gates, edges, ops, seeds, trained, bases, banks,
+        plan, wants, flat, gates, edges, ops, seeds, trained, firsts, banks,
         dbanks)
-    if pair is not None:
-      rows = [[choice.Row(bank[0], bases[0] + j).read() for j in range(n)]
-              for bank in (banks, dbanks)]
-      dinputs = jnp.stack(list(map(
-          kernels.pull_normalised, rows[0], scales, rows[1])))
+    if plan.preprocessed:
+      # Row by row: XLA sees through a slice that is the whole bank, too.
+      ys, dys = ([choice.Row(bank, firsts[0] + j).read() for j in range(n)]
+                 for bank in (banks[0], dbanks[0]))
+      g = tuple(map(kernels.pull_normalised, ys, scales, dys))
       dweights, dbanks, dstates = _switch_cells(
-          number, i, pull, dinputs, banks, dweights, dbanks, dstates)
+          cells, i, pull, g, banks, dweights, dbanks, dstates)
     return (dweights, dbanks, dstates), (dflat, dgates)
 
   dweights, dstates = jax.tree.map(
       lambda a: jnp.broadcast_to(zero.astype(a.dtype), a.shape),
-      (weights if wants.weights else None, states))
+      (weights if wants.weights else None,
+       states if plan.preprocessed else None))
   (dweights, dbanks, dstates), (dflat, dgates) = lax.scan(
       body, (dweights, dbanks, dstates),
-      (jnp.arange(number), flat, seeds, scales), reverse=True)
-  if pair is None:
+      (jnp.arange(cells), flat, seeds, scales), reverse=True)
+  if not plan.preprocessed:
     dstates = tuple(dbanks[0][:n])
   if wants.gates:
     dgates = dgates.sum(0)
@@ -633,7 +648,8 @@ class SearchCell(nn.Module):
     features: C, channels of each node.
     reduction: whether edges from the inputs have stride 2.
     reduction_prev: whether the cell before was a reduction; None if the
-      inputs are taken as they are.
+      input is taken as it is: one only, by a normal cell whose output is its
+      last node.
     conv_bias, pool_norm: see `ops.Context`.
   """
 
@@ -647,7 +663,8 @@ class SearchCell(nn.Module):
   @property
   def plan(self):
     return _plan(self.space, 'reduce' if self.reduction else 'normal',
-                 self.features, self.conv_bias, self.pool_norm)
+                 self.features, self.reduction_prev is not None,
+                 self.conv_bias, self.pool_norm)
 
   def __call__(self, *states, arch: CellArch):
     """Inputs [B,H,W,.] and a sampled cell to [B,h,w,N*C] (or [B,h,w,C])."""

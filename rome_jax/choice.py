@@ -25,7 +25,7 @@ class Row(NamedTuple):
 
   Attributes:
     bank: [R,...].
-    index: int.
+    index: int32 in range(R).
   """
 
   bank: jax.Array
@@ -36,7 +36,10 @@ class Row(NamedTuple):
 
 
 def _example(i, arg, batched):
-  """Example i of an argument of a `vmap`; batched says of which leaves."""
+  """Example i of an argument of a `vmap`.
+
+  `batched` says which of its leaves have a leading axis of examples.
+  """
   if not isinstance(arg, Row):
     return arg[i] if batched else arg
   bank, index = arg.bank, _example(i, arg.index, batched.index)
@@ -50,7 +53,7 @@ def one_by_one(function):
   """`function`, whose vmap runs the examples in a loop.
 
   So a `lax.switch` in it keeps an unbatched number and runs one branch.
-  Arguments are arrays and `Row`s.
+  Arguments are trees of arrays and `Row`s.
   """
   mapped = custom_vmap(function)
 

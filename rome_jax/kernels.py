@@ -415,7 +415,7 @@ def _mean(x):
 
 
 def _moments(x):
-  """(x - mean, variance), [C] of the whole batch.
+  """(x - mean, variance [C]), of the whole batch.
 
   A batch is cut where a `shard_map` has bound BATCH_AXIS, and only there. One
   exchange then serves both, as it takes a link's latency, however little is
@@ -450,7 +450,10 @@ def batch_norm(x, epsilon=1e-5):
 
 @_shared(1)
 def normalise(x, epsilon=1e-5):
-  """`batch_norm`, and the [C] factors that `pull_normalised` needs."""
+  """(`batch_norm`, [C] its scales), which `pull_normalised` needs.
+
+  A scale is 1 / sqrt(variance + epsilon).
+  """
   wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
   centred, variance = _moments(wide)
   scale = lax.rsqrt(variance + epsilon)
@@ -458,7 +461,7 @@ def normalise(x, epsilon=1e-5):
 
 
 def pull_normalised(y, scale, g):
-  """The cotangent of x where y, scale = normalise(x), and g is that of y."""
+  """The cotangent of x, where y, scale = normalise(x) and g is that of y."""
   wide_y, wide_g = y.astype(scale.dtype), g.astype(scale.dtype)
   # With a batch in parts, g is the gradient of the sum of the parts' losses,
   # of which each part's statistics know through these means.

@@ -185,20 +185,14 @@ def test_finite_differences(kind, compact, cell_arch):
 # ------------------------------------------------ many architectures at once
 
 
-@pytest.fixture(scope='module')
-def many(compact, cell_arch):
-  """(K architectures, weights, s0, s1, g) of a normal cell, float32."""
-  _, inputs = compact
+@pytest.mark.parametrize('kind', KINDS)
+def test_vmap_equals_the_loop(kind, compact, cell_arch):
   pairs = [ARCHS['first'], ARCHS['second']]
-  arch = cell_arch(*pairs[0])
   archs = jax.tree.map(lambda *a: np.stack(a), *(
       cell_arch(*pair) for pair in pairs))
-  return archs, *inputs('normal', arch, np.float32)
-
-
-def test_vmap_equals_the_loop(many, compact):
-  archs, weights, s0, s1, g = many
-  run = compact[0]('normal')
+  make, inputs = compact
+  weights, s0, s1, g = inputs(kind, cell_arch(*pairs[0]), np.float32)
+  run = make(kind)
   # With the compiler's usual options: `run` hurries.
   batched = jax.jit(jax.vmap(
       run.__wrapped__, (None, 0, None, None, None, 0, 0)))
@@ -212,7 +206,8 @@ def test_vmap_equals_the_loop(many, compact):
     assert_close(jax.tree.map(lambda a, k=k: a[k], actual), expected, 1e-4)
   # A conditional survives the compiler in both directions; a `select` in its
   # place would run every operation for every sample.
-  assert len(RICH.ops) in conditionals(compiled.as_text())
+  banks = 2 if kind == 'reduction' else 1
+  assert banks * len(RICH.ops) in conditionals(compiled.as_text())
 
 
 def conditionals(hlo):
@@ -250,23 +245,29 @@ def test_the_switch_survives_vmap(kind, compact, cell_arch):
   assert max(selects) == 2  # No choice among all operations.
 
 
-def test_vmap_of_vmap(compact, cell_arch, quick_jit):
+def test_vmap_of_vmap_of_a_row(cell_arch, fill, quick_jit):
   """The rule is also right for two batch axes (a grid of architectures)."""
-  make, inputs = compact
   first, second = (cell_arch(*ARCHS[n]) for n in ('first', 'second'))
-  weights, s0, s1, g = inputs('normal', first, np.float32)
+  s0, s1 = states(True)
+  row = Stage(RICH, 3)
+  weights = fill(jax.eval_shape(
+      row.init, jax.random.key(0), s0, s1, first)['params'])
   grid = jax.tree.map(lambda a, b: np.stack([[a, b], [b, a]]), first, second)
-  cell = make_cell(*KINDS['normal'])
 
-  def output(arch):
-    return cell.apply({'params': weights}, s0, s1, arch=arch)
+  def function(arch):
 
-  actual = quick_jit(jax.vmap(jax.vmap(output)))(grid)
-  single = quick_jit(output)
-  for cell_of in np.ndindex(2, 2):
+    def loss(weights, gates, s0, s1):
+      return sum((x ** 3).sum() for x in row.apply(
+          {'params': weights}, s0, s1, arch._replace(gates=gates)))
+
+    return jax.value_and_grad(loss, (0, 1, 2, 3))(weights, arch.gates, s0, s1)
+
+  actual = quick_jit(jax.vmap(jax.vmap(function)))(grid)
+  single = quick_jit(function)
+  for cell_of in ((0, 1), (1, 1)):
     expected = single(jax.tree.map(lambda a, c=cell_of: a[c], grid))
-    np.testing.assert_allclose(
-        actual[cell_of], expected, rtol=1e-5, atol=1e-5)
+    assert_close(jax.tree.map(lambda a, c=cell_of: a[c], actual),
+                 expected, 1e-4)
 
 
 # -------------------------------------------------- what is not paid for
@@ -313,7 +314,7 @@ def test_only_wanted_gradients_are_computed(compact, cell_arch):
 # ------------------------------------------------------ equal cells in a row
 
 
-class Row(nn.Module):
+class Stage(nn.Module):
   """Cells that feed each other, the first behind a reduction."""
 
   space: spaces.Space
@@ -332,7 +333,7 @@ def test_a_row_equals_plain_cells(
   """The last outputs and all gradients, float64; cells differ in weights."""
   edges, ops_of = ARCHS['second']
   gates = np.linspace(.5, 1.5, len(edges))
-  row, rng = Row(WIDE, number), np.random.default_rng(0)
+  row, rng = Stage(WIDE, number), np.random.default_rng(0)
 
   def function(weights, gates, s0, s1):
     return row.apply({'params': weights}, s0, s1,
@@ -358,13 +359,70 @@ def test_a_row_equals_plain_cells(
   assert_close(actual, expected, 1e-9)
 
 
+# One input, taken as it is, and the last node as output.
+CHAIN = dataclasses.replace(
+    RICH, name='chain', num_inputs=1, in_degree=0, cell_types=('normal',))
+
+
+@pytest.mark.parametrize('number', [1, 2, 4])
+def test_a_row_of_cells_that_end_in_a_node_equals_plain_ones(
+    number, cell_arch, edge_weights, fill, quick_jit):
+  """Each cell's input is a row that it shares with the one before."""
+  edges, ops_of, gates = (0, 1, 2), (1, 0, 3), np.array([.5, 1.5, 2.])
+
+  class Cells(nn.Module):
+
+    @nn.compact
+    def __call__(self, x, arch):
+      return cells.run_cells(
+          [cells.SearchCell(CHAIN, C, pool_norm=False, name=f'cell{i}')
+           for i in range(number)], x, arch=arch)[-1]
+
+  def function(weights, gates, x):
+    return Cells().apply({'params': weights}, x,
+                         cells.CellArch(arch.edges, arch.ops, gates))
+
+  def plain(weights, gates, x):
+    for i in range(number):
+      nodes = [x, 0., 0.]
+      for gate, e, o in zip(gates, edges, ops_of):
+        op = CHAIN.ops[o]
+        module = ops.build(op, ops.Context(1, NORM, False))
+        y = module.apply({'params': edge_weights(
+            weights[f'cell{i}'], CHAIN, False, e, op)},
+            nodes[CHAIN.edge_preds[e]])
+        nodes[1 + CHAIN.edge_nodes[e]] += gate * y
+      x = nodes[-1]
+    return x
+
+  with jax.enable_x64(True):
+    arch = cell_arch(edges, ops_of, np.float64)
+    x, g = np.random.default_rng(0).normal(size=(2, 2, 6, 6, C))
+    weights = fill(jax.eval_shape(
+        Cells().init, jax.random.key(0), x, arch)['params'], dtype=np.float64)
+
+    def pulled_at(f):
+      out, pull = jax.vjp(f, weights, gates, x)
+      return out, pull(g)
+
+    actual, expected = (
+        quick_jit(functools.partial(pulled_at, f))()
+        for f in (function, plain))
+  assert_close(actual, expected, 1e-9)
+
+
+def test_an_input_as_it_is_needs_one_input_and_a_last_node():
+  with pytest.raises(ValueError, match='one input whose output is its last'):
+    cells.SearchCell(RICH, C).plan  # noqa: B018
+
+
 def test_the_program_does_not_grow_with_the_row(cell_arch):
   """Four more cells add their weights, not their operations."""
   s0, s1 = states(True)
   arch = cell_arch(*ARCHS['second'])
 
   def lines(number):
-    row = Row(RICH, number)
+    row = Stage(RICH, number)
     params = jax.eval_shape(
         row.init, jax.random.key(0), s0, s1, arch)['params']
 

@@ -273,23 +273,35 @@ def test_batch_norm_does_not_cancel():
   assert abs(float(kernels.batch_norm(x).std()) - 1) < 1e-3
 
 
+def pulled_norm(x, g):
+  y, pull = jax.vjp(kernels.batch_norm, x)
+  return y, *pull(g)
+
+
 def test_batch_norm_of_a_batch_in_parts():
   """Values and gradient are those of the whole, and cancel no more."""
-  x, g = images((4, 5)) + 1e4, images((4, 5))
-  x[1:] += 3  # so that the means of the parts differ
+  x = images((4, 5), batch=6).reshape(3, 2, 4, 5, 3) + 1e4
+  x += np.array([0, 3, 7]).reshape(3, 1, 1, 1, 1)  # the parts' means differ
+  g = images((4, 5), batch=6, seed=1).reshape(x.shape)
+  y, dx = jax.vmap(pulled_norm, axis_name=kernels.BATCH_AXIS)(x, g)
+  wide, every = x.astype(np.float64), (0, 1, 2, 3)
+  scale = 1 / np.sqrt(wide.var(every) + 1e-5)
+  expected = (wide - wide.mean(every)) * scale
+  # A pixel near 1e4 has a rounding error of 5e-4.
+  np.testing.assert_allclose(y, expected, atol=2e-3)
+  np.testing.assert_allclose(
+      dx, scale * (g - g.mean(every) - expected * (g * expected).mean(every)),
+      atol=2e-3)
 
-  def pulled(x, g):
-    y, pull = jax.vjp(kernels.batch_norm, x)
-    return y, *pull(g)
 
-  assert len(x) == 2
-  parts = jax.vmap(pulled, axis_name=kernels.BATCH_AXIS)(
-      x[:, None], g[:, None])
-  with jax.enable_x64(True):
-    whole = pulled(x.astype(np.float64), g.astype(np.float64))
-  for part, expected in zip(parts, whole):
-    # A pixel near 1e4 has a rounding error of 5e-4.
-    np.testing.assert_allclose(part[:, 0], expected, atol=2e-3)
+def test_batch_norm_of_a_batch_in_parts_exchanges_once_each_way():
+  x = images((4, 5))
+  jaxpr = jax.make_jaxpr(pulled_norm, axis_env=[(kernels.BATCH_AXIS, 2)])(x, x)
+  found = [eqn.primitive.name for part in subjaxprs(jaxpr.jaxpr)
+           for eqn in part.eqns]
+  exchanges = [n for n in found if n.startswith(('psum', 'all_', 'pmean'))]
+  assert sorted(n.split('_inv')[0] for n in exchanges) == [
+      'all_gather', 'psum']
 
 
 def test_batch_norm_of_a_constant_is_zero():

@@ -32,7 +32,8 @@ def part(x, which):
   y, _ = lax.scan(turn, x[:5], jnp.arange(6.))
   z = lax.cond(which[0] > 0, lambda x: lax.psum(jnp.cos(x), 'data'), jnp.tan,
                x[:7])
-  return lax.psum(x[:3] * y[:3] * z[:3], 'sample')
+  gathered = lax.all_gather(x[:7], 'data').sum(0)
+  return lax.psum(x[:3] * y[:3] * z[:3] * gathered[:3], 'sample')
 
 f = jax.shard_map(part, mesh=mesh, in_specs=(P('data'), P('sample')),
                   out_specs=P(), check_vma=False)
@@ -62,7 +63,9 @@ def counted():
 def test_counts_are_those_of_a_program_counted_by_hand(counted, way):
   found = counted[way]
   assert found['once']['sample'] == {'count': [1, 1, 1], 'bytes': [12, 12, 12]}
-  assert found['once']['data'] == {'count': [0, .5, 1], 'bytes': [0, 14, 28]}
+  # What is gathered from two devices, and once in two branches a sum.
+  assert found['once']['data'] == {
+      'count': [1, 1.5, 2], 'bytes': [56, 70, 84]}
   assert found['loops'] == {
       'data': {'count': [6, 6, 6], 'bytes': [120, 120, 120]}}
 

@@ -1,0 +1,82 @@
+"""Lowers the steps for a GPU and a TPU, on a machine that has neither.
+
+Run as `python tests/accelerators.py BACKEND PLATFORM ...`; prints JSON {step:
+number of depthwise convolutions in its program}.
+"""
+
+import json
+import re
+import sys
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+
+from rome_jax import (
+    config,
+    evaluate,
+    genotypes,
+    methods,
+    networks,
+    search,
+    skeletons,
+    spaces,
+    training,
+)
+
+C, CLASSES, SIZE = 4, 3, 8
+# {space: (cells, way of evaluating K)}: every family.
+SEARCHES = {'s2': (3, 'scan'), 's3': (3, 'vmap'), 'nasbench201': (3, 'scan'),
+            'nasbench1shot1_1': (3, 'scan'), 'mobile_tiny': (None, 'scan')}
+
+
+def batch():
+  return {'image': jnp.zeros((2, SIZE, SIZE, 3)),
+          'label': jnp.zeros(2, jnp.int32)}
+
+
+def search_step(name, cells, way):
+  space, method = spaces.get_space(name), methods.METHODS['rome_v2']
+  net = skeletons.get(space).supernet(
+      space, cells or space.num_nodes, C, CLASSES, 'cifar')
+  section = config.defaults().search
+  theta_tx = training.sgd(lambda step: .05, section)
+  arch_tx = training.arch_adam(section)
+  update = methods.make_update(
+      method, space, search.make_loss(net), theta_tx, arch_tx,
+      lambda step: 1., methods.Options(k=2, parallel=way))
+  state = methods.init_state(
+      networks.init_supernet(net, 0, SIZE, 3),
+      methods.init_arch(method, space, jax.random.key(0)), theta_tx, arch_tx)
+  return update, (state, batch(), batch())
+
+
+def retraining_step():
+  net = networks.Network(
+      genotypes.PUBLISHED['DARTS_V2'].genotype, 3, C, CLASSES, 'cifar', True)
+  section = config.defaults().evaluate
+  tx = training.sgd(lambda step: .05, section)
+  variables = networks.initialise(net, 0, batch()['image'])
+  state = evaluate.init_state(variables, tx)
+  return evaluate.make_step(net, section, tx, 10, 5), (state, batch())
+
+
+def depthwise(platforms, step, args):
+  """Convolutions in groups of channels."""
+  program = jax.export.export(jax.jit(step), platforms=platforms)(*args)
+  groups = re.findall(r'feature_group_count = (\d+)', program.mlir_module())
+  return sum(int(number) > 1 for number in groups)
+
+
+def main(backend, *platforms):
+  steps = {f'{name} {way}': search_step(name, cells, way)
+           for name, (cells, way) in SEARCHES.items()}
+  steps['retraining'] = retraining_step()
+  with mock.patch.object(jax, 'default_backend', lambda: backend):
+    found = {name: depthwise(platforms, step, args)
+             for name, (step, args) in steps.items()}
+  print(json.dumps(found))
+
+
+if __name__ == '__main__':
+  main(*sys.argv[1:])
