@@ -287,14 +287,18 @@ def of_trace(jaxpr, outer: int = 0) -> Parts:
   return _all(_of_equation(eqn, outer) for eqn in jaxpr.eqns)
 
 
+def _exchange(variables, axes):
+  """One over each axis, of all variables together."""
+  size = sum(v.aval.size * v.aval.dtype.itemsize for v in variables)
+  return _all(Parts(_one(axis, size)) for axis in axes)
+
+
 def _of_equation(eqn, outer):
   name, params = eqn.primitive.name, eqn.params
   if name.startswith('psum'):
-    size = sum(v.aval.size * v.aval.dtype.itemsize for v in eqn.invars)
-    return _all(Parts(_one(axis, size)) for axis in params['axes'])
+    return _exchange(eqn.invars, params['axes'])
   if name == 'all_gather':
-    size = sum(v.aval.size * v.aval.dtype.itemsize for v in eqn.outvars)
-    return _all(Parts(_one(axis, size)) for axis in params['axis_name'])
+    return _exchange(eqn.outvars, params['axis_name'])
   if name == 'cond':
     return _either(
         [of_trace(branch.jaxpr, outer) for branch in params['branches']])

@@ -3,21 +3,11 @@
 That it runs there, and how fast, no machine without one can show.
 """
 
-import json
-import os
-import pathlib
-import subprocess
-import sys
+import functools
 
-TESTS = pathlib.Path(__file__).parent
+import scripts
 
-
-def lowered(*args):
-  found = subprocess.run(
-      [sys.executable, TESTS / 'accelerators.py', *args], cwd=TESTS.parent,
-      env={**os.environ, 'PYTHONPATH': str(TESTS.parent)},
-      stdout=subprocess.PIPE, check=True, timeout=600)
-  return json.loads(found.stdout.splitlines()[-1])
+lowered = functools.partial(scripts.printed, 'accelerators.py', timeout=600)
 
 
 def test_steps_lower_for_accelerators_with_stock_operations():

@@ -1,28 +1,17 @@
 """Many devices give what one gives (on eight forced CPU devices)."""
 
-import json
-import os
-import pathlib
+import functools
 import re
-import subprocess
-import sys
 import types
 
 import numpy as np
 import pytest
+import scripts
 
 from rome_jax import config as config_lib
 from rome_jax import errors, parallel
 
-TESTS = pathlib.Path(__file__).parent
-
-
-def run(*args):
-  found = subprocess.run(
-      [sys.executable, TESTS / 'eight_devices.py', *args], cwd=TESTS.parent,
-      env={**os.environ, 'PYTHONPATH': str(TESTS.parent)},
-      stdout=subprocess.PIPE, check=True, timeout=900)
-  return json.loads(found.stdout.splitlines()[-1])
+run = functools.partial(scripts.printed, 'eight_devices.py', timeout=900)
 
 
 def test_the_gradient_of_a_switch_that_differs_between_devices():
