@@ -157,7 +157,11 @@ class Cell(nn.Module):
 
   def __init__(self, space, in_channels, channels, reduction, after_reduction):
     super().__init__()
-    self.space = space
+    # Lists, since `torch.compile` would trace NumPy's arrays as tensors.
+    self.edge_nodes, self.edge_preds = (
+        table.tolist() for table in (space.edge_nodes, space.edge_preds))
+    self.ops, self.num_nodes = space.ops, space.num_nodes
+    self.num_inputs = space.num_inputs
     first = FactorizedReduce if after_reduction else ReluConvNorm
     self.preprocess = nn.ModuleList([
         first(in_channels[0], channels),
@@ -170,19 +174,19 @@ class Cell(nn.Module):
 
   def forward(self, inputs, edges, ops, gates=None):
     states = [f(x) for f, x in zip(self.preprocess, inputs)]
-    for node in range(self.space.num_nodes):
+    for node in range(self.num_nodes):
       terms = []
       for slot, (edge, op) in enumerate(zip(edges, ops)):
-        if self.space.edge_nodes[edge] != node:
+        if self.edge_nodes[edge] != node:
           continue
-        state = states[self.space.edge_preds[edge]]
-        term = self.edges[edge][self.space.ops[op]](state)
+        state = states[self.edge_preds[edge]]
+        term = self.edges[edge][self.ops[op]](state)
         terms.append(term if gates is None else gates[slot] * term)
       if not terms:
         raise ValueError(f'node {node} has no edge among {edges}')
       # Not `sum`, which would spend an elementwise addition on its zero.
       states.append(functools.reduce(operator.add, terms))
-    return torch.cat(states[self.space.num_inputs:], dim=1)
+    return torch.cat(states[self.num_inputs:], dim=1)
 
 
 class Supernet(nn.Module):

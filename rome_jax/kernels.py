@@ -211,24 +211,63 @@ def _depthwise_bwd(stride, dilation, residuals, g):
 depthwise_conv.defvjp(_depthwise_fwd, _depthwise_bwd)
 
 
-@jax.custom_vjp
-def pointwise(x, w):
-  """1x1 convolution without bias: [...,C'], [C',C] -> [...,C]."""
-  # As matrices: XLA's CPU backend transposes images to get w's gradient.
+def _pointwise_stock(x, w, stride):
+  return lax.conv_general_dilated(
+      x, w[None, None], (stride, stride), 'VALID',
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+
+def _pointwise_matrices(x, w, stride):
+  x = x[:, ::stride, ::stride]
   y = x.reshape(-1, x.shape[-1]) @ w
   return y.reshape(*x.shape[:-1], w.shape[1])
 
 
-def _pointwise_fwd(x, w):
-  return pointwise(x, w), (x, w)
+def _strided_on_cpu(matrices, stock, stride, *args):
+  """Matrices, but for a stride elsewhere than on the CPU.
+
+  There XLA ends the process (openxla/xla#47381) when it fuses a strided slice,
+  reshaped, into a matrix product.
+  """
+  if stride == 1:
+    return matrices(*args)
+  return _on_cpu(matrices, stock, *args)
 
 
-def _pointwise_bwd(residuals, g):
-  x, w = residuals
-  rows = g.reshape(-1, g.shape[-1])
-  dw = _if_trained(
-      lambda x, g: x.reshape(-1, x.shape[-1]).T @ g, x, rows)
-  return (rows @ w.T).reshape(x.shape), dw
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def pointwise(x, w, stride=1):
+  """1x1 convolution without bias.
+
+  Args:
+    x: [B,H,W,C'].
+    w: [C',C].
+    stride: of rows and columns.
+
+  Returns:
+    [B,ceil(H/stride),ceil(W/stride),C].
+  """
+  return _strided_on_cpu(
+      _pointwise_matrices, _pointwise_stock, stride, x, w, stride)
+
+
+def _pointwise_fwd(x, w, stride):
+  return pointwise(x, w, stride), (x, w)
+
+
+def _pointwise_bwd(stride, residuals, g):
+
+  def matrices(x, w, g):
+    # As matrices: XLA's CPU backend transposes images to get w's gradient.
+    seen, rows = x[:, ::stride, ::stride], g.reshape(-1, g.shape[-1])
+    dw = _if_trained(
+        lambda x, g: x.reshape(-1, x.shape[-1]).T @ g, seen, rows)
+    return _dilate((rows @ w.T).reshape(seen.shape), stride, x.shape[1:3]), dw
+
+  def stock(x, w, g):
+    return _pull_stock(
+        functools.partial(_pointwise_stock, stride=stride), x, w, g)
+
+  return _strided_on_cpu(matrices, stock, stride, *residuals, g)
 
 
 pointwise.defvjp(_pointwise_fwd, _pointwise_bwd)

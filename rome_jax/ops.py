@@ -69,8 +69,7 @@ class Pointwise(nn.Module):
   @nn.compact
   def __call__(self, x):
     w = parameter(self, 'kernel', torch_init, (x.shape[-1], self.features))
-    x = x[:, ::self.stride, ::self.stride]
-    return kernels.pointwise(x, w.astype(x.dtype))
+    return kernels.pointwise(x, w.astype(x.dtype), self.stride)
 
 
 class Depthwise(nn.Module):

@@ -121,6 +121,31 @@ def test_shifted_is_what_the_cpu_runs():
   assert ('conv_general_dilated' in jaxpr) != on_cpu
 
 
+# ------------------------------------------------------- 1x1 convolution
+
+
+@pytest.mark.parametrize('kind', ['cpu', 'stock'])
+@pytest.mark.parametrize('stride', [1, 2])
+@pytest.mark.parametrize('size', SIZES)
+def test_pointwise(size, stride, kind, request):
+  if kind == 'stock':
+    request.getfixturevalue('stock')
+  rng = np.random.default_rng(0)
+  x, w = images(size), rng.normal(size=(3, 5)).astype(np.float32)
+  x = x[..., :1] + np.arange(3, dtype=np.float32)
+  g = rng.normal(size=(len(x), *out_size(size, stride), 5)).astype(np.float32)
+  function = value_and_pullback(
+      lambda x, w: kernels.pointwise(x, w, stride))
+  if kind == 'stock' and stride == 2:
+    # A sliced image, reshaped, ends XLA for GPUs (openxla/xla#47381).
+    assert 'dot_general' not in str(jax.make_jaxpr(function)(x, w, g))
+  seen, dx = x[:, ::stride, ::stride], np.zeros_like(x)
+  dx[:, ::stride, ::stride] = np.einsum('bhwd,cd->bhwc', g, w)
+  expected = np.einsum('bhwc,cd->bhwd', seen, w), (
+      dx, np.einsum('bhwc,bhwd->cd', seen, g))
+  assert_close(function(x, w, g), expected, 1e-4)
+
+
 # -------------------------------------------------------- full convolution
 
 
