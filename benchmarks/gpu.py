@@ -2,12 +2,10 @@
 
   python -m benchmarks.gpu --out=gpu.json [--rows=NAME,...] [--no-torch]
 
-One process. Every program is traced, all are compiled side by side in
-threads, and then each runs alone. A program that is not compiled within
-`--compile-limit` seconds is left out and its row says so. The file is written
-again after every row, so a run that is cut off loses one row.
+One process, one row after another. The file is written again after every row,
+so a run that is cut off loses one row.
 
-  compile_seconds   tracing and compiling, beside the other rows' compiling
+  compile_seconds   tracing and compiling
   temp_bytes        `memory_analysis().temp_size_in_bytes`
   step_seconds      median of the repeats of the complete step: K samples for
                     alpha and beta, then K for theta, both updates
@@ -26,10 +24,9 @@ graphs.
 """
 
 import argparse
-import concurrent.futures
 import contextlib
+import faulthandler
 import json
-import os
 import pathlib
 import statistics
 import sys
@@ -73,7 +70,12 @@ ROWS = {
     'k1_shifted_graph': Row(kernels='shifted', xla='graph'),
     'k7': Row(k=7),
     'k7_graph': Row(k=7, xla='graph'),
+    'k7_no_graph': Row(k=7, xla='no_graph'),
     'k7_vmap': Row(k=7, samples='vmap'),
+    'k7_vmap_no_graph': Row(k=7, samples='vmap', xla='no_graph'),
+    'k7_bf16_no_graph': Row(k=7, dtype='bfloat16', xla='no_graph'),
+    'k7_batch256_no_graph': Row(k=7, batch=256, xla='no_graph'),
+    'k1_shifted_no_graph': Row(kernels='shifted', xla='no_graph'),
     'k7_bf16': Row(k=7, dtype='bfloat16'),
     'k7_vmap_bf16': Row(k=7, samples='vmap', dtype='bfloat16'),
     'k7_batch256': Row(k=7, batch=256),
@@ -87,9 +89,14 @@ def _choose(name):
   """A context in which programs are traced with these kernels."""
   if name == 'default':
     return contextlib.nullcontext()
-  place = 0 if name == 'shifted' else 1
-  return mock.patch.object(
-      kernels, '_on_cpu', lambda *args: args[place](*args[2:]))
+
+  def choose(ours, stock, *args):
+    # Convolutions over channels are the stock ones off the CPU in any case.
+    shifted = name == 'shifted' and ours.__name__ not in (
+        '_pointwise_matrices', 'matrices', 'canonical', 'loop')
+    return (ours if shifted else stock)(*args)
+
+  return mock.patch.object(kernels, '_on_cpu', choose)
 
 
 def _config(row, size):
@@ -123,13 +130,16 @@ def _lower(row, size):
 
 
 def _time(compiled, state, batches, repeats):
+  """(seconds of each call, state); fewer calls where each takes seconds."""
   seconds = []
-  for _ in range(repeats + 2):
+  while len(seconds) < repeats + 2 and sum(seconds) < 20:
     start = time.perf_counter()
     state, metrics = compiled(state, *batches)
     jax.block_until_ready((state, metrics))
     seconds.append(time.perf_counter() - start)
-  return statistics.median(seconds[2:]), state
+    print(f'{seconds[-1]:.4f} s', end=' ', file=sys.stderr, flush=True)
+  print(file=sys.stderr)
+  return seconds, state
 
 
 def profile(compiled, state, batches, most=25):
@@ -282,72 +292,60 @@ def _parse(argv):
   parser.add_argument('--profile', type=grid.names, default=['k7'])
   parser.add_argument('--no-torch', action='store_true')
   parser.add_argument('--torch-compiled', type=grid.names,
-                      default=['default', 'reduce-overhead'])
+                      default=[],
+                      help='modes of torch.compile')
   for name, value in (('cells', 8), ('channels', 16), ('image-size', 32),
-                      ('repeats', 10), ('compile-limit', 240)):
+                      ('repeats', 10)):
     parser.add_argument(f'--{name}', type=int, default=value)
   return parser.parse_args(argv)
 
 
+def _fill(row, spec, args, name):
+  """Compiles and times one row of ours."""
+  start = time.perf_counter()
+  lowered, inputs = _lower(spec, args)
+  row['trace_seconds'] = time.perf_counter() - start
+  compiled = lowered.compile(compiler_options=OPTIONS[spec.xla] or None)
+  row['compile_seconds'] = time.perf_counter() - start
+  row['temp_bytes'] = compiled.memory_analysis().temp_size_in_bytes
+  print({k: row.get(k) for k in ('name', 'compile_seconds', 'temp_bytes')},
+        file=sys.stderr, flush=True)
+  seconds, state = _time(compiled, *inputs, args.repeats)
+  row['first_seconds'] = seconds[:2]
+  row['step_seconds'] = statistics.median(seconds[2:] or seconds)
+  row['sample_seconds'] = row['step_seconds'] / (2 * row['k'])
+  if name in args.profile:
+    row['profile'] = profile(compiled, state, inputs[1])
+
+
 def _measure(args, save):
-  rows, waiting = {}, {}
-  began = time.perf_counter()
-  with concurrent.futures.ThreadPoolExecutor(16) as pool:
-    traced_with = None
-    for name in set(args.rows) & set(ROWS) and args.rows:
-      row = ROWS[name]
-      if row.kernels != traced_with:
-        jax.clear_caches()  # Traces hold the kernels.
-        traced_with = row.kernels
-      rows[name] = {'name': name, 'framework': 'rome_jax', **row._asdict()}
-      start = time.perf_counter()
-      try:
-        lowered, inputs = _lower(row, args)
-      except Exception:
-        rows[name]['error'] = traceback.format_exc(limit=-3)
-        continue
-      traced = time.perf_counter() - start
-
-      def build(lowered=lowered, row=row, traced=traced):
-        start = time.perf_counter()
-        done = lowered.compile(compiler_options=OPTIONS[row.xla] or None)
-        return done, traced + time.perf_counter() - start
-
-      rows[name]['trace_seconds'] = traced
-      waiting[name] = pool.submit(build), inputs
-    left = args.compile_limit - (time.perf_counter() - began)
-    concurrent.futures.wait([f for f, _ in waiting.values()], max(1, left))
-    print(f'compiled after {time.perf_counter() - began:.0f} s',
-          file=sys.stderr, flush=True)
-    for name, (future, inputs) in waiting.items():
-      row = rows[name]
-      try:
-        compiled, row['compile_seconds'] = future.result(timeout=1)
-        row['temp_bytes'] = compiled.memory_analysis().temp_size_in_bytes
-        row['step_seconds'], state = _time(compiled, *inputs, args.repeats)
-        row['sample_seconds'] = row['step_seconds'] / (2 * row['k'])
-        if name in args.profile:
-          row['profile'] = profile(compiled, state, inputs[1])
-        row['error'] = None
-      except concurrent.futures.TimeoutError:
-        row['error'] = f'not run: compiling took over {args.compile_limit} s'
-      except Exception:
-        row['error'] = 'failed: ' + traceback.format_exc(limit=-3)
-      save(row)
-    if not args.no_torch:
-      try:
-        for row in torch_rows(args, args.repeats, args.torch_compiled):
-          save(row)
-      except Exception:
-        save({'framework': 'torch',
-              'error': 'failed: ' + traceback.format_exc(limit=-3)})
-    # A thread that still compiles would keep the process.
-    sys.stdout.flush()
-    os._exit(0)
+  if not args.no_torch:
+    try:
+      for row in torch_rows(args, args.repeats, args.torch_compiled):
+        save(row)
+    except Exception:
+      save({'framework': 'torch',
+            'error': 'failed: ' + traceback.format_exc(limit=-3)})
+  kernels_of_trace = None
+  for name in args.rows:
+    if name == 'none':
+      continue
+    spec = ROWS[name]
+    if spec.kernels != kernels_of_trace:
+      jax.clear_caches()  # Traces hold the kernels.
+      kernels_of_trace = spec.kernels
+    row = {'name': name, 'framework': 'rome_jax', **spec._asdict()}
+    try:
+      _fill(row, spec, args, name)
+      row['error'] = None
+    except Exception:
+      row['error'] = 'failed: ' + traceback.format_exc(limit=-3)
+    save(row)
 
 
 def main(argv=None):
   args = _parse(argv)
+  faulthandler.dump_traceback_later(60, repeat=True)
   jax.config.update('jax_enable_compilation_cache', False)
   done = []
 

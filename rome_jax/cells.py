@@ -519,13 +519,10 @@ def _search_cells_fwd(plan, pairs, *primals):
 def _zero_after(tree):
   """0 that XLA takes for unknown before the arrays of `tree` are there.
 
-  What it is added to is computed after them. XLA's CPU backend removes
-  barriers too early for them to do so. It would see through arithmetic, so
-  the 0 is the end of a loop.
+  What it is added to is computed after them.
   """
   numbers = [leaf[(0,) * leaf.ndim] for leaf in jax.tree.leaves(tree)]
-  count = sum((x != x).astype(jnp.int32) for x in numbers)
-  return lax.while_loop(lambda i: i > 0, lambda i: i - 1, count)
+  return kernels.zero_after(numbers)
 
 
 def _plus(tree, zero):

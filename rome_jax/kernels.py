@@ -438,6 +438,30 @@ def _avg_pool_bwd(stride, x, g):
 avg_pool.defvjp(_avg_pool_fwd, _avg_pool_bwd)
 
 
+# --------------------------------------------------------- order of execution
+
+
+def zero_after(numbers):
+  """An int32 0 whose value XLA does not know before `numbers` are computed.
+
+  XLA's CPU backend removes barriers before it merges what is recomputed with
+  the forward pass. It would see through arithmetic, so there the 0 is the end
+  of a loop. On a GPU such a loop would cost a round trip to the host.
+
+  Args:
+    numbers: list of scalars.
+  """
+
+  def loop(numbers):
+    count = sum((x != x).astype(jnp.int32) for x in numbers)
+    return lax.while_loop(lambda i: i > 0, lambda i: i - 1, count)
+
+  def barrier(numbers):
+    return lax.optimization_barrier((jnp.zeros((), jnp.int32), numbers))[0]
+
+  return _on_cpu(loop, barrier, numbers)
+
+
 # ------------------------------------------------------ batch normalisation
 
 
