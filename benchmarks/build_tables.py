@@ -21,8 +21,8 @@ import pathlib
 import numpy as np
 
 from rome_jax import files
-from rome_jax import nasbench201_forms as forms
-from rome_jax.benchmarks import macro, nasbench201, table
+from rome_jax.spaces import nasbench201_forms as forms
+from rome_jax.tables import macro, nasbench201, table
 
 # Largest distance of a percentage below 128 to a neighbour in single
 # precision: what the published values were rounded by.

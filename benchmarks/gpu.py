@@ -40,8 +40,9 @@ import jax
 import numpy as np
 
 from benchmarks import grid, mixed, search_step
-from rome_jax import config as config_lib
-from rome_jax import kernels, spaces
+from rome_jax import spaces
+from rome_jax.config import fields
+from rome_jax.engine import kernels
 
 GRAPH = {'xla_gpu_enable_command_buffer': (
     'FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,DYNAMIC_SLICE_FUSION,'
@@ -100,7 +101,7 @@ def _choose(name):
 
 
 def _config(row, size):
-  config = config_lib.defaults()
+  config = fields.defaults()
   config.image_size = size.image_size
   config.method = row.method if row.method in ('rome_v2', 'gdas') else 'gdas'
   config.search.update(

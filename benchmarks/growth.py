@@ -21,14 +21,16 @@ operations it happens to sample, so it moves with their mean.
 import sys
 
 from benchmarks import grid, search_step
-from rome_jax import config as config_lib
-from rome_jax import ops, spaces
+from rome_jax import spaces
+from rome_jax.config import checks, fields
+from rome_jax.engine import operations
 
 # Operations of one's own, see docs/own_space.md.
 FURTHER = {
-    'sep_conv_1x1': lambda c: ops.Separable(1, (c.stride, 1), c.norm),
-    'dil_conv_1x1': lambda c: ops.Separable(1, (c.stride,), c.norm, 2),
-    'sep_dil_conv_3x3': lambda c: ops.Separable(3, (c.stride, 1), c.norm, 2)}
+    'sep_conv_1x1': lambda c: operations.Separable(1, (c.stride, 1), c.norm),
+    'dil_conv_1x1': lambda c: operations.Separable(1, (c.stride,), c.norm, 2),
+    'sep_dil_conv_3x3': lambda c: operations.Separable(
+        3, (c.stride, 1), c.norm, 2)}
 ORDER = ('dil_conv_5x5', 'sep_conv_5x5', 'max_pool_3x3', 'skip_connect',
          'avg_pool_3x3', 'sep_conv_3x3', 'dil_conv_3x3', 'none', 'noise',
          'nor_conv_1x1', 'nor_conv_3x3', *FURTHER)
@@ -48,12 +50,12 @@ def space_of(count: int) -> spaces.Space:
 
 
 def _config(cell):
-  config = config_lib.defaults()
+  config = fields.defaults()
   config.image_size = cell['image_size']
   config.search.update(
       cells=cell['cells'], channels=cell['channels'],
       batch_size=cell['batch'], k=cell['k'], parallel=cell['parallel'])
-  config_lib.validate(config)
+  checks.validate(config)
   return config
 
 
@@ -62,7 +64,7 @@ def measure(cell: dict) -> dict:
   keys = ('trace_seconds', 'compile_seconds', 'temp_bytes', 'step_seconds')
   row = {**cell, **dict.fromkeys(keys), **grid.environment(), 'error': None}
   config = _config(cell)
-  ops.OPS.update(FURTHER)
+  operations.OPS.update(FURTHER)
   with search_step.lack_of_memory_in(row):
     problem = search_step.make_problem(space_of(cell['ops']), config)
     search_step.fill_step(row, problem, config, cell['repeats'])

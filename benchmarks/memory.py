@@ -29,8 +29,10 @@ import sys
 import jax
 
 from benchmarks import grid, mixed, search_step
-from rome_jax import config as config_lib
-from rome_jax import methods, networks, spaces
+from rome_jax import spaces
+from rome_jax.config import fields
+from rome_jax.families import darts
+from rome_jax.methods import table
 
 # {column: (method or channels that pass by, K, GB in the paper)}
 COLUMNS = {
@@ -47,13 +49,13 @@ def make_step(column: str, cells: int, channels: int, batch: int,
               image_size: int):
   """(problem, the step, the state before it) of a column."""
   kind, k, _ = COLUMNS[column]
-  config = config_lib.defaults()
+  config = fields.defaults()
   config.search.update(k=k, parallel='scan')
-  if kind in methods.METHODS:
-    network = networks.Supernet(
+  if kind in table.METHODS:
+    network = darts.Supernet(
         spaces.S0, cells, channels, search_step.NUM_CLASSES)
     problem = search_step.problem_of(
-        network, methods.METHODS[kind], batch, image_size)
+        network, table.METHODS[kind], batch, image_size)
     return problem, *search_step.make_step(problem, config)
   network = mixed.MixedSupernet(
       mixed.SPACE, cells, channels, search_step.NUM_CLASSES, kind)

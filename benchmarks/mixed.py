@@ -20,7 +20,12 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from benchmarks import search_step
-from rome_jax import methods, networks, ops
+from rome_jax.engine import layers, operations
+from rome_jax.engine import weights as weights_lib
+from rome_jax.families import darts
+from rome_jax.methods import method as method_lib
+from rome_jax.methods import step as step_lib
+from rome_jax.methods import table
 from rome_jax.spaces import S0, Space
 
 # DARTS' eight operations: S0 and `none`.
@@ -41,7 +46,7 @@ def stock_kernels():
   return mock.patch.object(jax, 'default_backend', lambda: 'stock')
 
 
-def relax(space: Space, params: methods.ArchParams) -> dict:
+def relax(space: Space, params: method_lib.ArchParams) -> dict:
   """What each operation and each edge weighs, {cell type: (alpha, beta)}.
 
   Returns:
@@ -91,11 +96,13 @@ class MixedCell(nn.Module):
   def __call__(self, s0, s1, arch):
     """Inputs [B,H,W,.] and a cell of `relax` to [B,h,w,N*C]."""
     alpha, beta = arch
-    first = ops.FactorizedReduce if self.reduction_prev else ops.ReluConvNorm
+    first = (operations.FactorizedReduce if self.reduction_prev else
+             operations.ReluConvNorm)
     states = [
-        first(self.features, ops.BatchStatistics, name='preprocess0')(s0),
-        ops.ReluConvNorm(
-            self.features, ops.BatchStatistics, name='preprocess1')(s1)]
+        first(self.features, operations.BatchStatistics,
+              name='preprocess0')(s0),
+        operations.ReluConvNorm(
+            self.features, operations.BatchStatistics, name='preprocess1')(s1)]
     for start, stop in self.space.node_edges:
       terms = []
       for e in range(start, stop):
@@ -115,9 +122,11 @@ class MixedCell(nn.Module):
     return _shuffle(jnp.concatenate([y, past], -1), self.partial)
 
   def _mix(self, e, x, weights, stride):
-    context = ops.Context(stride, ops.BatchStatistics, pool_norm=True)
+    context = operations.Context(
+        stride, operations.BatchStatistics, pool_norm=True)
     terms = [
-        w * ops.build(op, context).clone(parent=self, name=f'edge{e}_{op}')(x)
+        w * operations.build(op, context).clone(
+            parent=self, name=f'edge{e}_{op}')(x)
         for w, op in zip(weights, self.space.ops)]
     return sum(terms[1:], terms[0])
 
@@ -141,10 +150,10 @@ class MixedSupernet(nn.Module):
       kind = 'reduce' if reduction else 'normal'
       return functools.partial(cell, arch=arch[kind])
 
-    outputs = networks.stack(
+    outputs = darts.stack(
         images, stem='cifar', channels=self.channels, cells=self.cells,
-        stem_norm=networks.AffineBatchStatistics, make_cell=make_cell)
-    return networks.Linear(self.num_classes, name='head')(
+        stem_norm=layers.AffineBatchStatistics, make_cell=make_cell)
+    return layers.Linear(self.num_classes, name='head')(
         outputs[self.cells - 1].mean((1, 2)))
 
 
@@ -152,7 +161,7 @@ def make_problem(network: MixedSupernet, batch_size: int,
                  image_size: int) -> search_step.Problem:
   """The supernet on random images with random labels."""
   # Methods whose beta is none, and one per edge.
-  method = methods.METHODS['gdas' if network.partial == 1 else 'rome_v2']
+  method = table.METHODS['gdas' if network.partial == 1 else 'rome_v2']
   return search_step.problem_of(
       network, method, batch_size, image_size, init=_init)
 
@@ -162,7 +171,7 @@ def _init(network, seed, image_size, image_channels):
   images = jnp.zeros((1, image_size, image_size, image_channels))
   arch = {t: (jnp.ones((space.num_edges, len(space.ops))),
               jnp.ones(space.num_edges)) for t in space.cell_types}
-  return networks.initialise(network, seed, images, arch)['params']
+  return weights_lib.initialise(network, seed, images, arch)['params']
 
 
 def make_step(problem: search_step.Problem, config):
@@ -186,7 +195,7 @@ def make_step(problem: search_step.Problem, config):
     theta, unravel = ravel_pytree(state.theta)
     updates, theta_opt = theta_tx.update(
         ravel_pytree(grads)[0], state.theta_opt, theta)
-    return methods.State(
+    return step_lib.State(
         state.step + 1, state.seed,
         unravel(optax.apply_updates(theta, updates)), arch, theta_opt,
         arch_opt), {

@@ -23,14 +23,11 @@ import sys
 import jax
 
 from benchmarks import grid, search_step, timing
-from rome_jax import config as config_lib
-from rome_jax import (
-    errors,
-    gradients,
-    methods,
-    mobile,
-    spaces,
-)
+from rome_jax import errors, spaces
+from rome_jax.config import fields
+from rome_jax.engine import sums
+from rome_jax.families import mobile
+from rome_jax.methods import table
 
 
 def make_problem(args) -> search_step.Problem:
@@ -41,12 +38,12 @@ def make_problem(args) -> search_step.Problem:
       space, space.num_nodes, args.channels, search_step.NUM_CLASSES,
       args.stem)
   return search_step.problem_of(
-      network, methods.METHODS[args.method], args.batch, args.image_size)
+      network, table.METHODS[args.method], args.batch, args.image_size)
 
 
 def measure(args) -> dict:
   """The numbers of the module's docstring."""
-  config = config_lib.defaults()
+  config = fields.defaults()
   config.search.update(k=args.k, parallel=args.parallel)
   problem, row = make_problem(args), {}
   search_step.fill_step(row, problem, config, args.repeats)
@@ -72,9 +69,9 @@ def _parse(argv):
   parser.add_argument('--channels', type=float, default=32.,
                       help='of the stem; scales all widths (32)')
   for name, default, choices in (
-      ('space', 'mobile', None), ('method', 'rome_v2', list(methods.METHODS)),
+      ('space', 'mobile', None), ('method', 'rome_v2', list(table.METHODS)),
       ('stem', 'cifar', ['cifar', 'imagenet']),
-      ('parallel', 'scan', list(gradients.PARALLEL))):
+      ('parallel', 'scan', list(sums.PARALLEL))):
     parser.add_argument(f'--{name}', default=default, choices=choices,
                         help=f'({default})')
   return parser.parse_args(argv)

@@ -33,8 +33,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import grid, stock, timing
-from rome_jax import choice, errors, kernels
-from rome_jax import ops as ops_lib
+from rome_jax import errors
+from rome_jax.engine import kernels, operations
 
 WAYS = ('switch', 'top', 'stock', 'torch', 'torch_channels_last')
 PASSES = ('forward', 'both')
@@ -66,8 +66,8 @@ def _operation(name):
 
   def module(channels, stride):
     del channels
-    return ops_lib.build(name, ops_lib.Context(
-        stride, ops_lib.BatchStatistics, pool_norm=True))
+    return operations.build(name, operations.Context(
+        stride, operations.BatchStatistics, pool_norm=True))
 
   return Case(module, stock.OPS[name], torch_module)
 
@@ -81,7 +81,7 @@ def _depthwise(kernel, dilation):
         dilation, groups=channels, bias=False)
 
   return Case(
-      lambda channels, stride: ops_lib.Depthwise(kernel, stride, dilation),
+      lambda channels, stride: operations.Depthwise(kernel, stride, dilation),
       lambda stride: lambda params, x: stock.depthwise(
           x, params['kernel'], stride, dilation),
       torch_module)
@@ -94,7 +94,7 @@ def _pool(ours, theirs, name, **options):
     from torch import nn
     return getattr(nn, name)(3, stride, padding=1, **options)
 
-  return Case(lambda channels, stride: ops_lib.Pool(ours, stride, None),
+  return Case(lambda channels, stride: operations.Pool(ours, stride, None),
               lambda stride: lambda params, x: theirs(x, stride),
               torch_module)
 
@@ -111,7 +111,7 @@ def _torch_conv(channels, stride):
 
 
 CASES: dict[str, Case] = {
-    **{name: _operation(name) for name in ops_lib.OPS if name in stock.OPS},
+    **{name: _operation(name) for name in operations.OPS if name in stock.OPS},
     'depthwise_3x3': _depthwise(3, 1),
     'depthwise_5x5': _depthwise(5, 1),
     'depthwise_3x3_dilated': _depthwise(3, 2),
@@ -120,10 +120,10 @@ CASES: dict[str, Case] = {
     'avg_pool': _pool(kernels.avg_pool, stock.avg_pool, 'AvgPool2d',
                       count_include_pad=False),
     'batch_norm': Case(
-        lambda channels, stride: ops_lib.BatchStatistics(),
+        lambda channels, stride: operations.BatchStatistics(),
         lambda stride: lambda params, x: stock.batch_norm(x), _torch_norm),
     'conv_3x3': Case(
-        lambda channels, stride: ops_lib.Conv(channels, 3, stride),
+        lambda channels, stride: operations.Conv(channels, 3, stride),
         lambda stride: lambda params, x: stock.conv(
             x, params['kernel'], (stride,) * 2), _torch_conv),
 }
@@ -160,8 +160,8 @@ def jax_functions(name: str, channels: int, stride: int) -> dict[str, Callable]:
         {'params': params}, x, rngs={'noise': jax.random.key(0)})
 
   def switch(params, x, index):
-    modules = module, ops_lib.Zero(stride)
-    return choice.switch(modules, index, (params, {}), jnp.ones(()), x)
+    modules = module, operations.Zero(stride)
+    return switch.switch(modules, index, (params, {}), jnp.ones(()), x)
 
   functions = {'top': top,
                'stock': lambda params, x, index: theirs(params, x)}

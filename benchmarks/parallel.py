@@ -24,24 +24,25 @@ import sys
 import jax
 
 from benchmarks import grid, search_step, timing
-from rome_jax import config as config_lib
-from rome_jax import gradients, spaces
-from rome_jax import parallel as parallel_lib
+from rome_jax import spaces
+from rome_jax.config import checks, fields
+from rome_jax.devices import mesh as mesh_lib
+from rome_jax.engine import sums
 
 DEVICES = 'devices'
-WAYS = (*gradients.PARALLEL, DEVICES)
+WAYS = (*sums.PARALLEL, DEVICES)
 COLUMNS = {'way': '', 'k': 'd', 'batch': 'd', 'compile_seconds': '.1f',
            'temp_bytes': ',d', 'gradient_seconds': '.2e'}
 
 
 def _config(cell):
-  config = config_lib.defaults()
+  config = fields.defaults()
   config.method, config.image_size = cell['method'], cell['image_size']
   config.search.update(
       cells=cell['cells'], channels=cell['channels'],
       batch_size=cell['batch'], k=cell['k'],
       parallel='scan' if cell['way'] == DEVICES else cell['way'])
-  config_lib.validate(config)
+  checks.validate(config)
   return config
 
 
@@ -49,7 +50,7 @@ def _placed(mesh, *trees):
   """The trees, on every device of the mesh."""
   if mesh is None:
     return trees
-  return parallel_lib.place(trees, parallel_lib.replicated(mesh))
+  return mesh_lib.place(trees, mesh_lib.replicated(mesh))
 
 
 def _compile(row, mesh, function, *args, **options):
@@ -63,7 +64,7 @@ def _compile(row, mesh, function, *args, **options):
 def _fill(row, config):
   mesh = None
   if row['devices'] > 1:
-    mesh = parallel_lib.make_mesh(data=1, sample=row['devices'])
+    mesh = mesh_lib.make_mesh(data=1, sample=row['devices'])
   problem = search_step.make_problem(spaces.get_space(row['space']), config)
   update, state = search_step.make_step(problem, config, mesh)
   step, row['compile_seconds'], row['temp_bytes'] = _compile(

@@ -33,19 +33,15 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import grid, search_step, timing
-from rome_jax import config as config_lib
-from rome_jax import (
-    errors,
-    evaluate,
-    files,
-    genotypes,
-    main,
-    networks,
-    spaces,
-    training,
-)
+from rome_jax import errors, files, spaces
+from rome_jax.cli import run as run_lib
+from rome_jax.config import checks, fields
+from rome_jax.engine import weights as weights_lib
+from rome_jax.families import darts
+from rome_jax.spaces import genotypes
+from rome_jax.train import optim, retrain
 
-DTYPES = config_lib.DTYPES
+DTYPES = fields.DTYPES
 # Compiles in seconds; an operation of every kind.
 SMALL = spaces.Space(
     'small', ('skip_connect', 'sep_conv_3x3', 'dil_conv_3x3', 'max_pool_3x3'),
@@ -68,13 +64,13 @@ def say(text):
 
 def search_row(args, changes) -> dict:
   """Memory and time of the complete search step with `changes`."""
-  config = config_lib.defaults()
+  config = fields.defaults()
   config.image_size = args.image_size
   config.search.update(
       cells=args.cells, channels=args.channels, batch_size=args.batch,
       k=args.k, parallel='scan')
   config.search.update(changes)
-  config_lib.validate(config)
+  checks.validate(config)
   space = spaces.get_space(args.space)
   problem = search_step.make_problem(space, config)
   update, state = search_step.make_step(problem, config)
@@ -90,17 +86,17 @@ def search_row(args, changes) -> dict:
 
 def evaluate_row(args, changes) -> dict:
   """The same of a step of retraining DARTS_V2's network."""
-  section = config_lib.defaults().evaluate
+  section = fields.defaults().evaluate
   section.update(
       cells=args.cells, channels=args.evaluate_channels,
       batch_size=args.batch, auxiliary=False)
   section.update(changes)
   network = _network(section)
   shape = (args.image_size, args.image_size, 3)
-  variables = networks.initialise(network, 0, jnp.zeros((2, *shape)))
-  tx = training.sgd(lambda step: section.lr, section)
-  state = evaluate.init_state(variables, tx)
-  make = evaluate.make_step(network, section, tx, 1000, 100)
+  variables = weights_lib.initialise(network, 0, jnp.zeros((2, *shape)))
+  tx = optim.sgd(lambda step: section.lr, section)
+  state = retrain.init_state(variables, tx)
+  make = retrain.make_step(network, section, tx, 1000, 100)
   batch = {
       'image': jax.random.normal(jax.random.key(0), (args.batch, *shape)),
       'label': jnp.arange(args.batch) % search_step.NUM_CLASSES}
@@ -117,7 +113,7 @@ def evaluate_row(args, changes) -> dict:
 
 
 def _network(section):
-  return networks.Network(
+  return darts.Network(
       genotypes.PUBLISHED['DARTS_V2'].genotype, section.cells,
       section.channels, search_step.NUM_CLASSES, remat=section.remat)
 
@@ -144,13 +140,13 @@ def kept(args) -> list[dict]:
   """kept_bytes of a retraining: 20 cells, 36 channels, batch 96."""
   rows = []
   for changes in EVALUATE_ROWS:
-    section = config_lib.defaults().evaluate
+    section = fields.defaults().evaluate
     section.update(changes)
     if args.quick:
       section.update(cells=3)
     network = _network(section)
     shape = (32, 32, 3)
-    variables = networks.initialise(network, 0, jnp.zeros((2, *shape)))
+    variables = weights_lib.initialise(network, 0, jnp.zeros((2, *shape)))
     rows.append({**changes, 'kept_bytes': kept_bytes(
         network, variables, section, shape)})
   return rows
@@ -178,7 +174,7 @@ def cost(args) -> list[dict]:
 
 def run_config(args, dtype, seed):
   """A search and a retraining that take about a minute on 2 cores."""
-  config = config_lib.defaults()
+  config = fields.defaults()
   config.seed, config.dataset, config.data_dir = (
       seed, args.dataset, args.data_dir)
   config.image_size = 0 if args.dataset == 'digits' else 16
@@ -204,7 +200,7 @@ def accuracy(args) -> dict:
       began = time.perf_counter()
       with tempfile.TemporaryDirectory() as workdir:
         with contextlib.redirect_stdout(sys.stderr):
-          main.run(run_config(args, dtype, seed), workdir)
+          run_lib.run(run_config(args, dtype, seed), workdir)
         result = files.read_json(pathlib.Path(workdir, 'result.json'))
       value = result['evaluations'][0]['test_accuracy']
       found[dtype].append(value)

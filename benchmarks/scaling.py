@@ -52,18 +52,17 @@ import jax
 import numpy as np
 
 from benchmarks import grid, timing
-from rome_jax import config as config_lib
-from rome_jax import (
-    errors,
-    methods,
-    networks,
-    parallel,
-    search,
-    spaces,
-    training,
-)
+from rome_jax import errors, spaces
+from rome_jax.config import fields
+from rome_jax.devices import mesh as mesh_lib
+from rome_jax.engine import weights as weights_lib
+from rome_jax.families import darts
+from rome_jax.methods import method as method_lib
+from rome_jax.methods import step as step_lib
+from rome_jax.methods import table
+from rome_jax.train import optim, search
 
-AXES = (parallel.DATA, parallel.SAMPLE)
+AXES = (mesh_lib.DATA, mesh_lib.SAMPLE)
 SMALL = spaces.Space(
     'small', ('skip_connect', 'sep_conv_3x3'), num_nodes=2)
 # The sizes of one: cells, channels, classes, stem, image side, batch, K.
@@ -323,18 +322,19 @@ OUTER_LOOPS = 1
 def make_step(space, sizes, mesh):
   """(the search's step on a mesh, shapes of its state and two batches)."""
   cells, channels, classes, stem, side, batch, k = sizes
-  network = networks.Supernet(space, cells, channels, classes, stem)
-  method, section = methods.METHODS['rome_v2'], config_lib.defaults().search
+  network = darts.Supernet(space, cells, channels, classes, stem)
+  method, section = table.METHODS['rome_v2'], fields.defaults().search
   theta_tx, arch_tx = (
-      training.sgd(lambda step: .05, section), training.arch_adam(section))
-  update = methods.make_update(
+      optim.sgd(lambda step: .05, section), optim.arch_adam(section))
+  update = step_lib.make_update(
       method, space, search.make_loss(network), theta_tx, arch_tx,
-      lambda step: 1., methods.Options(k=k), parallel.spread(mesh))
+      lambda step: 1., step_lib.Options(k=k), mesh_lib.spread(mesh))
 
   def init():
-    return methods.init_state(
-        networks.init_supernet(network, 0, side, 3),
-        methods.init_arch(method, space, jax.random.key(0)), theta_tx, arch_tx)
+    return step_lib.init_state(
+        weights_lib.init_supernet(network, 0, side, 3),
+        method_lib.init_arch(method, space, jax.random.key(0)), theta_tx,
+        arch_tx)
 
   images = {'image': np.zeros((batch, side, side, 3), np.float32),
             'label': np.zeros(batch, np.int32)}
@@ -343,12 +343,12 @@ def make_step(space, sizes, mesh):
 
 def measure(name: str, repeats: int) -> dict:
   """The row of one mesh of the small supernet, in this process."""
-  mesh = parallel.make_mesh(*map(int, name.split('x')))
+  mesh = mesh_lib.make_mesh(*map(int, name.split('x')))
   update, init, images = make_step(SMALL, SMALL_SIZES, mesh)
   rng = np.random.default_rng(0)
   images['image'] = rng.normal(size=images['image'].shape).astype(np.float32)
-  state = parallel.place(init(), parallel.replicated(mesh))
-  batches = parallel.place((images, images), parallel.split_batch(mesh))
+  state = mesh_lib.place(init(), mesh_lib.replicated(mesh))
+  batches = mesh_lib.place((images, images), mesh_lib.split_batch(mesh))
   jitted = jax.jit(update)
   step = jitted.lower(state, *batches).compile()
   traced = of_trace(
@@ -378,7 +378,7 @@ def measure(name: str, repeats: int) -> dict:
 def trace(name: str) -> dict:
   """What a step of a full supernet communicates."""
   sizes = FULL[name]
-  mesh = parallel.make_mesh(2, 1)
+  mesh = mesh_lib.make_mesh(2, 1)
   space = spaces.get_space('s0')
   update, init, images = make_step(space, sizes, mesh)
   state = jax.eval_shape(init)

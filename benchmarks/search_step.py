@@ -58,19 +58,17 @@ import ml_collections
 import numpy as np
 
 from benchmarks import grid, timing
-from rome_jax import config as config_lib
-from rome_jax import (
-    errors,
-    gradients,
-    methods,
-    networks,
-    parallel,
-    preflight,
-    sampling,
-    spaces,
-    training,
-)
-from rome_jax import search as search_lib
+from rome_jax import errors, spaces
+from rome_jax.config import checks, fields
+from rome_jax.devices import mesh as mesh_lib
+from rome_jax.engine import sums
+from rome_jax.engine import weights as weights_lib
+from rome_jax.families import darts
+from rome_jax.methods import laws, table
+from rome_jax.methods import method as method_lib
+from rome_jax.methods import step as step_lib
+from rome_jax.spaces import counting
+from rome_jax.train import optim, search
 
 NUM_CLASSES = 10
 LAYOUTS = ('default', 'channels_last')
@@ -234,26 +232,26 @@ class Problem(NamedTuple):
   """
 
   space: spaces.Space
-  method: methods.Method
+  method: method_lib.Method
   loss_fn: Callable
   theta: Any
-  arch: methods.ArchParams
+  arch: method_lib.ArchParams
   batches: tuple[dict, dict]
 
 
 def make_problem(space: spaces.Space, config, seed: int = 0) -> Problem:
   """The supernet of a config, on random images with random labels."""
   search = config.search
-  network = networks.Supernet(
+  network = darts.Supernet(
       space, search.cells, search.channels, NUM_CLASSES)
-  return problem_of(network, methods.METHODS[config.method],
+  return problem_of(network, table.METHODS[config.method],
                     search.batch_size, config.image_size, seed,
                     dtype=search.dtype)
 
 
-def problem_of(network, method: methods.Method, batch_size: int,
+def problem_of(network, method: method_lib.Method, batch_size: int,
                image_size: int, seed: int = 0,
-               init: Callable = networks.init_supernet,
+               init: Callable = weights_lib.init_supernet,
                dtype: str = 'float32') -> Problem:
   """A supernet of any skeleton, on random images with random labels.
 
@@ -276,24 +274,24 @@ def problem_of(network, method: methods.Method, batch_size: int,
         'label': jax.random.randint(
             label_key, (batch_size,), 0, NUM_CLASSES)}
 
-  params = methods.init_arch(method, space, keys[0])
+  params = method_lib.init_arch(method, space, keys[0])
   batches = batch(keys[1]), batch(keys[2])
   theta = init(network, seed, image_size, 3)
-  return Problem(space, method, search_lib.make_loss(network, dtype), theta,
+  return Problem(space, method, search.make_loss(network, dtype), theta,
                  params, batches)
 
 
 def make_optimisers(config):
   """(of theta, of alpha and beta), by the config's `search` section."""
   search = config.search
-  schedule = training.cosine(search.lr, search.lr_end, _STEPS)
-  return training.sgd(schedule, search), training.arch_adam(search)
+  schedule = optim.cosine(search.lr, search.lr_end, _STEPS)
+  return optim.sgd(schedule, search), optim.arch_adam(search)
 
 
-def init_state(problem: Problem, optimisers) -> methods.State:
+def init_state(problem: Problem, optimisers) -> step_lib.State:
   """The state before a step that donates it; the problem keeps its own."""
   theta, arch = jax.tree.map(jnp.copy, (problem.theta, problem.arch))
-  return methods.init_state(theta, arch, *optimisers)
+  return step_lib.init_state(theta, arch, *optimisers)
 
 
 def make_step(problem: Problem, config, mesh=None):
@@ -306,17 +304,17 @@ def make_step(problem: Problem, config, mesh=None):
   """
   search = config.search
   optimisers = make_optimisers(config)
-  options = methods.Options(
+  options = step_lib.Options(
       k=search.k, parallel=search.parallel, accumulate=search.accumulate,
       clip_norm=search.clip_norm)
 
   def tau(step):
-    return sampling.tau_at(
+    return laws.tau_at(
         step / _STEPS, search.tau_start, search.tau_end, search.tau_schedule)
 
-  update = methods.make_update(
+  update = step_lib.make_update(
       problem.method, problem.space, problem.loss_fn, *optimisers, tau,
-      options, parallel.spread(mesh))
+      options, mesh_lib.spread(mesh))
   return update, init_state(problem, optimisers)
 
 
@@ -330,8 +328,8 @@ def sample_groups(problem: Problem, config, architectures: int, seed=1):
   def draw(i):
     key = jax.random.fold_in(jax.random.key(seed), i)
     noise = jax.tree.map(
-        lambda a: a[0], methods.gumbel_noise(problem.arch, key, 1))
-    return methods.sample(
+        lambda a: a[0], method_lib.gumbel_noise(problem.arch, key, 1))
+    return method_lib.sample(
         problem.method, problem.space, problem.arch, noise, 1.)
 
   count = -(-architectures // k) * k
@@ -354,9 +352,9 @@ def make_gradient(problem: Problem, way: str, mesh=None):
       (loss, _), grads = jax.value_and_grad(problem.loss_fn, has_aux=True)(
           theta, arch, batch, jax.random.key(0))
       return loss, grads
-    return gradients.sum_over_samples(one, archs, way)
+    return sums.sum_over_samples(one, archs, way)
 
-  spread = parallel.spread(mesh)(total)
+  spread = mesh_lib.spread(mesh)(total)
   return lambda theta, archs, batch: spread(archs, theta, batch)
 
 
@@ -385,7 +383,7 @@ def check_memory(compiled, copies=1):
   """
   memory = compiled.memory_analysis()
   needed = copies * (memory.temp_size_in_bytes + memory.output_size_in_bytes)
-  available = preflight.available_bytes()
+  available = memory.available_bytes()
   if available is not None and needed > available:
     raise NotEnoughMemory(
         f'needs {needed / 1e9:.1f} GB, available are {available / 1e9:.1f} GB')
@@ -564,7 +562,7 @@ def _parse(argv):
   parser.add_argument('--k', type=grid.numbers, default=[1, 4, 7],
                       help='architectures per half step, comma-separated')
   parser.add_argument('--parallel', type=grid.names,
-                      default=list(gradients.PARALLEL),
+                      default=list(sums.PARALLEL),
                       help='ways of evaluating them, comma-separated')
   for name, default, meaning in (
       ('batch', 64, 'images per step'),
@@ -587,19 +585,19 @@ def _config(args, parallel, k):
 
   The space is not in it: it may be one of the caller's own.
   """
-  config = config_lib.defaults()
+  config = fields.defaults()
   config.method, config.image_size = args.method, args.image_size
   config.search.update(
       cells=args.cells, channels=args.channels, batch_size=args.batch, k=k,
-      parallel=parallel)
-  config_lib.validate(config)
+      parallel=mesh_lib)
+  checks.validate(config)
   return config
 
 
 def _check(args):
   grid.check_counts(args, 'image_size', 'repeats', 'architectures')
   # The reference, like DARTS's code, cannot halve odd sizes.
-  multiple = 2 ** len(networks.reductions(args.cells))
+  multiple = 2 ** len(counting.reductions(args.cells))
   if not args.no_torch and args.image_size % multiple:
     raise errors.UserError(
         f'--image-size={args.image_size} must be a multiple of {multiple} '
@@ -609,7 +607,7 @@ def _check(args):
 def _run(args):
   space = spaces.get_space(args.space)
   _check(args)
-  configs = [_config(args, parallel, k)
+  configs = [_config(args, mesh_lib, k)
              for parallel in args.parallel for k in args.k]
   jax.config.update('jax_enable_compilation_cache', False)
   rows = []

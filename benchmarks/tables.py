@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 
-from rome_jax.benchmarks import macro, nasbench201, table
+from rome_jax.tables import macro, nasbench201, table
 
 ROOT = pathlib.Path(__file__).parents[1]
 TABLES = {

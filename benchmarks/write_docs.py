@@ -16,7 +16,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from benchmarks import growth, memory, ops, parallel
-from rome_jax import files, plotting
+from rome_jax import files
+from rome_jax.show import curves
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS, DOCS = ROOT / 'docs' / 'results', ROOT / 'docs'
@@ -283,7 +284,7 @@ def digest(svg: str) -> str:
 def _svg(panels, title, columns):
   # Another matplotlib draws other bytes of the same data.
   data = hashlib.sha256(json.dumps(panels).encode()).hexdigest()
-  return plotting.curves_svg(
+  return curves.curves_svg(
       panels, title, columns=columns, description=f'data sha256 {data}')
 
 

@@ -13,7 +13,9 @@ import os
 import pathlib
 import sys
 
-from rome_jax import errors, interrupt, sweep
+from rome_jax import errors
+from rome_jax.cli import sweep
+from rome_jax.devices import interrupt
 
 LOST = 4  # As of rome_jax.main: the same command continues.
 
@@ -47,7 +49,7 @@ def _import_ray():
 
 def _connect(ray, address):
   # So that a worker finds the package where it is not installed.
-  package = pathlib.Path(sweep.__file__).resolve().parents[1]
+  package = pathlib.Path(sweep.__file__).resolve().parents[2]
   paths = [str(package), os.environ.get('PYTHONPATH')]
   try:
     ray.init(address=address, runtime_env={'env_vars': {

@@ -12,8 +12,8 @@ __version__ = '0.1.0'
 
 # Loaded at first use, so that `python -m rome_jax.describe` and the tables
 # start without JAX.
-_LAZY = {'Network': 'networks', 'Supernet': 'networks',
-         'Genotype': 'genotypes', 'Space': 'spaces'}
+_LAZY = {'Network': 'families.darts', 'Supernet': 'families.darts',
+         'Genotype': 'spaces.genotypes', 'Space': 'spaces'}
 
 
 def __getattr__(name):

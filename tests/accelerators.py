@@ -12,17 +12,15 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 
-from rome_jax import (
-    config,
-    evaluate,
-    genotypes,
-    methods,
-    networks,
-    search,
-    skeletons,
-    spaces,
-    training,
-)
+from rome_jax import families, spaces
+from rome_jax.config import fields
+from rome_jax.engine import weights as weights_lib
+from rome_jax.families import darts
+from rome_jax.methods import method as method_lib
+from rome_jax.methods import step as step_lib
+from rome_jax.methods import table
+from rome_jax.spaces import genotypes
+from rome_jax.train import optim, retrain, search
 
 C, CLASSES, SIZE = 4, 3, 8
 # {space: (cells, way of evaluating K)}: every family.
@@ -36,29 +34,29 @@ def batch():
 
 
 def search_step(name, cells, way):
-  space, method = spaces.get_space(name), methods.METHODS['rome_v2']
-  net = skeletons.get(space).supernet(
+  space, method = spaces.get_space(name), table.METHODS['rome_v2']
+  net = families.get(space).supernet(
       space, cells or space.num_nodes, C, CLASSES, 'cifar')
-  section = config.defaults().search
-  theta_tx = training.sgd(lambda step: .05, section)
-  arch_tx = training.arch_adam(section)
-  update = methods.make_update(
+  section = fields.defaults().search
+  theta_tx = optim.sgd(lambda step: .05, section)
+  arch_tx = optim.arch_adam(section)
+  update = step_lib.make_update(
       method, space, search.make_loss(net), theta_tx, arch_tx,
-      lambda step: 1., methods.Options(k=2, parallel=way))
-  state = methods.init_state(
-      networks.init_supernet(net, 0, SIZE, 3),
-      methods.init_arch(method, space, jax.random.key(0)), theta_tx, arch_tx)
+      lambda step: 1., step_lib.Options(k=2, parallel=way))
+  state = step_lib.init_state(
+      weights_lib.init_supernet(net, 0, SIZE, 3),
+      method_lib.init_arch(method, space, jax.random.key(0)), theta_tx, arch_tx)
   return update, (state, batch(), batch())
 
 
 def retraining_step():
-  net = networks.Network(
+  net = darts.Network(
       genotypes.PUBLISHED['DARTS_V2'].genotype, 3, C, CLASSES, 'cifar', True)
-  section = config.defaults().evaluate
-  tx = training.sgd(lambda step: .05, section)
-  variables = networks.initialise(net, 0, batch()['image'])
-  state = evaluate.init_state(variables, tx)
-  return evaluate.make_step(net, section, tx, 10, 5), (state, batch())
+  section = fields.defaults().evaluate
+  tx = optim.sgd(lambda step: .05, section)
+  variables = weights_lib.initialise(net, 0, batch()['image'])
+  state = retrain.init_state(variables, tx)
+  return retrain.make_step(net, section, tx, 10, 5), (state, batch())
 
 
 def depthwise(platforms, step, args):

@@ -16,7 +16,8 @@ import jax  # noqa: E402  after the environment is set
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
-from rome_jax import sampling, spaces  # noqa: E402
+from rome_jax import spaces  # noqa: E402
+from rome_jax.engine import archs
 
 
 def _hurried(function):
@@ -62,7 +63,7 @@ def cell_arch():
   """f(edges, ops): a CellArch whose gates are 1."""
 
   def make(edges, ops, dtype=np.float32):
-    return sampling.CellArch(
+    return archs.CellArch(
         np.asarray(edges, np.int32), np.asarray(ops, np.int32),
         np.ones(len(edges), dtype))
 

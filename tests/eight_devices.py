@@ -19,22 +19,19 @@ import numpy as np  # noqa: E402
 import optax  # noqa: E402
 from jax import lax  # noqa: E402
 
-from rome_jax import (  # noqa: E402
-    config,
-    evaluate,
-    methods,
-    networks,
-    parallel,
-    search,
-    skeletons,
-    spaces,
-    training,
-)
+from rome_jax import families, spaces
+from rome_jax.config import fields
+from rome_jax.devices import mesh as mesh_lib
+from rome_jax.engine import weights as weights_lib
+from rome_jax.methods import method as method_lib
+from rome_jax.methods import step as step_lib
+from rome_jax.methods import table
+from rome_jax.train import optim, retrain, search
 
 
 def switched_gradient():
   """Each of the devices runs another branch of one switch on one weight."""
-  mesh = parallel.make_mesh(2, 4)
+  mesh = mesh_lib.make_mesh(2, 4)
   weights = jnp.array([1., 2., 3.])
 
   def loss(w, i, x):
@@ -47,7 +44,7 @@ def switched_gradient():
 
   samples = jnp.array([0, 1, 2, 1, 0, 0, 2, 1], jnp.int32)
   x = np.arange(4.)  # its mean is 1.5
-  found = jax.jit(parallel.spread(mesh)(total))(samples, weights, x)
+  found = jax.jit(mesh_lib.spread(mesh)(total))(samples, weights, x)
   counts = np.bincount(np.asarray(samples), minlength=3)
   return {'found': found.tolist(),
           'expected': (1.5 * counts * np.arange(1, 4)).tolist()}
@@ -57,31 +54,31 @@ def problem(accumulate=1):
   """A tiny search: (update of a mesh, state, batches)."""
   space = spaces.Space(
       'tiny', ('skip_connect', 'sep_conv_3x3', 'avg_pool_3x3'), num_nodes=2)
-  net = skeletons.get(space).supernet(space, 2, 4, 3, 'cifar')
-  method, section = methods.METHODS['rome_v2'], config.defaults().search
-  theta_tx = training.sgd(lambda step: .05, section)
-  arch_tx = training.arch_adam(section)
+  net = families.get(space).supernet(space, 2, 4, 3, 'cifar')
+  method, section = table.METHODS['rome_v2'], fields.defaults().search
+  theta_tx = optim.sgd(lambda step: .05, section)
+  arch_tx = optim.arch_adam(section)
 
   def update(mesh):
-    return methods.make_update(
+    return step_lib.make_update(
         method, space, search.make_loss(net), theta_tx, arch_tx,
-        lambda step: 1., methods.Options(k=4, accumulate=accumulate),
-        parallel.spread(mesh))
+        lambda step: 1., step_lib.Options(k=4, accumulate=accumulate),
+        mesh_lib.spread(mesh))
 
   rng = np.random.default_rng(0)
   batches = [{'image': rng.normal(size=(8, 8, 8, 3)).astype(np.float32),
               'label': rng.integers(0, 3, 8).astype(np.int32)}
              for _ in range(2)]
-  state = methods.init_state(
-      networks.init_supernet(net, 0, 8, 3),
-      methods.init_arch(method, space, jax.random.key(0)), theta_tx, arch_tx)
+  state = step_lib.init_state(
+      weights_lib.init_supernet(net, 0, 8, 3),
+      method_lib.init_arch(method, space, jax.random.key(0)), theta_tx, arch_tx)
   return update, state, batches
 
 
 def two_steps(update, state, batches, mesh):
   if mesh is not None:
-    state = parallel.place(state, parallel.replicated(mesh))
-    batches = parallel.place(batches, parallel.split_batch(mesh))
+    state = mesh_lib.place(state, mesh_lib.replicated(mesh))
+    batches = mesh_lib.place(batches, mesh_lib.split_batch(mesh))
   step = jax.jit(update(mesh)).lower(state, *batches).compile(
       {'xla_backend_optimization_level': 0})
   state, first = step(state, *batches)
@@ -101,17 +98,17 @@ class Small(nn.Module):
 
 def retraining(mesh):
   """The same difference after a step of retraining in two parts."""
-  section = config.defaults().evaluate
+  section = fields.defaults().evaluate
   section.update(auxiliary=False, drop_path=0., accumulate=2)
   tx = optax.sgd(.1)
   batch = problem()[2][0]
   variables = Small().init(jax.random.key(0), batch['image'])
-  state = evaluate.init_state(variables, tx)
-  step = evaluate.make_step(Small(), section, tx, 10, 5)
+  state = retrain.init_state(variables, tx)
+  step = retrain.make_step(Small(), section, tx, 10, 5)
   expected = jax.device_get(jax.jit(step)(state, batch))
   return largest_difference(jax.device_get(jax.jit(step)(
-      parallel.place(state, parallel.replicated(mesh)),
-      parallel.place(batch, parallel.split_over_all(mesh)))), expected)
+      mesh_lib.place(state, mesh_lib.replicated(mesh)),
+      mesh_lib.place(batch, mesh_lib.split_over_all(mesh)))), expected)
 
 
 def largest_difference(actual, expected):
@@ -127,7 +124,7 @@ def steps(meshes, accumulate=1):
   expected = two_steps(update, state, batches, None)
   found = {}
   for text in meshes:
-    mesh = parallel.make_mesh(*map(int, text.split('x')))
+    mesh = mesh_lib.make_mesh(*map(int, text.split('x')))
     actual = two_steps(update, state, batches, mesh)
     found[text] = largest_difference(actual, expected)
     if accumulate > 1:

@@ -13,8 +13,12 @@ import time
 import jax.numpy as jnp
 import numpy as np
 
-from rome_jax import config, data, hosts, interrupt, loop, metrics, parallel
+from rome_jax import data
+from rome_jax.config import command_line
 from rome_jax.data import splits
+from rome_jax.devices import hosts, interrupt
+from rome_jax.devices import mesh as mesh_lib
+from rome_jax.train import loop, metrics
 
 BATCH = 8
 STEPS = 60
@@ -46,12 +50,12 @@ class Slow:
 def train(workdir, start=0.):
   """`loop.run` of the toy from weights `start`: finished, step, weights."""
   workdir = pathlib.Path(workdir)
-  mesh = parallel.make_mesh()
+  mesh = mesh_lib.make_mesh()
   placement = loop.Placement(
-      parallel.replicated(mesh), parallel.split_batch(mesh))
+      mesh_lib.replicated(mesh), mesh_lib.split_batch(mesh))
   phase = loop.Phase(
       'toy', STEPS, STEPS, BATCH,
-      parallel.sharded(Slow(), placement.batch, BATCH),
+      mesh_lib.sharded(Slow(), placement.batch, BATCH),
       lambda state, means, memo: (means, memo))
   state = {'w': jnp.full(3, start), 'step': jnp.zeros((), jnp.int32)}
   batch = phase.batches(0)
@@ -84,7 +88,7 @@ def read_batches(sharding):
   batches = data.Batches(split, None, BATCH, 3, data.make_transform(
       'cifar', dataset, train=True, cutout=4))
   step = 7  # of the second epoch
-  found = parallel.sharded(batches, sharding, BATCH)(step)
+  found = mesh_lib.sharded(batches, sharding, BATCH)(step)
   places = [batches.batch_indices(step).tolist().index(i) for i in seen]
   whole = batches(step)
   equal = all(
@@ -97,7 +101,7 @@ def read_batches(sharding):
 def main():
   what, workdir, *numbers = sys.argv[1:]
   port, count, process = map(int, numbers)
-  options = config.Options(
+  options = command_line.Options(
       distributed=True, coordinator=f'localhost:{port}', processes=count,
       process=process)
   with hosts.joined(options):
@@ -112,9 +116,9 @@ def read(count):
   """`read_batches` of meshes along either axis."""
   found = {}
   for shape in (count, 1), (1, count):
-    mesh = parallel.make_mesh(*shape)
-    for name, sharding in (('search', parallel.split_batch(mesh)),
-                           ('retraining', parallel.split_over_all(mesh))):
+    mesh = mesh_lib.make_mesh(*shape)
+    for name, sharding in (('search', mesh_lib.split_batch(mesh)),
+                           ('retraining', mesh_lib.split_over_all(mesh))):
       found[f'{name} {shape[0]}x{shape[1]}'] = read_batches(sharding)
   return found
 

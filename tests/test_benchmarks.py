@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from benchmarks import precision, search_step
-from rome_jax import config as config_lib
 from rome_jax import errors, spaces
+from rome_jax.config import fields
+from rome_jax.spaces import space as space_lib
 
 # Few operations compile fast; every kind with its own parameters is in it.
 SMALL = spaces.Space(
@@ -36,7 +37,7 @@ def small_spaces(monkeypatch):
 
 
 def small_config(k=2):
-  config = config_lib.defaults()
+  config = fields.defaults()
   config.image_size = 8
   config.search.update(
       cells=3, channels=4, batch_size=4, k=k, parallel='scan')
@@ -133,7 +134,7 @@ def test_mistakes_are_one_sentence(flag, message, capsys):
 def test_precision_prints_what_is_kept(capsys, monkeypatch):
   """Nothing compiled: recomputation and bfloat16 keep less."""
   monkeypatch.setattr(precision, 'cost', lambda args: [])
-  monkeypatch.setattr(spaces, 'SPACES', dict(spaces.SPACES))
+  monkeypatch.setattr(space_lib, 'SPACES', dict(spaces.SPACES))
   try:
     assert precision.run(['--quick', '--no-accuracy']) == 0
   finally:

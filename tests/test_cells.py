@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 from jaxprs import subjaxprs
 
-from rome_jax import cells, ops, spaces
+from rome_jax import spaces
+from rome_jax.engine import archs, operations
+from rome_jax.engine import cells as cells_lib
 
 C = 2
-NORM = ops.BatchStatistics
+NORM = operations.BatchStatistics
 # Every kind of operation: free, one kernel, and several.
 RICH = spaces.Space(
     'rich', ('skip_connect', 'sep_conv_3x3', 'max_pool_3x3', 'dil_conv_3x3'),
@@ -38,7 +40,7 @@ KINDS = {
 
 
 def make_cell(reduction, reduction_prev, space=RICH):
-  return cells.SearchCell(space, C, reduction, reduction_prev)
+  return cells_lib.SearchCell(space, C, reduction, reduction_prev)
 
 
 def states(reduction_prev, dtype=np.float32, size=6, batch=2):
@@ -56,11 +58,12 @@ def shapes_of(cell, s0, s1, arch):
 def plain_cell(space, reduction, reduction_prev, find, edges, ops_of,
                weights, gates, s0, s1):
   """Nodes one by one, edges one by one; edges and ops_of are static."""
-  first = ops.FactorizedReduce if reduction_prev else ops.ReluConvNorm
+  first = (operations.FactorizedReduce if reduction_prev else
+           operations.ReluConvNorm)
   inputs = [
       module.apply({'params': weights[name]}, s) for name, module, s in (
           ('preprocess0', first(C, NORM), s0),
-          ('preprocess1', ops.ReluConvNorm(C, NORM), s1))]
+          ('preprocess1', operations.ReluConvNorm(C, NORM), s1))]
   nodes = list(inputs)
   for node in range(space.num_nodes):
     total = 0.
@@ -68,7 +71,7 @@ def plain_cell(space, reduction, reduction_prev, find, edges, ops_of,
       if space.edge_nodes[e] != node:
         continue
       pred, op = space.edge_preds[e], space.ops[o]
-      module = ops.build(op, ops.Context(
+      module = operations.build(op, operations.Context(
           2 if reduction and pred < 2 else 1, NORM, True))
       params = find(weights, space, reduction, e, op)
       total = total + gate * module.apply({'params': params}, nodes[pred])
@@ -94,7 +97,7 @@ def compact(fill, quick_jit):
     def run(weights, gates, s0, s1, g, edges, ops_of):
       def function(weights, gates, s0, s1):
         return cell.apply({'params': weights}, s0, s1,
-                          arch=cells.CellArch(edges, ops_of, gates))
+                          arch=archs.CellArch(edges, ops_of, gates))
       return pulled(function, weights, gates, s0, s1, g)
 
     return run
@@ -279,7 +282,7 @@ def test_memory_does_not_grow_with_the_operations(cell_arch):
 
   def temporary(names):
     space = spaces.Space('s', names, num_nodes=2)
-    cell = cells.SearchCell(space, 4, False, False)
+    cell = cells_lib.SearchCell(space, 4, False, False)
     arch = cell_arch((0, 1, 2, 4), (1, 1, 0, 0))
     params = shapes_of(cell, s0, s1, arch)
 
@@ -322,8 +325,8 @@ class Stage(nn.Module):
 
   @nn.compact
   def __call__(self, s0, s1, arch):
-    return cells.run_cells(
-        [cells.SearchCell(self.space, C, False, i == 0, name=f'cell{i}')
+    return cells_lib.run_cells(
+        [cells_lib.SearchCell(self.space, C, False, i == 0, name=f'cell{i}')
          for i in range(self.number)], s0, s1, arch=arch)
 
 
@@ -337,7 +340,7 @@ def test_a_row_equals_plain_cells(
 
   def function(weights, gates, s0, s1):
     return row.apply({'params': weights}, s0, s1,
-                     cells.CellArch(arch.edges, arch.ops, gates))
+                     archs.CellArch(arch.edges, arch.ops, gates))
 
   def plain(weights, gates, *states):
     for i in range(number):
@@ -374,20 +377,20 @@ def test_a_row_of_cells_that_end_in_a_node_equals_plain_ones(
 
     @nn.compact
     def __call__(self, x, arch):
-      return cells.run_cells(
-          [cells.SearchCell(CHAIN, C, pool_norm=False, name=f'cell{i}')
+      return cells_lib.run_cells(
+          [cells_lib.SearchCell(CHAIN, C, pool_norm=False, name=f'cell{i}')
            for i in range(number)], x, arch=arch)[-1]
 
   def function(weights, gates, x):
     return Cells().apply({'params': weights}, x,
-                         cells.CellArch(arch.edges, arch.ops, gates))
+                         archs.CellArch(arch.edges, arch.ops, gates))
 
   def plain(weights, gates, x):
     for i in range(number):
       nodes = [x, 0., 0.]
       for gate, e, o in zip(gates, edges, ops_of):
         op = CHAIN.ops[o]
-        module = ops.build(op, ops.Context(1, NORM, False))
+        module = operations.build(op, operations.Context(1, NORM, False))
         y = module.apply({'params': edge_weights(
             weights[f'cell{i}'], CHAIN, False, e, op)},
             nodes[CHAIN.edge_preds[e]])
@@ -413,7 +416,7 @@ def test_a_row_of_cells_that_end_in_a_node_equals_plain_ones(
 
 def test_an_input_as_it_is_needs_one_input_and_a_last_node():
   with pytest.raises(ValueError, match='one input whose output is its last'):
-    cells.SearchCell(RICH, C).plan  # noqa: B018
+    cells_lib.SearchCell(RICH, C).plan  # noqa: B018
 
 
 def test_the_program_does_not_grow_with_the_row(cell_arch):
@@ -467,8 +470,8 @@ def test_initial_weights():
   """Each operation's own U(+-1/sqrt(fan_in)), though drawn as one array."""
   s0, s1 = states(False)
   space = spaces.Space('s', ('sep_conv_5x5', 'dil_conv_3x3'), num_nodes=4)
-  arch = cells.CellArch(jnp.zeros(8, int), jnp.zeros(8, int), jnp.ones(8))
-  cell = cells.SearchCell(space, 8, False, False)
+  arch = archs.CellArch(jnp.zeros(8, int), jnp.zeros(8, int), jnp.ones(8))
+  cell = cells_lib.SearchCell(space, 8, False, False)
   params = cell.init(jax.random.key(0), s0, s1, arch=arch)['params']
   for op, layer, fan_in in (
       ('sep_conv_5x5', 'Depthwise_1', 25), ('sep_conv_5x5', 'Pointwise_0', 8),
@@ -485,7 +488,7 @@ def test_initial_weights():
 
 
 def discrete(nodes, concat=(2, 3), reduction=False):
-  return cells.DiscreteCell(nodes, concat, C, reduction, False, functools
+  return cells_lib.DiscreteCell(nodes, concat, C, reduction, False, functools
                             .partial(nn.BatchNorm, use_running_average=False))
 
 

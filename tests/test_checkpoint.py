@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rome_jax import checkpoint, errors
+from rome_jax import errors
+from rome_jax.train import checkpoint
 
 
 class Momentum(NamedTuple):

@@ -6,13 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from rome_jax import choice
+from rome_jax.engine import switch
 
 BANKS = np.random.default_rng(0).normal(size=(2, 3, 5, 4)).astype(np.float32)
 INDICES = np.array([[4, 0, 2], [1, 1, 3]], np.int32)
 FACTORS = np.array([[1., 2., 3.], [4., 5., 6.]], np.float32)
 
-read = choice.one_by_one(lambda row, y: row.read() * y)
+read = switch.one_by_one(lambda row, y: row.read() * y)
 
 
 @pytest.mark.parametrize(
@@ -22,12 +22,12 @@ def test_vmap_reads_each_examples_row(bank, index, factor):
   if not (bank or index or factor):
     axes, expected = None, BANKS[0, 0, 4] * FACTORS[0, 0]
   else:
-    axes = (choice.Row(*(0 if b else None for b in (bank, index))),
+    axes = (switch.Row(*(0 if b else None for b in (bank, index))),
             0 if factor else None)
     expected = np.stack([
         BANKS[0, k * bank][INDICES[0, k * index]] * FACTORS[0, k * factor]
         for k in range(3)])
-  row = choice.Row(BANKS[0] if bank else BANKS[0, 0],
+  row = switch.Row(BANKS[0] if bank else BANKS[0, 0],
                    INDICES[0] if index else INDICES[0, 0])
   y = FACTORS[0] if factor else FACTORS[0, 0]
   found = jax.jit(jax.vmap(read, axes) if axes else read)(row, y)
@@ -39,8 +39,8 @@ def test_vmap_of_vmap_reads_each_examples_row(inner):
   """Banks of both axes, or of the outer one only."""
   banks = BANKS if inner else BANKS[:, 0]
   found = jax.jit(jax.vmap(jax.vmap(
-      read, (choice.Row(0 if inner else None, 0), 0))))(
-          choice.Row(banks, INDICES), FACTORS)
+      read, (switch.Row(0 if inner else None, 0), 0))))(
+          switch.Row(banks, INDICES), FACTORS)
   for i, k in np.ndindex(2, 3):
     np.testing.assert_array_equal(
         found[i, k],

@@ -7,15 +7,15 @@ import jax
 import ml_collections
 import pytest
 
-from rome_jax import config as config_lib
-from rome_jax import errors, skeletons, spaces
+from rome_jax import errors, families, spaces
+from rome_jax.config import checks, command_line, fields
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 CONFIGS = sorted((REPOSITORY / 'configs').glob('*.py'))
 
 
 def load_config(path, *flags):
-  return config_lib.load([f'--config={path}', *flags]).config
+  return command_line.load([f'--config={path}', *flags]).config
 
 
 def quickstart(*flags):
@@ -34,8 +34,8 @@ def write_config(tmp_path, body, name='mine.py'):
 
 
 def test_defaults_are_valid_and_locked():
-  config = config_lib.defaults()
-  config_lib.validate(config)
+  config = fields.defaults()
+  checks.validate(config)
   assert config.is_locked and config.search.is_locked
   with pytest.raises(AttributeError):
     config.search.cels = 3
@@ -43,7 +43,7 @@ def test_defaults_are_valid_and_locked():
 
 def test_defaults_are_the_published_search_and_retraining():
   # DARTS train_search.py and train.py, ROME Section 4: not read from the code.
-  config = config_lib.defaults()
+  config = fields.defaults()
   search, evaluate = config.search, config.evaluate
   assert (search.cells, search.channels, search.batch_size, search.epochs,
           search.k) == (8, 16, 64, 50, 7)
@@ -57,23 +57,23 @@ def test_defaults_are_the_published_search_and_retraining():
       .025, .2, .4)
 
 
-@pytest.mark.parametrize('name, field', config_lib.FIELDS.items())
+@pytest.mark.parametrize('name, field', fields.FIELDS.items())
 def test_every_field_has_a_meaning_and_an_allowed_default(name, field):
   assert field.meaning
   assert type(field.default) in (int, float, str, bool)
   assert field.choices == () or field.default in field.choices
-  assert f'--config.{name}=' in config_lib.help_text()
+  assert f'--config.{name}=' in command_line.help_text()
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 def test_every_config_loads_and_round_trips(path):
-  loaded = config_lib.load([f'--config={path}'])
+  loaded = command_line.load([f'--config={path}'])
   assert loaded.workdir == os.path.join('runs', path.stem)
   assert loaded.options.help == ''
-  text = json.dumps(config_lib.to_json(loaded.config))
-  again = config_lib.from_json(json.loads(text))
+  text = json.dumps(fields.to_json(loaded.config))
+  again = checks.from_json(json.loads(text))
   assert again == loaded.config and again.is_locked
-  assert json.dumps(config_lib.to_json(again)) == text
+  assert json.dumps(fields.to_json(again)) == text
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
@@ -117,14 +117,14 @@ def test_overrides_are_typed_by_the_field():
 
 
 def test_workdir():
-  assert config_lib.load(
+  assert command_line.load(
       ['--workdir=x/y', '--config=quickstart']).workdir == 'x/y'
-  assert config_lib.load(
+  assert command_line.load(
       ['--config', 'quickstart.py', '--workdir', 'z']).workdir == 'z'
 
 
 def test_help_needs_nothing_else():
-  loaded = config_lib.load(['--help'])
+  loaded = command_line.load(['--help'])
   assert loaded.config is None
   assert 'usage: python -m rome_jax.main' in loaded.options.help
   assert '--config.search.tau_start=10.0' in loaded.options.help
@@ -150,7 +150,7 @@ def test_config_files_take_an_argument(tmp_path):
       '  config.seed = int(seed)\n'
       '  return config\n')
   assert load_config(path).seed == 1
-  loaded = config_lib.load([f'--config={path}:7'])
+  loaded = command_line.load([f'--config={path}:7'])
   assert loaded.config.seed == 7
   assert loaded.workdir == os.path.join('runs', 'mine_7')
   assert list(tmp_path.iterdir()) == [path]  # No bytecode beside it.
@@ -165,7 +165,7 @@ KNOWN = dict(space=('s1', 's2'), size=('8', '20'), cell='DARTS_V2')
     ('size=20,space=s1', ('s1', '20', 'DARTS_V2')),
     (' cell = a=b/c.json , size=8', ('s1', '8', 'a=b/c.json'))])
 def test_arguments_of_a_config_file(text, expected):
-  found = config_lib.arguments(text, **KNOWN)
+  found = command_line.arguments(text, **KNOWN)
   assert (found.space, found.size, found.cell) == expected
   assert vars(found).keys() == KNOWN.keys()
 
@@ -184,12 +184,12 @@ def test_arguments_of_a_config_file(text, expected):
     ('space=s1,space=s2', 'space comes twice')])
 def test_bad_arguments_of_a_config_file(text, words):
   with pytest.raises(errors.UserError, match=re.escape(words)) as caught:
-    config_lib.arguments(text, **KNOWN)
+    command_line.arguments(text, **KNOWN)
   assert '\n' not in str(caught.value)
 
 
 def test_commands_with_arguments():
-  loaded = config_lib.load(
+  loaded = command_line.load(
       ['--config=robustdarts:space=s2,method=gdas', '--config.search.epochs=3'])
   config = loaded.config
   assert (config.space, config.method, config.search.k,
@@ -234,7 +234,7 @@ def test_commands_with_arguments():
 def test_bad_command_lines(flags, words, monkeypatch):
   monkeypatch.chdir(REPOSITORY)
   with pytest.raises(errors.UserError, match=re.escape(words)) as caught:
-    config_lib.load(flags)
+    command_line.load(flags)
   assert '\n' not in str(caught.value)
 
 
@@ -283,30 +283,30 @@ def test_bad_command_lines(flags, words, monkeypatch):
 ])
 def test_bad_values(name, value, words):
   section, _, last = name.rpartition('.')
-  config = config_lib.defaults()
+  config = fields.defaults()
   setattr(config[section] if section else config, last, value)
   with pytest.raises(errors.UserError, match=re.escape(words)) as caught:
-    config_lib.validate(config)
+    checks.validate(config)
   assert last in str(caught.value) and '\n' not in str(caught.value)
 
 
 def test_largest_seed_is_one_that_jax_takes():
-  config = config_lib.defaults()
+  config = fields.defaults()
   config.seed = 2**32 - 1
-  config_lib.validate(config)
+  checks.validate(config)
   jax.random.key(config.seed)
 
 
 def test_strict_fair_needs_whole_rounds_of_the_operations():
-  config = config_lib.defaults()
+  config = fields.defaults()
   config.search.sampler = 'strict_fair'
   operations = len(spaces.get_space(config.space).ops)
   for k in (operations, 2 * operations):
     config.search.k = k
-    config_lib.validate(config)
+    checks.validate(config)
   config.search.k = operations + 1
   with pytest.raises(errors.UserError, match='multiple of the 7 operations'):
-    config_lib.validate(config)
+    checks.validate(config)
 
 
 @pytest.mark.parametrize('space, sizes, words', [
@@ -320,34 +320,34 @@ def test_strict_fair_needs_whole_rounds_of_the_operations():
     ('mobile', dict(cells=20), 'config.evaluate.cells=20 must be 21')])
 def test_sizes_that_a_network_cannot_have(space, sizes, words):
   good = dict(cells=21 if space == 'mobile' else 15, channels=36, stem='cifar')
-  skeletons.check(spaces.SPACES[space], 'config.evaluate', **good)
+  families.check(spaces.SPACES[space], 'config.evaluate', **good)
   with pytest.raises(errors.UserError, match=re.escape(words)):
-    skeletons.check(spaces.SPACES[space], 'config.evaluate', **(good | sizes))
+    families.check(spaces.SPACES[space], 'config.evaluate', **(good | sizes))
 
 
 def test_one_architecture_a_step_is_gdas():
-  config = config_lib.defaults()
+  config = fields.defaults()
   config.method, config.search.k = 'gdas', 1
-  config_lib.validate(config)
+  checks.validate(config)
 
 
 def test_fields_of_the_wrong_set_or_type_are_found():
-  values = config_lib.to_json(config_lib.defaults())
+  values = fields.to_json(fields.defaults())
   values['search'].pop('k')
   with pytest.raises(errors.UserError, match=r'config\.search\.k is missing'):
-    config_lib.validate(ml_collections.ConfigDict(values))
+    checks.validate(ml_collections.ConfigDict(values))
   values['search']['k'] = '7'
   with pytest.raises(errors.UserError, match="k='7' must be a whole number"):
-    config_lib.validate(ml_collections.ConfigDict(values))
+    checks.validate(ml_collections.ConfigDict(values))
   with pytest.raises(errors.UserError, match='whole number'):
-    config_lib.from_json(values)
+    checks.from_json(values)
   values['search'].update(k=7, kk=7)
   with pytest.raises(errors.UserError, match='search.kk is unknown'):
-    config_lib.validate(ml_collections.ConfigDict(values))
+    checks.validate(ml_collections.ConfigDict(values))
   with pytest.raises(errors.UserError, match='search.kk is unknown'):
-    config_lib.from_json(values)
+    checks.from_json(values)
   with pytest.raises(errors.UserError, match='not a list'):
-    config_lib.from_json([])
+    checks.from_json([])
 
 
 @pytest.mark.parametrize('body, words', [
@@ -389,16 +389,16 @@ def test_files_that_are_no_config(content, words, tmp_path):
 def test_workdir_belongs_to_one_config(tmp_path):
   workdir = tmp_path / 'a' / 'run'
   config = quickstart()
-  config_lib.check_workdir(workdir, config)
+  checks.check_workdir(workdir, config)
   saved = json.loads((workdir / 'config.json').read_text())
-  assert saved == config_lib.to_json(config)
-  config_lib.check_workdir(workdir, config)
+  assert saved == fields.to_json(config)
+  checks.check_workdir(workdir, config)
   assert [path.name for path in workdir.iterdir()] == ['config.json']
 
   other = quickstart('--config.search.k=11', '--config.seed=9',
                      '--config.log_every=7')
   with pytest.raises(errors.UserError) as caught:
-    config_lib.check_workdir(workdir, other)
+    checks.check_workdir(workdir, other)
   message = str(caught.value)
   assert f'search.k ({config.search.k} there, 11 now)' in message
   assert 'seed (0 there, 9 now)' in message
@@ -407,8 +407,8 @@ def test_workdir_belongs_to_one_config(tmp_path):
 
 
 def test_workdir_takes_new_values_of_free_fields(tmp_path):
-  config_lib.check_workdir(tmp_path, quickstart())
-  config_lib.check_workdir(tmp_path, quickstart(
+  checks.check_workdir(tmp_path, quickstart())
+  checks.check_workdir(tmp_path, quickstart(
       '--config.log_every=7', '--config.checkpoint_every=9',
       '--config.keep_checkpoints=3', '--config.compilation_cache=',
       '--config.data_dir=elsewhere'))
@@ -417,12 +417,12 @@ def test_workdir_takes_new_values_of_free_fields(tmp_path):
 
 
 def test_fields_that_a_version_lacks_are_named(tmp_path):
-  values = config_lib.to_json(quickstart())
+  values = fields.to_json(quickstart())
   del values['search']['parallel']
   values['old'] = 'absent'
   (tmp_path / 'config.json').write_text(json.dumps(values))
   with pytest.raises(errors.UserError) as caught:
-    config_lib.check_workdir(tmp_path, quickstart())
+    checks.check_workdir(tmp_path, quickstart())
   assert 'search.parallel (absent there, "auto" now)' in str(caught.value)
   assert 'old ("absent" there, absent now)' in str(caught.value)
 
@@ -431,19 +431,19 @@ def test_fields_that_a_version_lacks_are_named(tmp_path):
 def test_damaged_config_of_a_workdir(content, tmp_path):
   (tmp_path / 'config.json').write_text(content)
   with pytest.raises(errors.UserError, match='config.json'):
-    config_lib.check_workdir(tmp_path, quickstart())
+    checks.check_workdir(tmp_path, quickstart())
 
 
 def test_unusable_workdir(tmp_path):
   (tmp_path / 'file').write_text('')
   for workdir in (tmp_path / 'file', tmp_path / 'file' / 'below', '/proc/run'):
     with pytest.raises(errors.UserError, match='cannot write'):
-      config_lib.check_workdir(workdir, quickstart())
+      checks.check_workdir(workdir, quickstart())
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason='root may write everywhere')
 def test_read_only_workdir(tmp_path):
-  config_lib.check_workdir(tmp_path, quickstart())
+  checks.check_workdir(tmp_path, quickstart())
   tmp_path.chmod(0o500)
   with pytest.raises(errors.UserError, match='not writable'):
-    config_lib.check_workdir(tmp_path, quickstart())
+    checks.check_workdir(tmp_path, quickstart())

@@ -14,22 +14,14 @@ import jax
 import numpy as np
 import pytest
 
-from rome_jax import config as config_lib
-from rome_jax import (
-    data,
-    errors,
-    evaluate,
-    genotypes,
-    loop,
-    main,
-    mobile,
-    nasbench201_forms,
-    plotting,
-    search,
-    skeletons,
-    spaces,
-)
-from rome_jax.benchmarks import nasbench201
+from rome_jax import data, errors, families, spaces
+from rome_jax.cli import run as run_lib
+from rome_jax.config import checks, command_line, fields
+from rome_jax.families import mobile
+from rome_jax.show import curves as curves_module
+from rome_jax.spaces import genotypes, nasbench201_forms
+from rome_jax.tables import nasbench201
+from rome_jax.train import loop, retrain, search
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted(ROOT.glob('configs/*.py'))
@@ -68,7 +60,7 @@ EVERY_FILE = pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
 
 
 def load(path, argument=''):
-  return config_lib.load([f'--config={path}{argument}']).config
+  return command_line.load([f'--config={path}{argument}']).config
 
 
 def texts(stem):
@@ -130,7 +122,7 @@ def test_config_runs_two_steps(path, tmp_path, monkeypatch):
     argument = f':genotype={tmp_path / "cell.txt"}'
   config = load(path, argument)
   for curves in ('save_search', 'save_training'):  # Slow, and all alike.
-    monkeypatch.setattr(plotting, curves, lambda *args: ())
+    monkeypatch.setattr(curves_module, curves, lambda *args: ())
   if config.space in SMALL:
     monkeypatch.setitem(spaces.SPACES, config.space, SMALL[config.space])
   config.compilation_cache = ''
@@ -148,7 +140,7 @@ def test_config_runs_two_steps(path, tmp_path, monkeypatch):
   evaluate_part.random_architectures = 0
   size = 64 if config.dataset == 'imagenet' else 32
   dataset = fake(config, 8, size if config.dataset != 'digits' else 8)
-  assert main.run(config, tmp_path / 'run', dataset) == 0
+  assert run_lib.run(config, tmp_path / 'run', dataset) == 0
   result = json.loads((tmp_path / 'run' / 'result.json').read_text())
   if not config.genotype:
     assert result['search']['steps'] == 2
@@ -166,10 +158,10 @@ def test_every_argument_gives_a_config_of_its_own(stem):
   """All can be built: space, method and sizes fit (`load` validates)."""
   known = []
   for args, config in combinations(stem):
-    space = config_lib.space(config)
+    space = checks.space(config)
     for name in ('search', 'evaluate'):
       part = config[name]
-      skeletons.check(
+      families.check(
           space, name, cells=part.cells, channels=part.channels, stem='cifar',
           auxiliary=name == 'evaluate' and part.auxiliary)
     assert config.method == args['method']
@@ -177,7 +169,7 @@ def test_every_argument_gives_a_config_of_its_own(stem):
     assert config.search.k * config.search.epochs == (
         250 if stem == 'nasbench201' else 350)
     if args.get('topology') != 'auto':  # The same as one of the others.
-      known.append(json.dumps(config_lib.to_json(config) | {'name': ''}))
+      known.append(json.dumps(fields.to_json(config) | {'name': ''}))
   repeated = len(known) - len(set(known))
   # The two evaluations of S1 and S3 on CIFAR-10 are the same.
   assert repeated == (2 * len(METHODS) if stem == 'robustdarts' else 0)
@@ -208,7 +200,7 @@ def test_defaults_are_the_first_values_and_documented(stem):
     ('imagenet_retrain:genotype=', 'genotype needs a value')])
 def test_bad_arguments(argument, words):
   with pytest.raises(errors.UserError, match=re.escape(words)):
-    config_lib.load([f'--config={argument}'])
+    command_line.load([f'--config={argument}'])
 
 
 # ------------------------------------------------------------------ recipes
@@ -248,9 +240,9 @@ def test_robustdarts_supernets_have_the_published_size(space, small, large):
 
 
 def supernet_params(config):
-  space, part = config_lib.space(config), config.search
+  space, part = checks.space(config), config.search
   _, channels, classes = SHAPES[config.dataset]
-  return skeletons.get(space).count_supernet(
+  return families.get(space).count_supernet(
       space, cells=part.cells, channels=part.channels, num_classes=classes,
       image_size=config.image_size or 32, image_channels=channels,
       stem='imagenet' if config.dataset == 'imagenet' else 'cifar').params
@@ -269,7 +261,7 @@ def test_nasbench201_recipe():
             part.weight_decay) == (
                 0, 15, 16, 200, 256, .1, 0., True, 5e-4)
     assert (part.auxiliary, part.cutout, part.drop_path) == (False, 0, 0.)
-    space = config_lib.space(config)
+    space = checks.space(config)
     searches_edges = args['topology'] == 'edges' or (
         args['topology'] == 'auto' and args['method'] != 'gdas')
     assert space.has_topology == searches_edges
@@ -277,7 +269,7 @@ def test_nasbench201_recipe():
   config = load('configs/nasbench201.py')
   for code, params in (('333333', 1_531_546), ('222222', 241_306)):
     cell = nasbench201_forms.to_genotype(code)
-    assert evaluate.count(config, fake(config, 1), cell).params == params
+    assert retrain.count(config, fake(config, 1), cell).params == params
 
 
 def test_nasbench1shot1_recipe():
@@ -286,7 +278,7 @@ def test_nasbench1shot1_recipe():
     assert (part.cells, part.channels, part.batch_size, part.lr_end,
             part.weight_decay, part.alpha_lr, part.alpha_weight_decay) == (
                 9, 16, 96, .001, 3e-4, 3e-4, 1e-3)
-    space = config_lib.space(config)
+    space = checks.space(config)
     assert ('skip_connect' in space.ops, 'conv_1x1' in space.ops) == (
         skip, not skip)
     assert space.num_nodes == {'1': 5, '2': 5, '3': 6}[args['space']]
@@ -309,23 +301,23 @@ def test_mobile_recipe():
   assert (part.epochs, part.batch_size, part.lr, part.weight_decay,
           part.label_smoothing, part.nesterov, part.auxiliary) == (
               300, 256, .05, 4e-5, .1, True, False)
-  space = config_lib.space(config)
+  space = checks.space(config)
   for name in ('search', 'evaluate'):
-    skeletons.check(space, name, cells=config[name].cells,
+    families.check(space, name, cells=config[name].cells,
                     channels=config[name].channels, stem='imagenet')
   cpu = mobile.PROXYLESS['proxyless_cpu'].genotype
-  skeletons.check_genotype(space, cpu, 'proxyless_cpu')
+  families.check_genotype(space, cpu, 'proxyless_cpu')
 
 
 def test_imagenet_retrain_is_imagenet_direct_without_its_search():
   config = load('configs/imagenet_retrain.py:genotype=PC_DARTS_cifar')
   direct = load('configs/imagenet_direct.py')
-  differing = {name for name in config_lib.FIELDS
-               if config_lib.to_json(config) != config_lib.to_json(direct)
+  differing = {name for name in fields.FIELDS
+               if fields.to_json(config) != fields.to_json(direct)
                and at(config, name) != at(direct, name)}
   assert differing == {'name', 'genotype'}
   cell = genotypes.load(config.genotype)
-  assert evaluate.count(config, fake(config, 1), cell).params == 5_270_560
+  assert retrain.count(config, fake(config, 1), cell).params == 5_270_560
 
 
 def at(config, name):
@@ -387,7 +379,7 @@ def test_the_table_of_spaces_is_right():
     blocks = space.skeleton == 'mobile'
     cells, channels = sizes.get(space.skeleton, (space.num_nodes, 32))
     assert size == f'{cells} / {channels}'
-    assert number(params) == skeletons.get(space).count_supernet(
+    assert number(params) == families.get(space).count_supernet(
         space, cells=cells, channels=channels,
         num_classes=1000 if blocks else 10, image_size=224 if blocks else 32,
         stem='imagenet' if blocks else 'cifar').params
@@ -464,12 +456,12 @@ def test_full_size_retraining_runs_two_steps(path):
   config = load(path, RUN.get(path.stem, ''))
   config.evaluate.batch_size = 4
   dataset = fake(config, 8)
-  trainer = evaluate.Trainer(config, dataset)
+  trainer = retrain.Trainer(config, dataset)
   genotype = genotypes.PUBLISHED['DARTS_V2'].genotype
-  space = config_lib.space(config)
+  space = checks.space(config)
   if space.skeleton != 'darts':
     genotype = genotypes.random(space, np.random.default_rng(0))
-  network = evaluate.make_network(config, dataset, genotype)
+  network = retrain.make_network(config, dataset, genotype)
   program, test, carry = trainer._program(network, trainer._init(network, 0))
   batches = trainer._batches(0)
   for step in range(2):

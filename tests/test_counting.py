@@ -6,7 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-from rome_jax import counting, errors, genotypes, spaces
+from rome_jax import errors, spaces
+from rome_jax.spaces import counting, genotypes
 
 CIFAR10 = dict(cells=20, channels=36)
 NETWORKS = {

@@ -7,14 +7,11 @@ import sys
 import numpy as np
 import pytest
 
-from rome_jax import (
-    counting,
-    describe,
-    genotypes,
-    mobile,
-    nasbench1shot1,
-    spaces,
-)
+from rome_jax import spaces
+from rome_jax.cli import describe
+from rome_jax.families import mobile, nasbench1shot1
+from rome_jax.spaces import counting, genotypes
+from rome_jax.spaces import space as space_lib
 
 DARTS_V2 = genotypes.load('DARTS_V2')
 
@@ -218,7 +215,7 @@ get_config = config.defaults
 
 def test_an_own_space_is_read_from_a_config_file(capsys, tmp_path,
                                                  monkeypatch):
-  monkeypatch.setattr(spaces, 'SPACES', dict(spaces.SPACES))
+  monkeypatch.setattr(space_lib, 'SPACES', dict(spaces.SPACES))
   monkeypatch.setattr(counting, 'OP_COUNTS', dict(counting.OP_COUNTS))
   genotype = genotypes.random(
       spaces.Space('own', ('twice',)), np.random.default_rng(0))

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from rome_jax import errors, genotypes, spaces
+from rome_jax import errors, spaces
+from rome_jax.spaces import genotypes
 
 PUBLISHED = sorted(genotypes.PUBLISHED)
 

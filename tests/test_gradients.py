@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rome_jax import errors, gradients
+from rome_jax import errors
+from rome_jax.engine import sums
 
 RNG = np.random.default_rng(0)
 THETA = RNG.normal(size=4).astype(np.float32)
@@ -23,10 +24,10 @@ def one(sample):
   return jax.value_and_grad(loss)(jnp.asarray(THETA), sample)
 
 
-@pytest.mark.parametrize('parallel', gradients.PARALLEL)
+@pytest.mark.parametrize('parallel', sums.PARALLEL)
 def test_closed_form(parallel):
   value, grad = jax.jit(
-      lambda samples: gradients.sum_over_samples(one, samples, parallel))(
+      lambda samples: sums.sum_over_samples(one, samples, parallel))(
           SAMPLES)
   residual = SAMPLES['a'] @ THETA - SAMPLES['y']
   np.testing.assert_allclose(value, .5 * (residual ** 2).sum(), rtol=1e-5)
@@ -34,20 +35,20 @@ def test_closed_form(parallel):
       grad, residual @ SAMPLES['a'], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize('parallel', gradients.PARALLEL)
+@pytest.mark.parametrize('parallel', sums.PARALLEL)
 def test_python_loop(parallel):
   values, grads = zip(*(
       jax.value_and_grad(loss)(
           jnp.asarray(THETA), jax.tree.map(lambda a, k=k: a[k], SAMPLES))
       for k in range(K)))
-  value, grad = gradients.sum_over_samples(one, SAMPLES, parallel)
+  value, grad = sums.sum_over_samples(one, SAMPLES, parallel)
   np.testing.assert_allclose(value, sum(values), rtol=1e-6)
   np.testing.assert_allclose(grad, sum(grads), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize('parallel', gradients.PARALLEL)
+@pytest.mark.parametrize('parallel', sums.PARALLEL)
 def test_one_sample_and_any_tree(parallel):
-  out = gradients.sum_over_samples(
+  out = sums.sum_over_samples(
       lambda s: {'n': s['i'], 'pair': (s['x'], jnp.ones(2))},
       {'i': jnp.array([3]), 'x': jnp.ones((1, 2, 2), jnp.bfloat16)}, parallel)
   assert int(out['n']) == 3 and out['n'].dtype == jnp.int32
@@ -65,7 +66,7 @@ def test_scan_holds_one_sample():
 
   def temporary(k, parallel):
     x = jax.ShapeDtypeStruct((k, 32, 32), jnp.float32)
-    compiled = jax.jit(lambda x: gradients.sum_over_samples(
+    compiled = jax.jit(lambda x: sums.sum_over_samples(
         heavy, x, parallel)).lower(x).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
@@ -75,4 +76,4 @@ def test_scan_holds_one_sample():
 
 def test_unknown_way():
   with pytest.raises(errors.UserError, match="mean 'vmap'"):
-    gradients.sum_over_samples(one, SAMPLES, 'vmaps')
+    sums.sum_over_samples(one, SAMPLES, 'vmaps')

@@ -13,9 +13,11 @@ import jax
 import numpy as np
 import pytest
 
-from rome_jax import config as config_lib
-from rome_jax import data, errors, hosts, parallel
+from rome_jax import data, errors
+from rome_jax.config import command_line
 from rome_jax.data import splits
+from rome_jax.devices import hosts
+from rome_jax.devices import mesh as mesh_lib
 
 # An end that a thread meets is raised in it; see `left`.
 pytestmark = pytest.mark.filterwarnings(
@@ -197,7 +199,7 @@ def test_one_process_needs_nothing():
   assert hosts.is_first() and not hosts.several()
   assert hosts.from_first(lambda: (1, 2)) == (1, 2)
   hosts.compare('state', 'x')
-  with hosts.joined(config_lib.Options()):
+  with hosts.joined(command_line.Options()):
     assert not hosts.several()
 
 
@@ -218,20 +220,20 @@ def test_one_process_needs_nothing():
 ])
 def test_bad_flags(flags, words):
   with pytest.raises(errors.UserError) as caught:
-    config_lib.load(['--config=quickstart', *flags])
+    command_line.load(['--config=quickstart', *flags])
   for word in words:
     assert word in str(caught.value)
 
 
 def test_flags():
-  options = config_lib.load([
+  options = command_line.load([
       '--config=quickstart', '--coordinator=[::1]:80', '--processes=4',
       '--process', '3', '--heartbeat=7', '--plan']).options
-  assert options == config_lib.Options(
+  assert options == command_line.Options(
       plan=True, distributed=True, coordinator='[::1]:80', processes=4,
       process=3, heartbeat=7)
-  options = config_lib.load(['--config=quickstart', '--distributed']).options
-  assert options == config_lib.Options(distributed=True)
+  options = command_line.load(['--config=quickstart', '--distributed']).options
+  assert options == command_line.Options(distributed=True)
 
 
 # What a process reads.
@@ -289,8 +291,8 @@ def test_some_rows_of_a_test():
 
 def test_rows_of_one_device():
   sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  rows = parallel.local_rows(sharding, 5)
+  rows = mesh_lib.local_rows(sharding, 5)
   np.testing.assert_array_equal(rows, np.arange(5))
   tree = {'x': np.arange(10.).reshape(5, 2)}
-  found = parallel.from_rows(tree, rows, 5, sharding)
+  found = mesh_lib.from_rows(tree, rows, 5, sharding)
   np.testing.assert_array_equal(found['x'], tree['x'])

@@ -14,7 +14,7 @@ import pytest
 import some_hosts
 from test_run import final_arrays
 
-from rome_jax import metrics
+from rome_jax.train import metrics
 
 TESTS = pathlib.Path(__file__).parent
 

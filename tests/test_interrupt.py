@@ -3,7 +3,7 @@ import threading
 
 import pytest
 
-from rome_jax import interrupt
+from rome_jax.devices import interrupt
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])

@@ -8,7 +8,7 @@ from jax import lax
 from jax.test_util import check_grads
 from jaxprs import subjaxprs
 
-from rome_jax import kernels
+from rome_jax.engine import kernels
 
 SIZES = [(8, 8), (7, 9), (5, 6)]
 

@@ -6,19 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rome_jax import (
-    checkpoint,
-    data,
-    genotypes,
-    methods,
-    networks,
-    sampling,
-    search,
-    skeletons,
-    spaces,
-)
-from rome_jax import config as config_lib
-from rome_jax.cells import EDGES, STRIDED
+from rome_jax import data, families, spaces
+from rome_jax.config import checks, fields
+from rome_jax.engine import weights as weights_lib
+from rome_jax.engine.layout import EDGES, STRIDED
+from rome_jax.methods import derive as derive_lib
+from rome_jax.methods import laws, table
+from rome_jax.methods import method as method_lib
+from rome_jax.spaces import genotypes
+from rome_jax.train import checkpoint, search
 
 CLASSES, C = 3, 4
 # What runs in the usual tests: each skeleton, method and kind of site; the
@@ -44,7 +40,7 @@ def combinations():
       pytest.param(
           space, method, id=f'{name}-{method}',
           marks=() if (name, method) in QUICK else pytest.mark.slow)
-      for name, space in found.items() for method in methods.METHODS
+      for name, space in found.items() for method in table.METHODS
       if allowed(space, method)]
 
 
@@ -62,13 +58,13 @@ EVERY_SPACE = pytest.mark.parametrize('space', [
       for name, space in spaces.SPACES.items()),
     pytest.param(spaces.get_space('nasbench201', **TWO_EDGES),
                  id='nasbench201_two')])
-EVERY_METHOD = pytest.mark.parametrize('name', methods.METHODS)
+EVERY_METHOD = pytest.mark.parametrize('name', table.METHODS)
 
 
 def params_of(space, name, seed=0):
   rng = np.random.default_rng(seed)
-  shapes = jax.eval_shape(lambda: methods.init_arch(
-      methods.METHODS[name], space, jax.random.key(0)))
+  shapes = jax.eval_shape(lambda: method_lib.init_arch(
+      table.METHODS[name], space, jax.random.key(0)))
   return jax.tree.map(
       lambda s: rng.normal(size=s.shape).astype(s.dtype), shapes)
 
@@ -77,11 +73,12 @@ def params_of(space, name, seed=0):
 @EVERY_SPACE
 def test_samples_are_of_the_space(space, name):
   """Edges and operations allowed, in-degrees kept, gates as promised."""
-  method, params = methods.METHODS[name], params_of(space, name)
+  method, params = table.METHODS[name], params_of(space, name)
   k = 16
-  noise = methods.gumbel_noise(params, jax.random.key(1), k)
+  noise = method_lib.gumbel_noise(params, jax.random.key(1), k)
   archs = jax.device_get(jax.jit(jax.vmap(
-      lambda noise: methods.sample(method, space, params, noise, 1.)))(noise))
+      lambda noise: method_lib.sample(method, space, params, noise, 1.)))(
+          noise))
   assert set(archs) == set(space.cell_types)
   degrees = method.degrees(space)
   for t, cell in archs.items():
@@ -109,8 +106,8 @@ def test_derived_genotypes_are_of_the_space(space, name):
   if not allowed(space, name):
     pytest.skip('refused by the config')
   for seed in range(5):
-    genotype = methods.derive(
-        methods.METHODS[name], space, params_of(space, name, seed))
+    genotype = derive_lib.derive(
+        table.METHODS[name], space, params_of(space, name, seed))
     check_genotype(space, genotype)
     text = genotypes.to_text(genotype)
     assert genotypes.from_text(text) == genotype
@@ -127,7 +124,7 @@ def test_random_genotypes_are_of_the_space(space):
 def check_genotype(space, genotype):
   genotypes.validate(genotype, space.ops + ((space.absent,) * bool(
       space.absent)))
-  skeletons.check_genotype(space, genotype, 'here')
+  families.check_genotype(space, genotype, 'here')
   assert genotypes.cell_types(genotype) == space.cell_types
   for t in space.cell_types:
     nodes, concat = genotypes.cell_of(genotype, t)
@@ -154,28 +151,28 @@ def check_genotype(space, genotype):
 @pytest.mark.parametrize('name', ['s3', 's1', 'nasbench1shot1_2', 'mobile'])
 def test_probabilities_of_a_chain_add_up(name):
   """log p(z) of Eq. 18 by hand: softmaxes of the rows that were chosen."""
-  space, method = spaces.SPACES[name], methods.METHODS['rome_v1']
+  space, method = spaces.SPACES[name], table.METHODS['rome_v1']
   params = params_of(space, 'rome_v1')
-  noise = methods.gumbel_noise(params, jax.random.key(2), 1)
-  arch = methods.sample(method, space, params, jax.tree.map(
+  noise = method_lib.gumbel_noise(params, jax.random.key(2), 1)
+  arch = method_lib.sample(method, space, params, jax.tree.map(
       lambda a: a[0], noise), 1.)
   total = 0.
   for t, cell in arch.items():
-    table, alpha = space.choices(t), np.float64(params.alpha[t])
+    choices, alpha = space.choices(t), np.float64(params.alpha[t])
     sites = cell.edges if space.sites == 'edges' else range(space.num_sites)
     for site, op in zip(sites, cell.ops):
-      row = alpha[site][table[site] >= 0]
-      column = list(table[site]).index(op)
+      row = alpha[site][choices[site] >= 0]
+      column = list(choices[site]).index(op)
       total += alpha[site][column] - np.log(np.exp(row).sum())
     start = 0
     for (a, b), d in zip(space.node_edges, space.in_degrees):
-      chosen = sampling.subsets(b - a, d)
+      chosen = laws.subsets(b - a, d)
       mask = np.isin(np.arange(a, b), cell.edges)
       beta = np.float64(params.beta[t][start:start + len(chosen)])
       index = int(np.flatnonzero((chosen == mask).all(-1))[0])
       total += beta[index] - np.log(np.exp(beta).sum())
       start += len(chosen)
-  assert float(methods.log_prob(method, space, params, arch)) == (
+  assert float(method_lib.log_prob(method, space, params, arch)) == (
       pytest.approx(total, rel=1e-4))
 
 
@@ -197,13 +194,13 @@ def fake_dataset(size=8):
 def tiny_search(space, name, monkeypatch):
   space = space.restrict(name='under test')
   monkeypatch.setitem(spaces.SPACES, 'under test', space)
-  config = config_lib.defaults()
+  config = fields.defaults()
   config.space, config.method, config.stem = 'under test', name, 'cifar'
   part = config.search
   part.cells, part.channels, part.batch_size = cells_of(space), C, 4
   part.k = 1 if name == 'gdas' else 2
   part.augment, part.epochs, part.max_steps = 'none', 1, 2
-  config_lib.validate(config)
+  checks.validate(config)
   return search.build(config, fake_dataset())
 
 
@@ -249,18 +246,18 @@ def test_two_updates(space, name, monkeypatch, tmp_path):
 def test_weights_without_a_gradient(name, quick_jit):
   """With `trained` False candidates' kernels have none; all else is equal."""
   space = spaces.SPACES[name]
-  net = skeletons.get(space).supernet(space, cells_of(space), C, CLASSES,
+  net = families.get(space).supernet(space, cells_of(space), C, CLASSES,
                                       'cifar')
   rng = np.random.default_rng(0)
   images = rng.normal(size=(2, 8, 8, 3)).astype(np.float32)
   # No operation without weights, or there would be nothing to see.
   conv = next(i for i, op in enumerate(space.ops) if 'conv' in op)
   ops = {t: np.argmax(space.choices(t) == conv, -1) for t in space.cell_types}
-  method, params = methods.METHODS['rome_v2'], params_of(space, 'rome_v2')
-  noise = jax.tree.map(lambda a: a[0], methods.gumbel_noise(
+  method, params = table.METHODS['rome_v2'], params_of(space, 'rome_v2')
+  noise = jax.tree.map(lambda a: a[0], method_lib.gumbel_noise(
       params, jax.random.key(1), 1))
-  arch = methods.sample(method, space, params, noise, 1., ops)
-  theta = networks.init_supernet(net, 0, 8, 3)
+  arch = method_lib.sample(method, space, params, noise, 1., ops)
+  theta = weights_lib.init_supernet(net, 0, 8, 3)
 
   def gradients_of(trained):
     def loss(theta, gates):

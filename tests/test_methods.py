@@ -16,19 +16,24 @@ import optax
 import pytest
 import transcription as paper
 
-from rome_jax import methods, sampling, spaces, training
-from rome_jax.sampling import CellArch
+from rome_jax import spaces
+from rome_jax.engine.archs import CellArch
+from rome_jax.methods import derive as derive_lib
+from rome_jax.methods import laws, table
+from rome_jax.methods import method as method_lib
+from rome_jax.methods import step as step_lib
+from rome_jax.train import optim
 
 SPACE = spaces.Space('tiny', ('a', 'b', 'c'), num_nodes=2)
 CELLS = spaces.CELL_TYPES
-ROWS = list(methods.METHODS)
+ROWS = list(table.METHODS)
 
 
 def params_of(name, space=SPACE, seed=0, scale=1.):
   """ArchParams of normal float32 NumPy tables."""
   rng = np.random.default_rng(seed)
-  size = sum(methods.METHODS[name].beta_sizes(space))
-  return methods.ArchParams(
+  size = sum(table.METHODS[name].beta_sizes(space))
+  return method_lib.ArchParams(
       {t: np.float32(scale * rng.normal(
           size=(space.num_edges, len(space.ops)))) for t in CELLS},
       {t: np.float32(scale * rng.normal(size=size)) for t in CELLS})
@@ -92,11 +97,11 @@ def numpy_arch_gradient(name, theta, params, noise, target, tau):
       _, soft = paper.EDGES[name](SPACE, b, np.float64(noise.beta[t]), tau)
       return (weight * soft[edges]).sum()
 
-    for table, function, x in ((alpha, through_alpha, params.alpha[t]),
+    for rows, function, x in ((alpha, through_alpha, params.alpha[t]),
                                (beta, through_beta, params.beta[t])):
-      table[t] = paper.numeric_jacobian(
+      rows[t] = paper.numeric_jacobian(
           function, np.float64(x)).reshape(x.shape) if x.size else x
-  return methods.ArchParams(alpha, beta)
+  return method_lib.ArchParams(alpha, beta)
 
 
 class NumpyStep:
@@ -154,36 +159,36 @@ def transformations(lr=.01, clip=5.):
   section = types.SimpleNamespace(
       clip_norm=clip, weight_decay=3e-4, momentum=.9, nesterov=False,
       alpha_lr=.5, alpha_b1=.5, alpha_b2=.999, alpha_weight_decay=1e-3)
-  return (training.sgd(lambda step: lr, section),
-          training.arch_adam(section))
+  return (optim.sgd(lambda step: lr, section),
+          optim.arch_adam(section))
 
 
 def make(name, options, theta_tx, arch_tx, tau=.7):
-  return methods.make_update(
-      methods.METHODS[name], SPACE, quadratic, theta_tx, arch_tx,
+  return step_lib.make_update(
+      table.METHODS[name], SPACE, quadratic, theta_tx, arch_tx,
       lambda step: tau, options)
 
 
 def noises_of(params, k, step):
   """What the two halves of a step draw, in their order, with seed 0."""
   halves = jax.random.split(jax.random.fold_in(jax.random.key(0), step))
-  return [jax.tree.map(np.asarray, methods.gumbel_noise(
+  return [jax.tree.map(np.asarray, method_lib.gumbel_noise(
       params, jax.random.split(key, 3)[0], k)) for key in halves]
 
 
 @pytest.mark.parametrize('name, options', [
-    ('rome_v1', methods.Options(k=3)),
-    ('rome_v2', methods.Options(k=3)),
-    ('rome_v2', methods.Options(
+    ('rome_v1', step_lib.Options(k=3)),
+    ('rome_v2', step_lib.Options(k=3)),
+    ('rome_v2', step_lib.Options(
         k=3, parallel='vmap', order='theta_first', theta_reduce='mean',
         alpha_reduce='sum')),
-    ('gdas', methods.Options(k=1, order='theta_first'))])
+    ('gdas', step_lib.Options(k=1, order='theta_first'))])
 def test_update_equals_numpy(name, options, quick_jit):
   """Three steps: SGD and Adam keep state, the clip works on some."""
   theta, params = theta_of(), params_of(name)
   txs = transformations()
   update = quick_jit(make(name, options, *txs))
-  state = methods.init_state(theta, params, *txs)
+  state = step_lib.init_state(theta, params, *txs)
   oracle = NumpyStep(name, theta, params, options, tau=.7, lr=.01, clip=5.)
   phases = [(oracle.arch_phase, -1.), (oracle.theta_phase, 2.)]
   if options.order == 'theta_first':
@@ -213,7 +218,7 @@ def test_the_oracle_tells_the_orders_apart(name):
   """alpha moves so far that theta's samples depend on who is first."""
   found = []
   for order in (1, -1):
-    oracle = NumpyStep(name, theta_of(), params_of(name), methods.Options(k=3),
+    oracle = NumpyStep(name, theta_of(), params_of(name), step_lib.Options(k=3),
                        tau=.7, lr=.01, clip=5.)
     noises = [noise_like(oracle.params, 3, seed) for seed in (1, 2)]
     for _ in range(3):
@@ -230,8 +235,8 @@ def test_v1_beta_of_node_1_has_no_gradient(quick_jit):
   noise = jax.tree.map(lambda a: a[0], noise_like(params, 1, 3))
 
   def objective(params):
-    arch = methods.sample(
-        methods.METHODS['rome_v1'], SPACE, params, noise, .7)
+    arch = method_lib.sample(
+        table.METHODS['rome_v1'], SPACE, params, noise, .7)
     return quadratic(theta, arch, np.float32([3.]))[0]
 
   grad = quick_jit(jax.grad(objective))(params)
@@ -247,8 +252,8 @@ def test_v1_beta_of_node_1_has_no_gradient(quick_jit):
 def step(quick_jit):
   """(update of ROME-v2 with K = 2, its first state)."""
   txs = transformations()
-  return quick_jit(make('rome_v2', methods.Options(k=2), *txs)), (
-      methods.init_state(theta_of(), params_of('rome_v2'), *txs))
+  return quick_jit(make('rome_v2', step_lib.Options(k=2), *txs)), (
+      step_lib.init_state(theta_of(), params_of('rome_v2'), *txs))
 
 
 def assert_same(a, b):
@@ -282,7 +287,7 @@ def test_same_seed_and_step_same_result(step):
 def test_scan_equals_vmap(step, quick_jit):
   update, state = step
   other = quick_jit(make(
-      'rome_v2', methods.Options(k=2, parallel='vmap'), *transformations()))
+      'rome_v2', step_lib.Options(k=2, parallel='vmap'), *transformations()))
   batches = np.float32([1.]), np.float32([2.])
   jax.tree.map(lambda a, b: np.testing.assert_allclose(
       a, b, rtol=1e-5, atol=1e-6), update(state, *batches),
@@ -291,7 +296,7 @@ def test_scan_equals_vmap(step, quick_jit):
 
 def drawn_noise(monkeypatch, quick_jit):
   """f(seed, step): the noise that each phase of that step draws, [K,...]."""
-  found, draw = [], methods.gumbel_noise
+  found, draw = [], method_lib.gumbel_noise
 
   def recorded(params, rng, k):
     noise = draw(params, rng, k)
@@ -300,10 +305,10 @@ def drawn_noise(monkeypatch, quick_jit):
                        ordered=True)
     return noise
 
-  monkeypatch.setattr(methods, 'gumbel_noise', recorded)
+  monkeypatch.setattr(method_lib, 'gumbel_noise', recorded)
   txs = transformations()
-  update = quick_jit(make('rome_v2', methods.Options(k=4), *txs))
-  state = methods.init_state(theta_of(), params_of('rome_v2'), *txs)
+  update = quick_jit(make('rome_v2', step_lib.Options(k=4), *txs))
+  state = step_lib.init_state(theta_of(), params_of('rome_v2'), *txs)
 
   def noise(seed, step):
     found.clear()
@@ -330,13 +335,13 @@ def test_batch_is_a_mean(quick_jit):
   """One batch, shared by the K samples: metrics are means over both."""
   txs = optax.sgd(0.), optax.sgd(0.)
   batch = np.float32([0., 1., 5.])
-  update = quick_jit(make('gdas', methods.Options(k=2), *txs))
+  update = quick_jit(make('gdas', step_lib.Options(k=2), *txs))
   params = params_of('gdas', scale=0.)
   # One operation for sure: f is the same in every sample.
   for t in CELLS:
     params.alpha[t][:, 0] = 1e4
   _, metrics = update(
-      methods.init_state(theta_of(), params, *txs), batch, batch)
+      step_lib.init_state(theta_of(), params, *txs), batch, batch)
   f = sum(theta_of()[t][:, 0].sum() for t in CELLS)
   expected = float(.5 * ((f - batch) ** 2).mean())
   assert float(metrics['train_loss']) == pytest.approx(expected, rel=1e-4)
@@ -348,9 +353,9 @@ def test_strict_fair_theta_step(quick_jit):
   """With K = O each operation of each edge is drawn once (GDAS: trained)."""
   txs = optax.sgd(1.), optax.sgd(0.)
   theta = jax.tree.map(jnp.zeros_like, theta_of())
-  options = methods.Options(k=3, sampler='strict_fair')
+  options = step_lib.Options(k=3, sampler='strict_fair')
   state, _ = quick_jit(make('gdas', options, *txs))(
-      methods.init_state(theta, params_of('gdas', scale=50.), *txs),
+      step_lib.init_state(theta, params_of('gdas', scale=50.), *txs),
       np.float32([1.]), np.float32([1.]))
   # All weights 0: f = 0 and each active weight's gradient is -1 per sample.
   for t in CELLS:
@@ -372,10 +377,10 @@ def test_variance_falls_as_one_over_k(quick_jit):
       lambda a: np.random.default_rng(a.size).normal(size=a.shape), params)
 
   def estimate(k):
-    options = methods.Options(k=k, parallel='vmap')
+    options = step_lib.Options(k=k, parallel='vmap')
     txs = optax.sgd(0.), optax.sgd(1.)  # The update is minus the gradient.
     update = make('rome_v2', options, *txs)
-    state = methods.init_state(theta, params, *txs)
+    state = step_lib.init_state(theta, params, *txs)
 
     def projected(step):
       after, _ = update(state._replace(step=step), np.float32([1.]),
@@ -408,9 +413,9 @@ def test_variance_falls_as_one_over_k(quick_jit):
 @pytest.mark.parametrize('name', ROWS)
 def test_sample_of_any_space(name, num_nodes, in_degree):
   space = spaces.Space('s', ('a', 'b'), num_nodes, in_degree=in_degree)
-  method, params = methods.METHODS[name], params_of(name, space)
+  method, params = table.METHODS[name], params_of(name, space)
   noise = jax.tree.map(lambda a: a[0], noise_like(params, 1, 3))
-  arch = methods.sample(method, space, params, noise, 1.)
+  arch = method_lib.sample(method, space, params, noise, 1.)
   degrees = [2 + i if name == 'gdas' else min(in_degree, 2 + i)
              for i in range(num_nodes)]
   assert method.degrees(space) == tuple(degrees)
@@ -428,9 +433,9 @@ def test_sample_of_any_space(name, num_nodes, in_degree):
 def test_sample_equals_the_equations(name, quick_jit):
   params = params_of(name)
   noise = noise_like(params, 20, 5)
-  method = methods.METHODS[name]
+  method = table.METHODS[name]
   archs = quick_jit(jax.vmap(
-      lambda n: methods.sample(method, SPACE, params, n, .5)))(noise)
+      lambda n: method_lib.sample(method, SPACE, params, n, .5)))(noise)
   for k in range(20):
     expected = numpy_sample(
         name, params, jax.tree.map(lambda a, k=k: a[k], noise))
@@ -442,18 +447,18 @@ def test_sample_equals_the_equations(name, quick_jit):
 def test_sizes_of_s0():
   # 2 x 14 x 7 alphas; 40 (v1) or 28 (v2) betas over both cells.
   for name, betas in (('rome_v1', 40), ('rome_v2', 28), ('gdas', 0)):
-    params = methods.init_arch(
-        methods.METHODS[name], spaces.S0, jax.random.key(0))
+    params = method_lib.init_arch(
+        table.METHODS[name], spaces.S0, jax.random.key(0))
     count = [sum(x.size for x in jax.tree.leaves(p)) for p in params]
     assert count == [196, betas]
-    assert sum(methods.METHODS[name].degrees(spaces.S0)) == (
+    assert sum(table.METHODS[name].degrees(spaces.S0)) == (
         14 if name == 'gdas' else 8)
 
 
 def test_initial_arch():
   space = spaces.Space('s', tuple('abcdefgh'), num_nodes=20)
-  params = methods.init_arch(
-      methods.METHODS['rome_v2'], space, jax.random.key(0), .1, 0.)
+  params = method_lib.init_arch(
+      table.METHODS['rome_v2'], space, jax.random.key(0), .1, 0.)
   n = params.alpha['normal'].size
   z = (np.std(params.alpha['normal']) / .1 - 1) * np.sqrt(2 * n)
   assert abs(z) < 5  # Relative standard error 1/sqrt(2n).
@@ -463,7 +468,7 @@ def test_initial_arch():
 
 def test_noise_is_gumbel():
   params = params_of('rome_v2')
-  noise = methods.gumbel_noise(params, jax.random.key(0), 500)
+  noise = method_lib.gumbel_noise(params, jax.random.key(0), 500)
   x = np.concatenate([np.ravel(a) for a in jax.tree.leaves(noise)])
   # Mean: Euler's constant; variance pi^2/6.
   assert abs(x.mean() - .5772) < 5 * np.sqrt(np.pi ** 2 / 6 / x.size)
@@ -521,11 +526,11 @@ SMALL_SPACES = [spaces.Space('s', ('a', 'b', 'c'), 2, in_degree=d)
 @pytest.mark.parametrize('space', SMALL_SPACES, ids=['deg1', 'deg2'])
 def test_log_prob(name, space):
   """Eq. 18 for every normal cell beside one reduction cell."""
-  method, params = methods.METHODS[name], params_of(name, space)
+  method, params = table.METHODS[name], params_of(name, space)
   every = cells_of(space)
   edges, ops = (jnp.asarray(x) for x in zip(*every))
   other = CellArch(edges[7], ops[7], None)
-  found = jax.jit(jax.vmap(lambda e, o: methods.log_prob(
+  found = jax.jit(jax.vmap(lambda e, o: method_lib.log_prob(
       method, space, params,
       {'normal': CellArch(e, o, None), 'reduce': other})))(edges, ops)
   normal = np.array([
@@ -546,7 +551,7 @@ def test_derivation_is_the_likeliest_sample(name, space):
   """
   for seed in range(5):
     params = params_of(name, space, seed)
-    genotype = methods.derive(methods.METHODS[name], space, params)
+    genotype = derive_lib.derive(table.METHODS[name], space, params)
     for t, nodes in (('normal', genotype.normal),
                      ('reduce', genotype.reduce)):
       log_p = np.log(paper.softmax(np.float64(params.alpha[t])))
@@ -573,7 +578,7 @@ def test_derivation_is_the_mode_of_eq_18(name):
     for t in CELLS:
       params.alpha[t][:] = rng.permuted(
           np.tile(np.float32([0., .3, 1.]), (5, 1)), axis=1)
-    genotype = methods.derive(methods.METHODS[name], space, params)
+    genotype = derive_lib.derive(table.METHODS[name], space, params)
     for t, nodes in (('normal', genotype.normal),
                      ('reduce', genotype.reduce)):
       best = max(cells_of(space), key=lambda z, t=t: brute_force_log_prob(
@@ -592,15 +597,15 @@ def test_top_two_is_the_likeliest_set():
   """v2's derivation also maximises the law of Gumbel-Top2 itself."""
   for seed in range(10):
     beta = np.random.default_rng(seed).normal(size=5).astype(np.float32)
-    sets = sampling.subsets(5, 2)
-    law = [float(sampling.log_prob_top_k(beta, s)) for s in sets]
+    sets = laws.subsets(5, 2)
+    law = [float(laws.log_prob_top_k(beta, s)) for s in sets]
     assert set(np.flatnonzero(sets[int(np.argmax(law))])) == set(
         np.argsort(beta)[-2:])
 
 
 def test_derived_concat_is_every_node():
-  genotype = methods.derive(
-      methods.METHODS['rome_v2'], spaces.S0, params_of('rome_v2', spaces.S0))
+  genotype = derive_lib.derive(
+      table.METHODS['rome_v2'], spaces.S0, params_of('rome_v2', spaces.S0))
   assert genotype.normal_concat == genotype.reduce_concat == (2, 3, 4, 5)
 
 
@@ -614,14 +619,14 @@ def test_gdas_derivation():
         ((p[e, o], SPACE.ops[o], e - a) for e in range(a, b)
          for o in range(3)), reverse=True)
     expected.append(tuple((op, pred) for _, op, pred in ranked[:2]))
-  genotype = methods.derive(methods.METHODS['gdas'], SPACE, params)
+  genotype = derive_lib.derive(table.METHODS['gdas'], SPACE, params)
   assert genotype.reduce == tuple(expected)
 
 
 def test_gdas_may_take_one_edge_twice():
   params = params_of('gdas', scale=0.)
   params.alpha['normal'][3] = 5., 4.9, -9.  # .52 and .48 beat any third.
-  genotype = methods.derive(methods.METHODS['gdas'], SPACE, params)
+  genotype = derive_lib.derive(table.METHODS['gdas'], SPACE, params)
   assert genotype.normal[1] == (('a', 1), ('b', 1))
 
 
@@ -632,8 +637,8 @@ def test_gdas_may_take_one_edge_twice():
 def test_diagnostics(name):
   params = params_of(name)
   found = {k: float(v) for k, v in
-           methods.diagnostics(
-               methods.METHODS[name], SPACE, params).items()}
+           method_lib.diagnostics(
+               table.METHODS[name], SPACE, params).items()}
   for t in CELLS:
     groups = {'alpha': list(np.float64(params.alpha[t]))}
     if name == 'rome_v1':  # Node 1 has one pair, no choice.
@@ -665,12 +670,12 @@ def test_no_key_is_used_twice(monkeypatch, quick_jit):
     return call
 
   for name in used:
-    monkeypatch.setattr(methods.jax.random, name, recorded(name))
+    monkeypatch.setattr(jax.random, name, recorded(name))
   theta_tx, arch_tx = transformations()
   update = quick_jit(make(
-      'rome_v2', methods.Options(k=3, sampler='strict_fair'), theta_tx,
+      'rome_v2', step_lib.Options(k=3, sampler='strict_fair'), theta_tx,
       arch_tx))
-  state = methods.init_state(
+  state = step_lib.init_state(
       {t: jnp.ones((5, 3)) for t in CELLS}, params_of('rome_v2'),
       theta_tx, arch_tx)
   target = np.float32([3.])

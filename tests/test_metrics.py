@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rome_jax import errors, metrics
+from rome_jax import errors
+from rome_jax.train import metrics
 
 
 def make_clock(start=0.0, tick=1.0):

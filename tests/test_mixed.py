@@ -6,8 +6,13 @@ import numpy as np
 import pytest
 
 from benchmarks import growth, memory, mixed, search_step
-from rome_jax import cells, methods, networks, ops, spaces
-from rome_jax import config as config_lib
+from rome_jax import spaces
+from rome_jax.config import fields
+from rome_jax.engine import cells as cells_lib
+from rome_jax.engine import operations
+from rome_jax.engine import weights as weights_lib
+from rome_jax.families import darts
+from rome_jax.methods import method as method_lib
 
 SMALL = spaces.Space(
     'small', ('skip_connect', 'sep_conv_3x3', 'max_pool_3x3'), num_nodes=1)
@@ -33,8 +38,8 @@ def test_one_hot_weights_are_the_engines_single_path(
     quick_jit, tiny, cell_arch, edge_weights):
   """Every edge, one operation on each: both networks, a normal cell too."""
   sizes = dict(space=tiny, cells=3, channels=4, num_classes=3)
-  engine = networks.Supernet(**sizes)
-  theta = networks.init_supernet(engine, 0, 8, 3)
+  engine = darts.Supernet(**sizes)
+  theta = weights_lib.init_supernet(engine, 0, 8, 3)
   rng = np.random.default_rng(0)
   chosen = {t: rng.integers(len(tiny.ops), size=tiny.num_edges)
             for t in tiny.cell_types}
@@ -54,7 +59,7 @@ def test_one_hot_weights_are_the_engines_single_path(
 def test_a_node_is_the_weighted_sum_of_the_engines_operations(
     quick_jit, cell_arch, edge_weights):
   """One node, so that the cell is linear in its 2 x 3 weights."""
-  engine = cells.SearchCell(SMALL, 4, True, False)
+  engine = cells_lib.SearchCell(SMALL, 4, True, False)
   rng = np.random.default_rng(0)
   s = [jnp.asarray(rng.normal(size=(2, 6, 6, 4)), jnp.float32)
        for _ in range(2)]
@@ -117,7 +122,7 @@ def test_partial_channels_pass_by_and_are_shuffled(reduction):
 
 def test_weights_of_operations_and_edges():
   rng = np.random.default_rng(0)
-  params = methods.ArchParams(*(
+  params = method_lib.ArchParams(*(
       {t: rng.normal(size=shape) for t in mixed.SPACE.cell_types}
       for shape in ((14, 8), 14)))
   for alpha, beta in mixed.relax(mixed.SPACE, params).values():
@@ -166,7 +171,7 @@ def test_stock_kernels_are_traced():
   def text():
     jax.clear_caches()
     x = jnp.ones((1, 4, 4, 2))
-    module = ops.Depthwise(3)
+    module = operations.Depthwise(3)
     return jax.jit(module.init_with_output).lower(
         jax.random.key(0), x).as_text()
 
@@ -177,7 +182,7 @@ def test_stock_kernels_are_traced():
 
 def temp_bytes(jit, count, whole):
   """Of the gradient of theta, one node; or the whole step, four nodes."""
-  config = config_lib.defaults()
+  config = fields.defaults()
   config.image_size = 16
   config.search.update(
       cells=1, channels=8, batch_size=64, k=1, parallel='scan')
@@ -202,6 +207,6 @@ def test_memory_is_flat_in_the_number_of_operations(
     quick_jit, monkeypatch, whole):
   """14 candidates against 2 of them, the dearest ones: at most a tenth."""
   assert set(growth.ORDER[:7]) == set(spaces.S0.ops)
-  monkeypatch.setattr(ops, 'OPS', {**ops.OPS, **growth.FURTHER})
+  monkeypatch.setattr(operations, 'OPS', {**operations.OPS, **growth.FURTHER})
   few, many = (temp_bytes(quick_jit, n, whole) for n in (2, 14))
   assert few <= many <= 1.1 * few

@@ -11,15 +11,14 @@ import pytest
 from jax import lax
 
 from benchmarks import mobile_step
-from rome_jax import (
-    errors,
-    genotypes,
-    methods,
-    mobile,
-    networks,
-    sampling,
-    spaces,
-)
+from rome_jax import errors, spaces
+from rome_jax.engine import archs
+from rome_jax.engine import weights as weights_lib
+from rome_jax.families import mobile
+from rome_jax.methods import method as method_lib
+from rome_jax.methods import step as step_lib
+from rome_jax.methods import table
+from rome_jax.spaces import genotypes
 
 CLASSES = 3
 OPS = ('mbconv_k3_e3', 'mbconv_k5_e2')
@@ -55,7 +54,7 @@ def size(tree):
 def arch_of(space, names, gates=None):
   """{'normal'} of one operation name per block."""
   n = space.num_nodes
-  return {'normal': sampling.CellArch(
+  return {'normal': archs.CellArch(
       np.arange(n, dtype=np.int32),
       np.asarray([space.ops.index(op) for op in names], np.int32),
       np.ones(n, np.float32) if gates is None else gates)}
@@ -184,7 +183,7 @@ def test_counts_are_those_of_the_arrays(space, sizes, stem, side):
   rest = dict(cells=n, image_size=side, image_channels=colours, **common)
   assert mobile.count(space, genotype, **rest).params == size(
       shapes['params'])
-  first = {'normal': sampling.first_cell(space)}
+  first = {'normal': archs.first_cell(space)}
   shapes = shapes_of(mobile.Supernet(space, n, **common), x, first)
   found = mobile.count_supernet(space, **rest)
   assert found.params == size(shapes)
@@ -377,7 +376,7 @@ def test_memory_does_not_grow_with_candidates():
     # The stride makes the head's maps small beside the blocks'.
     space = spaces.mobile('s', ((16, 6, 1), (8, 1, 2)), ops)
     net = supernet_of(space)
-    arch = {'normal': sampling.first_cell(space)}
+    arch = {'normal': archs.first_cell(space)}
     params = shapes_of(net, x, arch)['params']
 
     def loss(gates, params, x):
@@ -447,8 +446,8 @@ def test_drop_path_drops_only_what_has_a_shortcut(fill, quick_jit):
 def test_initial_weights(quick_jit):
   """Their law sees one block's fan-in; BatchNorm starts neutral."""
   net = supernet_of(CHAIN)
-  first = {'normal': sampling.first_cell(CHAIN)}
-  drawn = networks.initialise(net, 0, images(), first)['params']
+  first = {'normal': archs.first_cell(CHAIN)}
+  drawn = weights_lib.initialise(net, 0, images(), first)['params']
   flax = quick_jit(net.init)(jax.random.key(0), images(), first)['params']
   assert jax.tree.map(np.shape, drawn) == jax.tree.map(np.shape, flax)
   for params in (drawn, flax):
@@ -465,11 +464,11 @@ def test_initial_weights(quick_jit):
 
 def test_one_update_of_a_search(quick_jit):
   """Finite; `zero` is only sampled where a block may have it."""
-  row = methods.METHODS['rome_v2']
+  row = table.METHODS['rome_v2']
   net, x = supernet_of(FEW, channels=8), images(2)
-  first = {'normal': sampling.first_cell(FEW)}
-  theta = networks.initialise(net, 0, x, first)['params']
-  arch = methods.init_arch(row, FEW, jax.random.key(0))
+  first = {'normal': archs.first_cell(FEW)}
+  theta = weights_lib.initialise(net, 0, x, first)['params']
+  arch = method_lib.init_arch(row, FEW, jax.random.key(0))
   batch = {'image': x, 'label': np.array([0, 2])}
 
   def loss_fn(theta, arch, batch, rng):
@@ -479,18 +478,18 @@ def test_one_update_of_a_search(quick_jit):
         logits, batch['label']).mean()
     return loss, {}
 
-  update = methods.make_update(
+  update = step_lib.make_update(
       row, FEW, loss_fn, optax.sgd(.1), optax.adam(1e-3),
-      lambda step: 1., methods.Options(k=2))
-  state = methods.init_state(theta, arch, optax.sgd(.1), optax.adam(1e-3))
+      lambda step: 1., step_lib.Options(k=2))
+  state = step_lib.init_state(theta, arch, optax.sgd(.1), optax.adam(1e-3))
   new, metrics = quick_jit(update)(state, batch, batch)
   assert all(np.isfinite(v).all() for v in jax.tree.leaves((new, metrics)))
   alpha = np.asarray(new.arch.alpha['normal'] - arch.alpha['normal'])
   allowed = FEW.choices('normal') >= 0
   assert not alpha[~allowed].any() and alpha[allowed].any()
-  noise = jax.vmap(lambda key: methods.gumbel_noise(arch, key, 1))(
+  noise = jax.vmap(lambda key: method_lib.gumbel_noise(arch, key, 1))(
       jax.random.split(jax.random.key(1), 100))
-  drawn = jax.vmap(lambda noise: methods.sample(
+  drawn = jax.vmap(lambda noise: method_lib.sample(
       row, FEW, arch, noise, 1.))(
           jax.tree.map(lambda a: a[:, 0], noise))['normal']
   seen = [set(np.asarray(drawn.ops)[:, i].tolist()) for i in range(3)]

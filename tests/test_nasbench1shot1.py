@@ -14,14 +14,11 @@ import pytest
 from jax import lax
 from jaxprs import subjaxprs
 
-from rome_jax import (
-  errors,
-  genotypes,
-  networks,
-  sampling,
-  spaces,
-)
-from rome_jax import nasbench1shot1 as shot
+from rome_jax import errors, spaces
+from rome_jax.engine import archs
+from rome_jax.engine import weights as weights_lib
+from rome_jax.families import nasbench1shot1
+from rome_jax.spaces import genotypes
 
 C, CLASSES = 2, 3
 NAMES = [f'nasbench1shot1_{i}{tail}' for i in (1, 2, 3)
@@ -45,7 +42,7 @@ def arch_of(space, parents, ops_of, gates=None):
   edges = [a + p for a, states in zip(starts, parents) for p in states]
   if gates is None:
     gates = np.ones(len(edges) + len(ops_of), np.float32)
-  return sampling.CellArch(
+  return archs.CellArch(
       np.asarray(edges, np.int32), np.asarray(ops_of, np.int32), gates)
 
 
@@ -68,7 +65,7 @@ def size(tree):
 
 
 def supernet(space, cells=3, channels=C):
-  return shot.Supernet(space, cells, channels, CLASSES)
+  return nasbench1shot1.Supernet(space, cells, channels, CLASSES)
 
 
 def weights_of(net, fill, dtype=np.float32):
@@ -149,7 +146,7 @@ def compact(space, cells):
   net = supernet(space, cells)
 
   def run(params, gates, x, edges, ops_of):
-    arch = {'normal': sampling.CellArch(edges, ops_of, gates)}
+    arch = {'normal': archs.CellArch(edges, ops_of, gates)}
     return net.apply({'params': params}, x, arch)
 
   return run
@@ -284,13 +281,13 @@ def test_memory_does_not_grow_with_the_operations():
 
   def temporary(names):
     space = RICH.restrict(ops=names)
-    cell = shot.SearchCell(space, 8)
+    cell = nasbench1shot1.SearchCell(space, 8)
     arch = arch_of(space, ARCHS['deep'][0], (0, 0, 0))
     x = np.ones((8, 16, 16, 8), np.float32)
-    params = shapes_of(cell, x, None, shot._wire(space, arch))['params']
+    params = shapes_of(cell, x, None, nasbench1shot1._wire(space, arch))['params']
 
     def loss(params, gates, x):
-      wiring = shot._wire(space, arch._replace(gates=gates))
+      wiring = nasbench1shot1._wire(space, arch._replace(gates=gates))
       return cell.apply({'params': params}, x, None, wiring).sum()
 
     compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(
@@ -319,10 +316,10 @@ def test_supernet_equals_network(name, seed, fill, quick_jit):
   space = spaces.get_space(name)
   genotype = genotypes.random(space, np.random.default_rng(seed))
   params = weights_of(supernet(space), fill)
-  net = shot.Network(genotype, 3, C, CLASSES)
+  net = nasbench1shot1.Network(genotype, 3, C, CLASSES)
   shapes = shapes_of(net, images())
   variables = {
-      'params': shot.extract(params, genotype),
+      'params': nasbench1shot1.extract(params, genotype),
       'batch_stats': jax.tree.map(
           lambda s: np.ones(s.shape, s.dtype), shapes['batch_stats'])}
   assert jax.tree.map(np.shape, variables) == jax.tree.map(np.shape, shapes)
@@ -339,24 +336,24 @@ def test_supernet_runs_at_samples_first_cell(fill):
   """The compact form that `sampling` gives for shapes."""
   space = spaces.get_space('nasbench1shot1_2')
   net = supernet(space)
-  params = networks.init_supernet(net, 0, 6, 3)
+  params = weights_lib.init_supernet(net, 0, 6, 3)
   logits = jax.eval_shape(
       net.apply, {'params': params}, images(),
-      {'normal': sampling.first_cell(space)})
+      {'normal': archs.first_cell(space)})
   assert logits.shape == (3, CLASSES)
 
 
 # ----------------------------------------------------------- special cases
 
 
-CHAIN = shot.make_genotype(
+CHAIN = nasbench1shot1.make_genotype(
     ((0,), (1,), (2,), (3,)), ('conv_3x3', 'max_pool_3x3', 'conv_1x1'))
 
 
-@pytest.mark.parametrize('widths', shot.WIDTHS)
+@pytest.mark.parametrize('widths', nasbench1shot1.WIDTHS)
 def test_a_chain_is_sequential(widths, fill, quick_jit):
   """One parent each: 1x1, 3x3, pool, 1x1, cell after cell."""
-  net = shot.Network(CHAIN, 3, C, CLASSES, widths=widths)
+  net = nasbench1shot1.Network(CHAIN, 3, C, CLASSES, widths=widths)
   shapes = shapes_of(net, images(size=8))
   params = fill(shapes['params'])
   stats = jax.tree.map(
@@ -389,9 +386,9 @@ def test_a_chain_is_sequential(widths, fill, quick_jit):
 
 
 def test_state_0_is_added_in_nasbench101_and_concatenated_in_search():
-  genotype = shot.make_genotype(((0,), (0, 1)), ('conv_3x3',))
+  genotype = nasbench1shot1.make_genotype(((0,), (0, 1)), ('conv_3x3',))
   for widths, width in (('search', 2 * C), ('nasbench101', C)):
-    net = shot.Network(genotype, 3, C, CLASSES, widths=widths)
+    net = nasbench1shot1.Network(genotype, 3, C, CLASSES, widths=widths)
     found = jax.eval_shape(lambda x, net=net: net.init(
         jax.random.key(0), x, capture_intermediates=True)['intermediates'],
         images(size=32))
@@ -403,15 +400,15 @@ def test_state_0_is_added_in_nasbench101_and_concatenated_in_search():
 
 def test_loose_ends_are_not_built():
   """Node 2, which nobody reads, and its view of the input."""
-  genotype = shot.make_genotype(
+  genotype = nasbench1shot1.make_genotype(
       ((0,), (0, 1), (1,), (1, 3)), ('conv_3x3', 'conv_3x3', 'skip_connect'))
   cell = shapes_of(
-      shot.Network(genotype, 3, C, CLASSES), images())['params']['cell0']
+      nasbench1shot1.Network(genotype, 3, C, CLASSES), images())['params']['cell0']
   assert set(cell) == {'node1_input', 'node1_conv_3x3'}
 
 
 def test_training_mode_and_drop_path(fill, quick_jit):
-  net = shot.Network(CHAIN, 3, C, CLASSES)
+  net = nasbench1shot1.Network(CHAIN, 3, C, CLASSES)
   shapes = shapes_of(net, images())
   variables = {
       'params': fill(shapes['params']),
@@ -447,13 +444,13 @@ def test_initial_weights(quick_jit):
   """Own init and `networks.initialise`: one tree, U(+-1/sqrt(fan_in))."""
   space = spaces.get_space('nasbench1shot1_1')
   net = supernet(space, channels=8)
-  arch = {'normal': sampling.first_cell(space)}
+  arch = {'normal': archs.first_cell(space)}
   shapes = shapes_of(net, images(), arch)['params']
-  params = networks.init_supernet(net, 0, 6, 3)
+  params = weights_lib.init_supernet(net, 0, 6, 3)
   assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, shapes)
-  cell = shot.SearchCell(space, 8)
+  cell = nasbench1shot1.SearchCell(space, 8)
   own = quick_jit(lambda key: cell.init(
-      key, images(), None, shot._wire(space, arch['normal'])))(
+      key, images(), None, nasbench1shot1._wire(space, arch['normal'])))(
           jax.random.key(0))['params']
   # Cell 1 has 16 channels and reads five states of 8.
   for edges, width, c in (
@@ -473,15 +470,15 @@ def test_initial_weights(quick_jit):
 SIZES = dict(cells=6, channels=5, num_classes=7)
 
 
-@pytest.mark.parametrize('widths', shot.WIDTHS)
+@pytest.mark.parametrize('widths', nasbench1shot1.WIDTHS)
 @pytest.mark.parametrize('name', NAMES)
 def test_count_is_exact(name, widths):
   """Parameters of an initialised network, MACs by a walk over layers."""
   space = spaces.get_space(name)
   for seed in range(3):
     genotype = genotypes.random(space, np.random.default_rng(seed))
-    net = shot.Network(genotype, **SIZES, widths=widths)
-    found = shot.count(
+    net = nasbench1shot1.Network(genotype, **SIZES, widths=widths)
+    found = nasbench1shot1.count(
         space, genotype, **SIZES, image_size=12, widths=widths)
     shapes = shapes_of(net, images(size=12))['params']
     assert found.params == size(shapes)
@@ -507,10 +504,10 @@ def walk_macs(params, widths, side):
 @pytest.mark.parametrize('name', NAMES)
 def test_count_of_the_supernet(name):
   space = spaces.get_space(name)
-  net = shot.Supernet(space, **SIZES)
-  shapes = shapes_of(net, images(), {'normal': sampling.first_cell(space)})
+  net = nasbench1shot1.Supernet(space, **SIZES)
+  shapes = shapes_of(net, images(), {'normal': archs.first_cell(space)})
   assert set(shapes) == {'params'}  # Stateless.
-  found = shot.count_supernet(space, **SIZES, image_size=12)
+  found = nasbench1shot1.count_supernet(space, **SIZES, image_size=12)
   assert found.params == size(shapes)
   assert found.macs == walk_macs(shapes['params'], 'search', 12)
 
@@ -534,8 +531,8 @@ FIRST = (
 def test_published_counts_of_nasbench101(cell, params):
   """`trainable_parameters` of NAS-Bench-101's example and first record."""
   space = spaces.get_space('nasbench1shot1_3')
-  genotype = shot.from_nasbench101(*cell)
-  found = shot.count(
+  genotype = nasbench1shot1.from_nasbench101(*cell)
+  found = nasbench1shot1.count(
       space, genotype, cells=9, channels=128, widths='nasbench101')
   assert found.params == params
 
@@ -548,8 +545,8 @@ def test_published_counts_of_nasbench101(cell, params):
 def test_channels_of_nasbench101(parents, channels, expected):
   """Figures of the tests of google-research/nasbench, `model_builder`."""
   names = ['conv_1x1'] * (len(parents) - 1)
-  nodes = shot._live_nodes(
-      shot.make_genotype(parents, names), channels, 'nasbench101')
+  nodes = nasbench1shot1._live_nodes(
+      nasbench1shot1.make_genotype(parents, names), channels, 'nasbench101')
   assert [node.channels for node in nodes.values()] == expected
 
 
@@ -561,9 +558,9 @@ def test_channels_of_nasbench101(parents, channels, expected):
     ('nasbench1shot1_3', 5400, 1_312_200)])
 def test_sizes_of_the_spaces(name, wirings, architectures):
   space = spaces.get_space(name)
-  found = list(shot.topologies(space))
+  found = list(nasbench1shot1.topologies(space))
   assert len(set(found)) == len(found) == wirings
-  assert shot.num_architectures(space) == architectures
+  assert nasbench1shot1.num_architectures(space) == architectures
   assert {tuple(map(len, parents)) for parents in found} == {space.in_degree}
   for parents in found[::37]:
     assert all(p <= i for i, states in enumerate(parents) for p in states)
@@ -574,23 +571,23 @@ def test_round_trip_through_nasbench101(number):
   """Every wiring, and the shape that the tables ask for."""
   space = spaces.get_space(f'nasbench1shot1_{number}')
   ops = itertools.cycle(space.ops)
-  for parents in shot.topologies(space):
+  for parents in nasbench1shot1.topologies(space):
     names = list(itertools.islice(ops, len(parents) - 1))
-    genotype = shot.make_genotype(parents, names)
-    adjacency, labels = shot.to_nasbench101(genotype)
+    genotype = nasbench1shot1.make_genotype(parents, names)
+    adjacency, labels = nasbench1shot1.to_nasbench101(genotype)
     assert adjacency.shape == (7, 7) and len(labels) == 7
     assert not np.tril(adjacency).any() and adjacency.sum() == 9
     if number < 3:
       assert not adjacency[5].any() and not adjacency[:, 5].any()
       assert labels[5] == 'conv1x1-bn-relu'
-    assert shot.from_nasbench101(adjacency, labels) == genotype
+    assert nasbench1shot1.from_nasbench101(adjacency, labels) == genotype
 
 
 def test_a_cell_of_space_1_by_hand():
-  genotype = shot.make_genotype(
+  genotype = nasbench1shot1.make_genotype(
       ((0,), (0, 1), (0, 2), (1, 3), (0, 4)),
       ('max_pool_3x3', 'conv_3x3', 'conv_1x1', 'conv_3x3'))
-  adjacency, labels = shot.to_nasbench101(genotype)
+  adjacency, labels = nasbench1shot1.to_nasbench101(genotype)
   assert adjacency.tolist() == [
       [0, 1, 1, 1, 0, 0, 1], [0, 0, 1, 0, 1, 0, 0], [0, 0, 0, 1, 0, 0, 0],
       [0, 0, 0, 0, 1, 0, 0], [0, 0, 0, 0, 0, 0, 1], [0, 0, 0, 0, 0, 0, 0],
@@ -605,44 +602,44 @@ def test_a_cell_of_space_1_by_hand():
 
 def chain(*names):
   parents = tuple((i,) for i in range(len(names) + 1))
-  return shot.make_genotype(parents, names)
+  return nasbench1shot1.make_genotype(parents, names)
 
 
 @pytest.mark.parametrize('call, message', [
-    (lambda: shot.to_nasbench101(chain('skip_connect')), 'skip_connect'),
-    (lambda: shot.to_nasbench101(chain(*['conv_1x1'] * 6)), '6 nodes'),
-    (lambda: shot.to_nasbench101(shot.make_genotype(
+    (lambda: nasbench1shot1.to_nasbench101(chain('skip_connect')), 'skip_connect'),
+    (lambda: nasbench1shot1.to_nasbench101(chain(*['conv_1x1'] * 6)), '6 nodes'),
+    (lambda: nasbench1shot1.to_nasbench101(nasbench1shot1.make_genotype(
         everything(RICH), ['conv_1x1'] * 3)), '10 edges'),
-    (lambda: shot.to_nasbench101(genotypes.Genotype(
+    (lambda: nasbench1shot1.to_nasbench101(genotypes.Genotype(
         ((('conv_1x1', 0),), (('conv_1x1', 0), ('conv_3x3', 1))), (2,))),
      'one operation'),
-    (lambda: shot.to_nasbench101(genotypes.Genotype(
+    (lambda: nasbench1shot1.to_nasbench101(genotypes.Genotype(
         ((('conv_1x1', 0), ('conv_1x1', 0)),), (1,))), 'each state'),
-    (lambda: shot.to_nasbench101(
+    (lambda: nasbench1shot1.to_nasbench101(
         genotypes.PUBLISHED['DARTS_V1'].genotype), 'reduction'),
-    (lambda: shot.from_nasbench101(np.zeros((2, 3)), ['input', 'output']),
+    (lambda: nasbench1shot1.from_nasbench101(np.zeros((2, 3)), ['input', 'output']),
      'rows and columns'),
-    (lambda: shot.from_nasbench101(np.ones((3, 3)), list('abc')), 'diagonal'),
-    (lambda: shot.from_nasbench101(
+    (lambda: nasbench1shot1.from_nasbench101(np.ones((3, 3)), list('abc')), 'diagonal'),
+    (lambda: nasbench1shot1.from_nasbench101(
         np.triu(np.ones((3, 3)), 1), ['input', 'conv5x5', 'output']),
      'conv5x5'),
-    (lambda: shot.from_nasbench101(
+    (lambda: nasbench1shot1.from_nasbench101(
         [[0, 0, 1], [0, 0, 1], [0, 0, 0]],
         ['input', 'maxpool3x3', 'output']), 'reads nothing'),
-    (lambda: shot.check(RICH, cells=8, channels=4), 'cells=8'),
-    (lambda: shot.check(RICH, cells=0, channels=4), 'cells=0'),
-    (lambda: shot.check(RICH, cells=3, channels=0), 'channels=0'),
-    (lambda: shot.check(spaces.S0, cells=3, channels=4), 'sites=nodes'),
-    (lambda: shot.count(
+    (lambda: nasbench1shot1.check(RICH, cells=8, channels=4), 'cells=8'),
+    (lambda: nasbench1shot1.check(RICH, cells=0, channels=4), 'cells=0'),
+    (lambda: nasbench1shot1.check(RICH, cells=3, channels=0), 'channels=0'),
+    (lambda: nasbench1shot1.check(spaces.S0, cells=3, channels=4), 'sites=nodes'),
+    (lambda: nasbench1shot1.count(
         RICH, CHAIN, cells=3, channels=4, stem='imagenet'), 'imagenet'),
-    (lambda: shot.count(
+    (lambda: nasbench1shot1.count(
         RICH, CHAIN, cells=3, channels=4, widths='nasbench'), 'nasbench101'),
-    (lambda: shot.count(
-        RICH, shot.make_genotype(((0,), (0,), (1, 2)), ['conv_1x1'] * 2),
+    (lambda: nasbench1shot1.count(
+        RICH, nasbench1shot1.make_genotype(((0,), (0,), (1, 2)), ['conv_1x1'] * 2),
         cells=3, channels=1, widths='nasbench101'), 'channels=1'),
-    (lambda: shot.count(RICH, chain('sep_conv_3x3'), cells=3, channels=4),
+    (lambda: nasbench1shot1.count(RICH, chain('sep_conv_3x3'), cells=3, channels=4),
      'sep_conv_3x3'),
-    (lambda: shot.count_supernet(RICH, cells=4, channels=4), 'cells=4')])
+    (lambda: nasbench1shot1.count_supernet(RICH, cells=4, channels=4), 'cells=4')])
 def test_errors_name_what_is_wrong(call, message):
   with pytest.raises(errors.UserError, match=message):
     call()

@@ -8,15 +8,10 @@ import numpy as np
 import pytest
 from jax import lax
 
-from rome_jax import (
-    errors,
-    genotypes,
-    nasbench201,
-    nasbench201_forms,
-    sampling,
-    skeletons,
-    spaces,
-)
+from rome_jax import errors, families, spaces
+from rome_jax.engine import archs
+from rome_jax.families import nasbench201
+from rome_jax.spaces import genotypes, nasbench201_forms
 
 SPACE = spaces.NASBENCH201
 SIZES = dict(cells=15, channels=16)
@@ -71,7 +66,7 @@ def test_count_is_the_size_of_the_network(ops):
 
 def test_count_is_the_size_of_the_supernet():
   net = nasbench201.Supernet(SPACE, 6, 4, 7)
-  arch = {'normal': sampling.first_cell(SPACE)}
+  arch = {'normal': archs.first_cell(SPACE)}
   assert size(shapes_of(net, images(), arch)) == nasbench201.count_supernet(
       SPACE, cells=6, channels=4, num_classes=7).params
 
@@ -157,12 +152,12 @@ def find_stacked(cell, edge, op):
 @pytest.fixture(scope='module')
 def supernet(fill, quick_jit):
   net = nasbench201.Supernet(SPACE, 3, 4, 5)
-  arch = {'normal': sampling.first_cell(SPACE)}
+  arch = {'normal': archs.first_cell(SPACE)}
   params = fill(shapes_of(net, images(), arch)['params'])
   run = quick_jit(jax.value_and_grad(
       lambda params, gates, x, edges, ops: (net.apply(
           {'params': params}, x,
-          {'normal': sampling.CellArch(edges, ops, gates)})**2).sum(),
+          {'normal': archs.CellArch(edges, ops, gates)})**2).sum(),
       (0, 1, 2)))
   return params, run
 
@@ -226,15 +221,15 @@ def test_bad_sizes():
   with pytest.raises(errors.UserError, match='cells=4 must be a multiple'):
     nasbench201.count(SPACE, cell(*6 * (ONE,)), cells=4, channels=4)
   with pytest.raises(errors.UserError, match='config.search.cells=4 must'):
-    skeletons.check(SPACE, 'config.search', cells=4, channels=4, stem='cifar')
+    families.check(SPACE, 'config.search', cells=4, channels=4, stem='cifar')
   with pytest.raises(errors.UserError, match='has no auxiliary|have no aux'):
-    skeletons.check(SPACE, 'config.evaluate', cells=3, channels=4,
+    families.check(SPACE, 'config.evaluate', cells=3, channels=4,
                     stem='cifar', auxiliary=True)
   with pytest.raises(errors.UserError, match="stem='imagenet' must be cifar"):
-    skeletons.check(SPACE, 'config.search', cells=3, channels=4,
+    families.check(SPACE, 'config.search', cells=3, channels=4,
                     stem='imagenet')
   with pytest.raises(errors.UserError, match='has the cells normal, reduce'):
-    skeletons.check_genotype(
+    families.check_genotype(
         SPACE, genotypes.PUBLISHED['DARTS_V1'].genotype, 'here')
   with pytest.raises(errors.UserError, match='has the cells normal, but'):
-    skeletons.check_genotype(spaces.S0, cell(*6 * (ONE,)), 'here')
+    families.check_genotype(spaces.S0, cell(*6 * (ONE,)), 'here')

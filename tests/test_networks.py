@@ -8,16 +8,11 @@ import numpy as np
 import optax
 import pytest
 
-from rome_jax import (
-    counting,
-    genotypes,
-    gradients,
-    kernels,
-    networks,
-    ops,
-    sampling,
-    spaces,
-)
+from rome_jax import spaces
+from rome_jax.engine import archs, kernels, layers, operations, sums
+from rome_jax.engine import weights as weights_lib
+from rome_jax.families import darts
+from rome_jax.spaces import counting, genotypes
 
 CELLS, C, CLASSES = 5, 2, 3  # Reductions at 1 and 3: every kind of cell.
 RICH = spaces.Space(
@@ -52,7 +47,7 @@ def any_arch(space):
   m = sum(space.in_degrees)
   arch = (jax.ShapeDtypeStruct((m,), jnp.int32),) * 2 + (
       jax.ShapeDtypeStruct((m,), jnp.float32),)
-  return {t: networks.cells_lib.CellArch(*arch) for t in spaces.CELL_TYPES}
+  return {t: archs.CellArch(*arch) for t in spaces.CELL_TYPES}
 
 
 # ------------------------------------------------------------------- counts
@@ -61,7 +56,7 @@ def any_arch(space):
 @pytest.mark.parametrize('classes, params', [(10, 1_930_618), (100, 1_953_748)])
 def test_supernet_size(classes, params):
   """S0's size, 8 cells of 16 channels, as the logs of DARTS print it."""
-  net = networks.Supernet(spaces.S0, 8, 16, classes)
+  net = darts.Supernet(spaces.S0, 8, 16, classes)
   shapes = shapes_of(net, jnp.zeros((2, 32, 32, 3)), any_arch(spaces.S0))
   assert set(shapes) == {'params'}  # Stateless.
   assert size(shapes) == params
@@ -69,7 +64,7 @@ def test_supernet_size(classes, params):
 
 
 def test_imagenet_supernet_size():
-  net = networks.Supernet(RICH, 4, 4, 7, 'imagenet')
+  net = darts.Supernet(RICH, 4, 4, 7, 'imagenet')
   shapes = shapes_of(net, jnp.zeros((2, 64, 64, 3)), any_arch(RICH))
   assert size(shapes) == counting.supernet_params(
       RICH, 4, 4, 7, stem='imagenet')
@@ -85,7 +80,7 @@ IMAGENET = dict(cells=5, channels=6, num_classes=1000, stem='imagenet')
     ('NASNet', CIFAR, False), ('NASNet', IMAGENET, True)])
 def test_network_size(name, sizes, auxiliary):
   genotype = genotypes.PUBLISHED[name].genotype
-  net = networks.Network(genotype, auxiliary=auxiliary, **sizes)
+  net = darts.Network(genotype, auxiliary=auxiliary, **sizes)
   side = 32 if sizes == CIFAR else 224
   shapes = shapes_of(net, jnp.zeros((1, side, side, 3)))
   expected = counting.count(genotype, image_size=side, **sizes).params
@@ -103,7 +98,7 @@ def test_network_size(name, sizes, auxiliary):
         4_510_432, marks=pytest.mark.slow)],
     ids=['cifar10', 'cifar100', 'imagenet'])
 def test_published_size(sizes, params):
-  net = networks.Network(genotypes.PUBLISHED['DARTS_V1'].genotype, **sizes)
+  net = darts.Network(genotypes.PUBLISHED['DARTS_V1'].genotype, **sizes)
   side = 32 if 'stem' not in sizes else 224
   shapes = shapes_of(net, jnp.zeros((1, side, side, 3)))
   assert size(shapes['params']) == params
@@ -114,7 +109,7 @@ def test_auxiliary_size_is_published():
   nodes = 4 * ((('skip_connect', 0), ('skip_connect', 1)),)
   genotype = genotypes.Genotype(nodes, (2, 3, 4, 5), nodes, (2, 3, 4, 5))
   shapes = shapes_of(
-      networks.Network(genotype, 3, 36, 10, auxiliary=True),
+      darts.Network(genotype, 3, 36, 10, auxiliary=True),
       jnp.zeros((1, 32, 32, 3)))
   assert size(shapes['params']['auxiliary']) == 476_426
 
@@ -185,7 +180,7 @@ def supernet(fill, quick_jit):
 
   @functools.cache
   def make(space):
-    net = networks.Supernet(space, CELLS, C, CLASSES)
+    net = darts.Supernet(space, CELLS, C, CLASSES)
     shapes = shapes_of(net, images(), any_arch(space))['params']
     run = quick_jit(
         lambda params, x, arch: net.apply({'params': params}, x, arch))
@@ -203,8 +198,8 @@ def pools_with_norm(monkeypatch):
   for name, pool in (('max_pool_3x3', kernels.max_pool),
                      ('avg_pool_3x3', kernels.avg_pool)):
     monkeypatch.setitem(
-        ops.OPS, name,
-        lambda context, pool=pool: ops.Pool(
+        operations.OPS, name,
+        lambda context, pool=pool: operations.Pool(
             pool, context.stride, context.norm))
 
 
@@ -217,7 +212,7 @@ def test_supernet_equals_network(
   """Same logits from Supernet at an architecture and Network(train)."""
   params, run = supernet(space)
   genotype, archs = random_arch(space, seed, cell_arch)
-  net = networks.Network(genotype, CELLS, C, CLASSES)
+  net = darts.Network(genotype, CELLS, C, CLASSES)
   shapes = shapes_of(net, images())
   copied = copy_weights(
       params, shapes['params'], space, genotype, archs, edge_weights)
@@ -240,7 +235,7 @@ def test_scan_vmap_and_loop_agree(cells, fill, cell_arch, quick_jit):
   """Loss and gradients of theta and gates over K = 3, in each way."""
   space = spaces.Space(
       'small', ('skip_connect', 'sep_conv_3x3'), num_nodes=1, in_degree=1)
-  net = networks.Supernet(space, cells, C, CLASSES)
+  net = darts.Supernet(space, cells, C, CLASSES)
   x, labels = images(), np.arange(4) % CLASSES
   params = fill(shapes_of(net, x, any_arch(space))['params'])
   samples = jax.tree.map(
@@ -262,9 +257,9 @@ def test_scan_vmap_and_loop_agree(cells, fill, cell_arch, quick_jit):
   loop = jax.tree.map(lambda *a: sum(a), *(
       single(params, jax.tree.map(lambda a, k=k: a[k], samples))
       for k in range(3)))
-  for parallel in gradients.PARALLEL:
+  for parallel in sums.PARALLEL:
     actual = quick_jit(
-        lambda params, samples, parallel=parallel: gradients.sum_over_samples(
+        lambda params, samples, parallel=parallel: sums.sum_over_samples(
             functools.partial(one, params), samples, parallel))(
                 params, samples)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(
@@ -284,7 +279,7 @@ GENOTYPE = genotypes.Genotype(
 @pytest.fixture(scope='module')
 def network(fill, quick_jit):
   """(module, variables of normal weights, jitted apply)."""
-  net = networks.Network(GENOTYPE, 3, 4, CLASSES)
+  net = darts.Network(GENOTYPE, 3, 4, CLASSES)
   shapes = shapes_of(net, images())
   variables = {
       'params': fill(shapes['params']),
@@ -347,9 +342,9 @@ def test_drop_path_statistics():
   rate, n = .3, 4000
   x = jnp.ones((n, 2, 2, 3))
 
-  class Probe(networks.Network):
+  class Probe(darts.Network):
     def __call__(self, x):
-      return networks.make_drop_path(self, rate)(x)
+      return layers.make_drop_path(self, rate)(x)
 
   probe = Probe(GENOTYPE, 3, 4, CLASSES)
   y = np.asarray(probe.apply({}, x, rngs={'drop_path': jax.random.key(0)}))
@@ -378,7 +373,7 @@ def test_drop_path_acts_in_training_only(network):
 
 
 def test_auxiliary_only_while_training():
-  net = networks.Network(GENOTYPE, 3, 4, CLASSES, auxiliary=True)
+  net = darts.Network(GENOTYPE, 3, 4, CLASSES, auxiliary=True)
   x = jnp.zeros((2, 32, 32, 3))
   shapes = shapes_of(net, x)
   train = functools.partial(
@@ -391,12 +386,12 @@ def test_auxiliary_only_while_training():
 @pytest.mark.parametrize('cells, auxiliary_cell', [(20, 13), (14, 9), (8, 5)])
 def test_positions(cells, auxiliary_cell):
   """Reductions at thirds; the auxiliary head on the second of them."""
-  assert networks.reductions(cells) == (cells // 3, auxiliary_cell)
+  assert counting.reductions(cells) == (cells // 3, auxiliary_cell)
 
 
 def test_shapes_of_imagenet():
   """224 pixels, 14 cells: s0 56, s1 28, the cells end at 7."""
-  net = networks.Network(GENOTYPE, 14, 48, 1000, 'imagenet', auxiliary=True)
+  net = darts.Network(GENOTYPE, 14, 48, 1000, 'imagenet', auxiliary=True)
   x = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
 
   def run(x):
@@ -416,7 +411,7 @@ def test_shapes_of_imagenet():
 @pytest.mark.parametrize('side', [8, 12, 28])
 def test_any_image_size(side):
   """Odd maps after a reduction, images of one channel."""
-  net = networks.Network(GENOTYPE, 4, 2, CLASSES, auxiliary=True)
+  net = darts.Network(GENOTYPE, 4, 2, CLASSES, auxiliary=True)
   x = jnp.zeros((2, side, side, 1))
   shapes = shapes_of(net, x)
   logits, _ = jax.eval_shape(functools.partial(
@@ -430,7 +425,7 @@ def test_any_image_size(side):
 @pytest.mark.slow
 def test_s0_at_full_size(fill, cell_arch):
   """The paper's supernet runs, and pays for one path only."""
-  net = networks.Supernet(spaces.S0, 8, 16, 10)
+  net = darts.Supernet(spaces.S0, 8, 16, 10)
   x = images(8, 32)
   params = fill(shapes_of(net, x, any_arch(spaces.S0))['params'], scale=.1)
   _, archs = random_arch(spaces.S0, 0, cell_arch)
@@ -445,9 +440,9 @@ def test_s0_at_full_size(fill, cell_arch):
 
 def test_initialise_has_the_structure_and_law_of_init(tiny):
   """Same tree as Flax's `init`; U(+-1/sqrt(fan_in)); BatchNorm neutral."""
-  network = networks.Supernet(tiny, 3, 16, 10)
-  params = networks.init_supernet(network, 0, 8, 3)
-  cell = sampling.first_cell(tiny)
+  network = darts.Supernet(tiny, 3, 16, 10)
+  params = weights_lib.init_supernet(network, 0, 8, 3)
+  cell = archs.first_cell(tiny)
   shapes = jax.eval_shape(network.init, jax.random.key(0),
                           jnp.zeros((1, 8, 8, 3)),
                           {'normal': cell, 'reduce': cell})['params']
@@ -467,7 +462,7 @@ def test_initialise_has_the_structure_and_law_of_init(tiny):
   np.testing.assert_array_equal(params['stem_norm']['bias'], 0)
   head = params['head']
   assert 0 < np.abs(head['bias']).max() <= head['kernel'].shape[0] ** -.5
-  again = networks.init_supernet(network, 0, 8, 3)
-  other = networks.init_supernet(network, 1, 8, 3)
+  again = weights_lib.init_supernet(network, 0, 8, 3)
+  other = weights_lib.init_supernet(network, 1, 8, 3)
   np.testing.assert_array_equal(head['kernel'], again['head']['kernel'])
   assert (head['kernel'] != other['head']['kernel']).all()

@@ -6,10 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rome_jax import counting, errors, ops
+from rome_jax import errors
+from rome_jax.engine import operations
+from rome_jax.spaces import counting
 
 C = 4
-NORM = ops.BatchStatistics
+NORM = operations.BatchStatistics
 
 
 # ----------------------------------------------------- NumPy transcriptions
@@ -109,7 +111,7 @@ TRANSCRIPTIONS = {
 
 
 def build(name, stride, search=True):
-  return ops.build(name, ops.Context(stride, NORM, search))
+  return operations.build(name, operations.Context(stride, NORM, search))
 
 
 def images(size=(8, 8), dtype=np.float32):
@@ -127,7 +129,7 @@ def apply(module, params, x):
 
 
 def test_every_row_has_a_transcription():
-  assert {*TRANSCRIPTIONS, 'noise'} == set(ops.OPS)
+  assert {*TRANSCRIPTIONS, 'noise'} == set(operations.OPS)
 
 
 @pytest.mark.parametrize('stride', [1, 2])
@@ -152,8 +154,8 @@ def test_noise(stride):
 
 def test_bias_of_full_convolutions():
   x = images()
-  module = ops.build('nor_conv_3x3', ops.Context(1, lambda: lambda x: x,
-                                                 bias=True))
+  module = operations.build('nor_conv_3x3', operations.Context(
+      1, lambda: lambda x: x, bias=True))
   params = module.init(jax.random.key(0), x)['params']['conv']
   assert params['bias'].shape == (C,)
 
@@ -210,13 +212,13 @@ def test_discrete_pools_have_no_norm(name):
 
 
 @pytest.mark.parametrize('module', [
-    ops.ReluConvNorm(6, NORM), ops.FactorizedReduce(6, NORM),
-    ops.FactorizedReduce(5, NORM)])
+    operations.ReluConvNorm(6, NORM), operations.FactorizedReduce(6, NORM),
+    operations.FactorizedReduce(5, NORM)])
 def test_preprocessing(module, fill):
   x = images()
   params = weights_of(module, x, fill)
   wide = x.astype(np.float64)
-  if isinstance(module, ops.ReluConvNorm):
+  if isinstance(module, operations.ReluConvNorm):
     expected = norm(relu(wide) @ params['Pointwise_0']['kernel'])
   else:
     expected = factorized_reduce(wide, params)
@@ -236,13 +238,14 @@ def test_initial_law(shape, fan_in):
   # U(-b, b), b = 1/sqrt(fan_in): the variance is 1/(3 fan_in). Its estimate
   # from n draws has a relative standard error of sqrt(.8/n); bound 5 of them.
   w = np.concatenate([
-      np.ravel(ops.torch_init(jax.random.key(i), shape)) for i in range(8)])
+      np.ravel(operations.torch_init(jax.random.key(i), shape))
+      for i in range(8)])
   assert np.abs(w).max() <= fan_in ** -.5
   assert abs(w.var() * 3 * fan_in - 1) < 5 * (.8 / w.size) ** .5
 
 
 def test_norm_is_the_callers(fill):
-  module = ops.build('dil_conv_3x3', ops.Context(
+  module = operations.build('dil_conv_3x3', operations.Context(
       1, lambda: nn.LayerNorm(use_bias=False), False))
   params = weights_of(module, images(), fill)
   assert params['LayerNorm_0']['scale'].shape == (C,)

@@ -12,8 +12,12 @@ import sys
 import flax.linen as nn
 import pytest
 
-from rome_jax import config as config_lib
-from rome_jax import counting, genotypes, main, ops, spaces
+from rome_jax import spaces
+from rome_jax.cli import run as run_lib
+from rome_jax.config import fields
+from rome_jax.engine import operations
+from rome_jax.spaces import counting, genotypes
+from rome_jax.spaces import space as space_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = (ROOT / 'docs' / 'own_space.md').read_text()
@@ -111,16 +115,16 @@ def test_the_page_is_one_page():
 # ---------------------------------------------------------------- mistakes
 
 
-@pytest.mark.parametrize('name', ops.OPS)
+@pytest.mark.parametrize('name', operations.OPS)
 def test_every_row_of_the_package_is_sound(name):
-  ops.check(name)
+  operations.check(name)
 
 
 @pytest.fixture
 def tables(monkeypatch):
   """The tables, as they were again after the test."""
-  for module, name in ((ops, 'OPS'), (counting, 'OP_COUNTS'),
-                       (spaces, 'SPACES')):
+  for module, name in ((operations, 'OPS'), (counting, 'OP_COUNTS'),
+                       (space_lib, 'SPACES')):
     monkeypatch.setattr(module, name, dict(getattr(module, name)))
 
 
@@ -134,7 +138,7 @@ def run(op, tmp_path, capsys):
       '  config = config_lib.defaults()\n'
       "  config.space = 'own'\n"
       '  return config\n')
-  code = main.main([f'--config={config}', f'--workdir={tmp_path / "run"}'])
+  code = run_lib.main([f'--config={config}', f'--workdir={tmp_path / "run"}'])
   return code, capsys.readouterr().err
 
 
@@ -168,13 +172,13 @@ def count(channels, size, stride, affine):
      "parameter 'gamma'; its name must be one of kernel, scale, bias"),
     (lambda c: Layer(lambda: nn.BatchNorm(True), c.stride),
      'keeps batch_stats; in a search'),
-    (lambda c: Layer(ops.BatchStatistics, c.stride),
+    (lambda c: Layer(operations.BatchStatistics, c.stride),
      'gives 12 parameters for channels=4, stride=1, affine=True, but the '
      'operation has 4'),
 ])
 def test_a_wrong_operation_is_one_sentence(build, message, tables, tmp_path,
                                            capsys):
-  ops.OPS['mine'], counting.OP_COUNTS['mine'] = build, count
+  operations.OPS['mine'], counting.OP_COUNTS['mine'] = build, count
   code, err = run('mine', tmp_path, capsys)
   assert code == 2 and err.count('\n') == 1
   assert "'mine'" in err and message in err
@@ -183,12 +187,12 @@ def test_a_wrong_operation_is_one_sentence(build, message, tables, tmp_path,
 
 def test_a_sound_operation_passes(tables):
   counting.OP_COUNTS['mine'] = count
-  ops.OPS['mine'] = lambda c: Layer(c.norm, c.stride, 'scale')
-  ops.check('mine')
+  operations.OPS['mine'] = lambda c: Layer(c.norm, c.stride, 'scale')
+  operations.check('mine')
 
 
 def test_a_missing_count_is_one_sentence(tables, tmp_path, capsys):
-  ops.OPS['mine'] = lambda c: Layer(c.norm, c.stride)
+  operations.OPS['mine'] = lambda c: Layer(c.norm, c.stride)
   code, err = run('mine', tmp_path, capsys)
   assert code == 2 and err.count('\n') == 1
   assert "'mine' has no row in counting.OP_COUNTS" in err
@@ -205,16 +209,16 @@ def test_a_misspelt_operation_is_one_sentence(tables, tmp_path, capsys):
 def test_an_operation_in_the_skeleton_of_nasbench201(tables, tmp_path):
   """The benchmark's table does not know it, and nobody asks."""
   counting.OP_COUNTS['mine'] = count
-  ops.OPS['mine'] = lambda c: Layer(c.norm, c.stride, 'scale')
+  operations.OPS['mine'] = lambda c: Layer(c.norm, c.stride, 'scale')
   spaces.SPACES['own'] = spaces.NASBENCH201.restrict(
       name='own', ops=('none', 'skip_connect', 'mine'))
-  config = config_lib.defaults()
+  config = fields.defaults()
   config.space, config.compilation_cache = 'own', ''
   for part in (config.search, config.evaluate):
     part.cells, part.channels, part.augment = 3, 2, 'none'
   config.search.k, config.search.max_steps = 1, 2
   config.evaluate.epochs, config.evaluate.batch_size = 1, 700
   config.evaluate.auxiliary = False
-  assert main.run(config, tmp_path / 'run') == 0
+  assert run_lib.run(config, tmp_path / 'run') == 0
   result = json.loads((tmp_path / 'run' / 'result.json').read_text())
   assert 'table' not in result and result['evaluations']

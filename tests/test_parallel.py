@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import scripts
 
-from rome_jax import config as config_lib
-from rome_jax import errors, parallel
+from rome_jax import errors
+from rome_jax.config import checks, fields
+from rome_jax.devices import mesh as mesh_lib
 
 run = functools.partial(scripts.printed, 'eight_devices.py', timeout=900)
 
@@ -52,27 +53,27 @@ def test_micro_batches_are_those_of_one_device():
      'config.evaluate.accumulate=32')])
 def test_parts_that_devices_cannot_share(section, words, monkeypatch):
   mesh = types.SimpleNamespace(size=4, shape={'data': 4, 'sample': 1})
-  monkeypatch.setattr(parallel, 'make_mesh', lambda *sizes: mesh)
-  config = config_lib.defaults()
+  monkeypatch.setattr(mesh_lib, 'make_mesh', lambda *sizes: mesh)
+  config = fields.defaults()
   config[section].accumulate = 16
   config.search.k = 4
-  config_lib.validate(config)
+  checks.validate(config)
   if section == 'search':
-    assert parallel.from_config(config) is mesh
+    assert mesh_lib.from_config(config) is mesh
   config[section].accumulate = 32
-  config_lib.validate(config)
+  checks.validate(config)
   with pytest.raises(errors.UserError, match=re.escape(words)):
-    parallel.from_config(config)
+    mesh_lib.from_config(config)
 
 
 def test_one_device_needs_no_mesh():
-  assert parallel.from_config(config_lib.defaults()) is None
+  assert mesh_lib.from_config(fields.defaults()) is None
 
 
 @pytest.mark.parametrize('data, sample, words', [
     (2, 1, 'mesh.data=2'), (0, 3, 'mesh.sample=3')])
 def test_more_devices_than_there_are(data, sample, words):
-  config = config_lib.defaults()
+  config = fields.defaults()
   config.mesh.data, config.mesh.sample = data, sample
   with pytest.raises(errors.UserError, match=words):
-    parallel.from_config(config)
+    mesh_lib.from_config(config)

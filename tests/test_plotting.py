@@ -10,7 +10,9 @@ import matplotlib
 import numpy as np
 import pytest
 
-from rome_jax import errors, plotting
+from rome_jax import errors
+from rome_jax.show import cells as cells_lib
+from rome_jax.show import curves, figures
 
 SEP, DIL, SKIP, POOL = (
     'sep_conv_3x3', 'dil_conv_5x5', 'skip_connect', 'max_pool_3x3')
@@ -48,10 +50,10 @@ def random_cell(seed):
 
 def layouts():
   for nodes, concat in CELLS.values():
-    yield nodes, concat, plotting._layout(nodes, concat)
+    yield nodes, concat, cells_lib._layout(nodes, concat)
   for seed in range(8):
     nodes, concat = random_cell(seed)
-    yield nodes, concat, plotting._layout(nodes, concat)
+    yield nodes, concat, cells_lib._layout(nodes, concat)
 
 
 def bezier(line, points=41):
@@ -68,13 +70,13 @@ def bezier(line, points=41):
 
 
 def test_boxes_overlap_neither_boxes_nor_lines_nor_the_frame():
-  half = plotting._BOX / 2
+  half = cells_lib._BOX / 2
   for _, _, layout in layouts():
     boxes = layout.boxes
     for i, a in enumerate(boxes):
       assert a.width / 2 <= a.x <= layout.width - a.width / 2
-      assert half + plotting._TITLE <= a.y
-      assert a.y <= layout.height - half - plotting._LEGEND
+      assert half + cells_lib._TITLE <= a.y
+      assert a.y <= layout.height - half - cells_lib._LEGEND
       for b in boxes[:i]:
         assert (abs(a.x - b.x) > (a.width + b.width) / 2 + 1
                 or abs(a.y - b.y) > 2 * half + 1)
@@ -125,8 +127,8 @@ def test_lines_lead_from_the_right_state_to_the_right_operation():
 def test_labels_fit_their_boxes():
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   nodes = (pairs('a_very_long_operation_name_7x7', 0, SEP, 1),)
-  with plotting._style():
-    figure = plotting._cell_figure(nodes, (2,), 'Title')
+  with figures.style():
+    figure = cells_lib._cell_figure(nodes, (2,), 'Title')
     renderer = FigureCanvasAgg(figure).get_renderer()
     texts = figure.axes[0].texts
     extents = [text.get_window_extent(renderer) for text in texts]
@@ -138,14 +140,14 @@ def test_labels_fit_their_boxes():
         small = {len(texts[i].get_text()), 1}  # c and its index may touch
         assert apart or 1 in small or len(texts[i].get_text()) < 4
     pixels = figure.dpi / 72
-    for box in plotting._layout(nodes, (2,)).boxes:
+    for box in cells_lib._layout(nodes, (2,)).boxes:
       for text, extent in zip(texts, extents):
         if text.get_text() == box.label and len(box.label) > 1:
           assert extent.width < box.width * pixels
 
 
 def test_parameterless_operations_look_different():
-  layout = plotting._layout(*CELLS['darts_v2'])
+  layout = cells_lib._layout(*CELLS['darts_v2'])
   looks = {box.label: box.look for box in layout.boxes}
   assert 'linestyle' in looks[SKIP] and 'linestyle' not in looks[SEP]
   assert looks[SKIP]['facecolor'] != looks[SEP]['facecolor']
@@ -156,8 +158,8 @@ def test_few_crossings():
   """DARTS_V2's normal cell can be drawn with 4 crossings, the chain with 1."""
   for name, most in (('darts_v2', 4), ('skip chain', 1), ('one operation', 0)):
     nodes, concat = CELLS[name]
-    graph = plotting._untangle(plotting._graph(nodes, concat, 2))
-    assert plotting._disorder(graph)[0] <= most, name
+    graph = cells_lib._untangle(cells_lib._graph(nodes, concat, 2))
+    assert cells_lib._disorder(graph)[0] <= most, name
 
 
 def test_separate_is_the_constrained_least_squares_solution():
@@ -165,7 +167,7 @@ def test_separate_is_the_constrained_least_squares_solution():
   for _ in range(20):
     wanted, weights = rng.normal(size=4) * 3, rng.uniform(0.5, 2, 4)
     gaps = rng.uniform(0.1, 1, 3)
-    y = plotting._separate(wanted, weights, gaps)
+    y = cells_lib._separate(wanted, weights, gaps)
     assert (np.diff(y) >= gaps - 1e-9).all()
 
     def cost(x, wanted=wanted, weights=weights):
@@ -181,7 +183,7 @@ def test_separate_is_the_constrained_least_squares_solution():
 @pytest.mark.parametrize('name', CELLS)
 def test_cell_svg_is_xml_with_its_labels(name):
   nodes, concat = CELLS[name]
-  svg = plotting.cell_svg(nodes, concat, 'A <b> & $x$')
+  svg = cells_lib.cell_svg(nodes, concat, 'A <b> & $x$')
   root = xml.etree.ElementTree.fromstring(svg)
   assert root.tag == '{http://www.w3.org/2000/svg}svg'
   words = [text.text for text in root.iter('{http://www.w3.org/2000/svg}text')]
@@ -189,7 +191,7 @@ def test_cell_svg_is_xml_with_its_labels(name):
     for op, _ in node:
       assert op in words
   assert 'A <b> & $x$' in words and 'no weights' in words
-  assert svg == plotting.cell_svg(nodes, concat, 'A <b> & $x$')
+  assert svg == cells_lib.cell_svg(nodes, concat, 'A <b> & $x$')
   assert 'date' not in svg.lower() and matplotlib.__version__ not in svg
 
 
@@ -198,11 +200,11 @@ def test_cell_svg_is_xml_with_its_labels(name):
     ((pairs(SEP, 0),), (3,)), ((pairs(SEP, 0),), (-1,))])
 def test_states_that_are_not_there(nodes, concat):
   with pytest.raises(ValueError, match='state'):
-    plotting.cell_svg(nodes, concat, '')
+    cells_lib.cell_svg(nodes, concat, '')
 
 
 def test_one_input():
-  assert 'k−1' in plotting.cell_svg((pairs(SEP, 0),), (1,), '', num_inputs=1)
+  assert 'k−1' in cells_lib.cell_svg((pairs(SEP, 0),), (1,), '', num_inputs=1)
 
 
 def png_size(path):
@@ -213,14 +215,14 @@ def png_size(path):
 
 def test_save_cell(tmp_path):
   nodes, concat = CELLS['darts_v2']
-  svg, png = plotting.save_cell(tmp_path / 'v1.5', nodes, concat, 'Normal')
+  svg, png = cells_lib.save_cell(tmp_path / 'v1.5', nodes, concat, 'Normal')
   assert (svg.name, png.name) == ('v1.5.svg', 'v1.5.png')
-  assert svg.read_text() == plotting.cell_svg(nodes, concat, 'Normal')
-  layout = plotting._layout(nodes, concat)
+  assert svg.read_text() == cells_lib.cell_svg(nodes, concat, 'Normal')
+  layout = cells_lib._layout(nodes, concat)
   assert png_size(png) == pytest.approx(
       (layout.width / 72 * 200, layout.height / 72 * 200), abs=2)
   before = png.read_bytes()
-  plotting.save_cell(tmp_path / 'v1.5', nodes, concat, 'Normal')
+  cells_lib.save_cell(tmp_path / 'v1.5', nodes, concat, 'Normal')
   assert png.read_bytes() == before
 
 
@@ -231,11 +233,11 @@ def test_global_state_is_left_alone(tmp_path):
 
   with matplotlib.rc_context({'font.size': 33.0, 'svg.hashsalt': 'mine'}):
     before = settings()
-    plotting.save_cell(tmp_path / 'x', *CELLS['one operation'], '')
+    cells_lib.save_cell(tmp_path / 'x', *CELLS['one operation'], '')
     assert settings() == before
     size = png_size(tmp_path / 'x.png')
     svg = (tmp_path / 'x.svg').read_bytes()
-  plotting.save_cell(tmp_path / 'x', *CELLS['one operation'], '')
+  cells_lib.save_cell(tmp_path / 'x', *CELLS['one operation'], '')
   assert size == png_size(tmp_path / 'x.png')
   assert svg == (tmp_path / 'x.svg').read_bytes()
 
@@ -253,11 +255,11 @@ assert 'matplotlib.pyplot' not in sys.modules
 def test_unwritable_folder(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(errors.UserError, match='cannot write'):
-    plotting.save_cell(tmp_path / 'file' / 'x', *CELLS['one operation'], '')
+    cells_lib.save_cell(tmp_path / 'file' / 'x', *CELLS['one operation'], '')
 
 
 def search_rows(**missing):
-  names = [name for _, _, curves in plotting._SEARCH_PANELS for name in curves]
+  names = [name for _, _, curves in curves._SEARCH_PANELS for name in curves]
   return [{'phase': 'search', 'step': step, 'epoch': step / 2,
            **{name: step * 1.0 for name in names}, **missing}
           for step in range(3)]
@@ -269,7 +271,7 @@ def texts(path):
 
 
 def test_save_search(tmp_path):
-  svg, png = plotting.save_search(tmp_path / 'search', search_rows())
+  svg, png = curves.save_search(tmp_path / 'search', search_rows())
   words = texts(svg)
   assert words.count('beta, reduction') == 2 and words.count('epoch') == 8
   assert 'not recorded' not in words
@@ -279,24 +281,24 @@ def test_save_search(tmp_path):
 def test_save_search_without_beta_nulls_and_nothing(tmp_path):
   rows = search_rows(beta_entropy_normal=None, beta_entropy_reduce=None,
                      tau=None, epoch=None)
-  words = texts(plotting.save_search(tmp_path / 'a', rows)[0])
+  words = texts(curves.save_search(tmp_path / 'a', rows)[0])
   assert words.count('beta, normal') == 1 and 'step' in words
   assert words.count('not recorded') == 1
-  words = texts(plotting.save_search(tmp_path / 'b', [{'phase': 'other'}])[0])
+  words = texts(curves.save_search(tmp_path / 'b', [{'phase': 'other'}])[0])
   assert words.count('not recorded') == 8
 
 
 def test_save_training_groups_runs(tmp_path):
   rows = [{'phase': f'evaluate/{name}', 'step': step, 'train_loss': 1.0}
           for name in ('random-0', 'random-1', 'DARTS_V1') for step in (1, 2)]
-  words = texts(plotting.save_training(tmp_path / 'training', rows)[0])
+  words = texts(curves.save_training(tmp_path / 'training', rows)[0])
   assert 'random (2 runs)' in words and 'DARTS_V1' in words
   assert words.count('not recorded') == 3
 
 
 def test_save_run_draws_what_there_is(tmp_path):
-  assert plotting.save_run(tmp_path, []) == ()
+  assert curves.save_run(tmp_path, []) == ()
   rows = search_rows() + [{'phase': 'evaluate/a', 'step': 1, 'test_loss': 1.}]
-  plotting.save_run(tmp_path, rows)
+  curves.save_run(tmp_path, rows)
   assert sorted(path.name for path in tmp_path.iterdir()) == [
       'search.png', 'search.svg', 'training.png', 'training.svg']

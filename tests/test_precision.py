@@ -9,20 +9,15 @@ import numpy as np
 import optax
 import pytest
 
-from rome_jax import config as config_lib
-from rome_jax import (
-    data,
-    evaluate,
-    genotypes,
-    gradients,
-    methods,
-    metrics,
-    networks,
-    sampling,
-    search,
-    skeletons,
-    spaces,
-)
+from rome_jax import data, families, spaces
+from rome_jax.config import checks, fields
+from rome_jax.engine import archs, layers, sums
+from rome_jax.engine import weights as weights_lib
+from rome_jax.methods import method as method_lib
+from rome_jax.methods import step as step_lib
+from rome_jax.methods import table
+from rome_jax.spaces import genotypes
+from rome_jax.train import metrics, retrain, search
 
 B, SIDE, CLASSES = 6, 8, 3
 each_space = pytest.mark.parametrize('space', [
@@ -42,30 +37,30 @@ def batch(seed=0, count=B):
 
 def supernet(space):
   cells = space.num_nodes if space.skeleton == 'mobile' else 3
-  net = skeletons.get(space).supernet(space, cells, 4, CLASSES, 'cifar')
-  return net, networks.init_supernet(net, 0, SIDE, 3)
+  net = families.get(space).supernet(space, cells, 4, CLASSES, 'cifar')
+  return net, weights_lib.init_supernet(net, 0, SIDE, 3)
 
 
 def network(space, remat='none'):
   cells = space.num_nodes if space.skeleton == 'mobile' else 3
   genotype = genotypes.random(space, np.random.default_rng(0))
   auxiliary = space.skeleton == 'darts'
-  net = skeletons.get(space).network(
+  net = families.get(space).network(
       space, genotype, cells, 4, CLASSES, 'cifar', auxiliary, remat)
-  return net, networks.initialise(net, 0, jnp.zeros((2, SIDE, SIDE, 3)))
+  return net, weights_lib.initialise(net, 0, jnp.zeros((2, SIDE, SIDE, 3)))
 
 
 def supernet_loss(space, dtype):
   """(loss of (theta, arch parameters, batch), theta, arch parameters)."""
   net, theta = supernet(space)
-  method = methods.METHODS['rome_v2']
-  params = methods.init_arch(method, space, jax.random.key(0))
+  method = table.METHODS['rome_v2']
+  params = method_lib.init_arch(method, space, jax.random.key(0))
   noise = jax.tree.map(
-      lambda a: a[0], methods.gumbel_noise(params, jax.random.key(1), 1))
+      lambda a: a[0], method_lib.gumbel_noise(params, jax.random.key(1), 1))
   loss_fn = search.make_loss(net, dtype)
 
   def loss(theta, params, batch):
-    arch = methods.sample(method, space, params, noise, 1.)
+    arch = method_lib.sample(method, space, params, noise, 1.)
     return loss_fn(theta, arch, batch, jax.random.key(2))[0]
 
   return loss, theta, params
@@ -147,7 +142,7 @@ def test_products_and_what_is_kept_are_bfloat16(space):
 def test_outputs_of_modules_are_bfloat16_and_logits_float32(space):
   images = jnp.zeros((B, SIDE, SIDE, 3), jnp.bfloat16)
   net, theta = supernet(space)
-  arch = {t: sampling.first_cell(space, t) for t in space.cell_types}
+  arch = {t: archs.first_cell(space, t) for t in space.cell_types}
   discrete, variables = network(space)
   for module, weights, args in (
       (net, {'params': theta}, (arch,)), (discrete, variables, (True,))):
@@ -168,7 +163,7 @@ def test_drop_path_has_its_rate_in_bfloat16():
 
   class Probe(nn.Module):
     def __call__(self, x):
-      return networks.make_drop_path(self, rate)(x)
+      return layers.make_drop_path(self, rate)(x)
 
   y = Probe().apply({}, jnp.ones((n, 1, 1, 1), jnp.bfloat16),
                     rngs={'drop_path': jax.random.key(0)})
@@ -228,13 +223,13 @@ def test_mean_over_parts_hands_on_the_state_in_order():
     return 2 * state + part['x'].sum(), (part['x'].mean(), key)
 
   x = {'x': jnp.arange(12.)}
-  state, (mean, keys) = gradients.mean_over_parts(function, 1., x, 3)
+  state, (mean, keys) = sums.mean_over_parts(function, 1., x, 3)
   expected = 1.
   for part in parts_of(x, 3):
     expected = 2 * expected + part['x'].sum()
   assert float(state) == float(expected)
   assert float(mean) == 5.5
-  state, (mean, key) = gradients.mean_over_parts(function, 1., x, 1)
+  state, (mean, key) = sums.mean_over_parts(function, 1., x, 1)
   np.testing.assert_array_equal(key, jax.random.key_data(jax.random.key(7)))
   assert (float(state), float(mean)) == (2 + 66, 5.5)
 
@@ -264,15 +259,15 @@ def test_search_step_is_the_mean_of_its_parts(
   """One step of plain SGD with rate 1: the difference is the gradient."""
   theta = .1 * jnp.asarray(
       np.random.default_rng(0).normal(size=SIDE * SIDE * 3), jnp.float32)
-  method = methods.METHODS['rome_v2']
+  method = table.METHODS['rome_v2']
   sgd = optax.sgd(1.)
-  state = methods.init_state(
-      theta, methods.init_arch(method, tiny, jax.random.key(0)), sgd, sgd)
+  state = step_lib.init_state(
+      theta, method_lib.init_arch(method, tiny, jax.random.key(0)), sgd, sgd)
 
   updates = {
-      accumulate: quick_jit(methods.make_update(
+      accumulate: quick_jit(step_lib.make_update(
           method, tiny, loss_fn, sgd, sgd, lambda step: 1.,
-          methods.Options(k=2, parallel=parallel, accumulate=accumulate)))
+          step_lib.Options(k=2, parallel=parallel, accumulate=accumulate)))
       for accumulate in (1, 3)}
 
   def step(accumulate, batch):
@@ -306,15 +301,15 @@ class Small(nn.Module):
 
 @pytest.mark.parametrize('norm', [True, False])
 def test_retraining_step_is_the_mean_of_its_parts(norm, quick_jit):
-  section = config_lib.defaults().evaluate
+  section = fields.defaults().evaluate
   section.update(auxiliary=False, drop_path=0.)
   net, tx = Small(norm), optax.sgd(1.)
   variables = net.init(jax.random.key(0), batch()['image'])
-  state = evaluate.init_state(variables, tx)
+  state = retrain.init_state(variables, tx)
 
   def step(accumulate, state, batch):
     section.accumulate = accumulate
-    return quick_jit(evaluate.make_step(net, section, tx, 10, 5))(state, batch)
+    return quick_jit(retrain.make_step(net, section, tx, 10, 5))(state, batch)
 
   actual, scalars = step(2, state, batch())
   after, losses = state, []
@@ -402,7 +397,7 @@ def no_optimizations():
 
 
 def small_run():
-  config = config_lib.defaults()
+  config = fields.defaults()
   config.space = 'tiny'
   config.checkpoint_every = config.log_every = 2
   for part in (config.search, config.evaluate):
@@ -423,9 +418,9 @@ def test_a_stopped_run_ends_bit_for_bit_as_the_whole(
   """bfloat16, micro-batches and recomputation; search and retraining."""
   monkeypatch.setitem(spaces.SPACES, 'tiny', tiny)
   config, dataset = small_run()
-  config_lib.validate(config)
-  trainer = evaluate.Trainer(config, dataset)
-  job = evaluate.jobs(config, genotypes.random(
+  checks.validate(config)
+  trainer = retrain.Trainer(config, dataset)
+  job = retrain.jobs(config, genotypes.random(
       tiny, np.random.default_rng(0)))[0]
 
   def outcomes(name, times):

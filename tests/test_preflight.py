@@ -6,19 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rome_jax import config as config_lib
-from rome_jax import (
-    data,
-    errors,
-    loop,
-    main,
-    networks,
-    preflight,
-    search,
-    spaces,
-)
+from rome_jax import data, errors, spaces
+from rome_jax.cli import run as run_lib
+from rome_jax.config import command_line, fields
+from rome_jax.engine import weights as weights_lib
+from rome_jax.families import darts
+from rome_jax.train import loop, memory, search
 
-SEARCH = preflight.Size('search', 64, 1, 'float32', 16, 32)
+SEARCH = memory.Size('search', 64, 1, 'float32', 16, 32)
 
 
 def program(needed):
@@ -26,14 +21,14 @@ def program(needed):
 
 
 def test_what_does_not_fit_is_refused(monkeypatch):
-  monkeypatch.setattr(preflight, 'available_bytes', lambda: 1_000_000_000)
-  preflight.check_memory('the search', program(10**9), SEARCH)
-  preflight.check_memory('the search', program(None), SEARCH)
+  monkeypatch.setattr(memory, 'available_bytes', lambda: 1_000_000_000)
+  memory.check_memory('the search', program(10**9), SEARCH)
+  memory.check_memory('the search', program(None), SEARCH)
   with pytest.raises(errors.UserError, match=re.escape(
       'the search needs 1.50 GB of memory, but 1.00 GB are free; by estimate '
       'one of these makes it fit: config.search.accumulate=2, '
       'config.search.batch_size=38, config.search.channels=8')):
-    preflight.check_memory('the search', program(1_500_000_000), SEARCH)
+    memory.check_memory('the search', program(1_500_000_000), SEARCH)
 
 
 # What a program keeps, and settings by the estimate's own law: temporary
@@ -64,14 +59,14 @@ def test_what_does_not_fit_is_refused(monkeypatch):
                    'config.search.accumulate=64 (not enough alone)',
                    'config.search.batch_size=1 (not enough alone)'])])
 def test_three_settings_that_are_enough(changes, share, settings):
-  assert preflight.smaller_settings(
+  assert memory.smaller_settings(
       SEARCH._replace(**changes), share) == settings
 
 
 def test_recomputation_is_a_setting_of_accelerators(monkeypatch):
-  monkeypatch.setattr(preflight.jax, 'default_backend', lambda: 'gpu')
+  monkeypatch.setattr(memory.jax, 'default_backend', lambda: 'gpu')
   retraining = SEARCH._replace(section='evaluate', remat='none')
-  assert preflight.smaller_settings(retraining, .6)[0] == (
+  assert memory.smaller_settings(retraining, .6)[0] == (
       "config.evaluate.remat='cells'")
 
 
@@ -83,18 +78,18 @@ def test_the_settings_make_a_search_fit(tiny, monkeypatch):
   split = data.ArraySplit(rng.integers(0, 256, (64, 32, 32, 3), np.uint8),
                           np.arange(64, dtype=np.int32) % 4)
   dataset = data.Dataset('npz', split, split, 4, 32, 3, (.5,) * 3, (.25,) * 3)
-  config = config_lib.defaults()
+  config = fields.defaults()
   config.space = 'tiny'
   config.search.update(cells=2, channels=16, batch_size=32, k=4, epochs=1,
                        parallel='vmap', augment='none')
   needed = []
-  check = preflight.check_memory
-  monkeypatch.setattr(preflight, 'check_memory', lambda name, program, size: (
+  check = memory.check_memory
+  monkeypatch.setattr(memory, 'check_memory', lambda name, program, size: (
       needed.append(program.needed_bytes), check(name, program, size)))
-  monkeypatch.setattr(preflight, 'plan', lambda *args: 'fits')
+  monkeypatch.setattr(memory, 'plan', lambda *args: 'fits')
   search.prepare(config, dataset)
   available = int(.4 * needed[0])
-  monkeypatch.setattr(preflight, 'available_bytes', lambda: available)
+  monkeypatch.setattr(memory, 'available_bytes', lambda: available)
   with pytest.raises(errors.UserError) as caught:
     search.prepare(config, dataset)
   settings = str(caught.value).split('fit: ')[1].split(', ')
@@ -113,7 +108,7 @@ def test_the_settings_make_a_search_fit(tiny, monkeypatch):
     (7, 1, None, 'scan'), (7, 10, 140, 'vmap'), (7, 10, 139, 'scan'),
     (1, 69, 139, 'vmap')])
 def test_way_of_evaluating_k(k, sample, total, way):
-  assert preflight.parallel(k, sample, total) == way
+  assert memory.parallel(k, sample, total) == way
 
 
 def test_image_bytes_of_a_network_that_keeps_known_arrays():
@@ -124,28 +119,28 @@ def test_image_bytes_of_a_network_that_keeps_known_arrays():
 
   theta = {'one': jnp.zeros((12, 5)), 'two': jnp.zeros((5, 3))}
   pixels, hidden = 4 * 12, 4 * 5
-  found = preflight.image_bytes(loss, theta, (2, 2, 3))
-  low = preflight.KEPT_FACTOR * (pixels + hidden)
+  found = memory.image_bytes(loss, theta, (2, 2, 3))
+  low = memory.KEPT_FACTOR * (pixels + hidden)
   # The derivative 1 - tanh^2 may be kept beside tanh.
-  assert int(low) <= found <= low + preflight.KEPT_FACTOR * hidden
+  assert int(low) <= found <= low + memory.KEPT_FACTOR * hidden
 
 
 def test_auto_asks_the_device(tiny, monkeypatch):
   """On this CPU 'scan'; with an accelerator's memory, what fits there."""
-  section = config_lib.defaults().search
+  section = fields.defaults().search
   section.update(batch_size=8, k=4)
-  network = networks.Supernet(tiny, 2, 4, 3)
-  theta = networks.init_supernet(network, 0, 8, 3)
+  network = darts.Supernet(tiny, 2, 4, 3)
+  theta = weights_lib.init_supernet(network, 0, 8, 3)
 
   def chosen(total):
-    monkeypatch.setattr(preflight, 'accelerator_bytes', lambda: total)
+    monkeypatch.setattr(memory, 'accelerator_bytes', lambda: total)
     return search.choose_parallel(section, network, theta, 8, 3)
 
-  assert preflight.accelerator_bytes() is None and chosen(None) == 'scan'
+  assert memory.accelerator_bytes() is None and chosen(None) == 'scan'
   assert chosen(10**9) == 'vmap' and chosen(10**6) == 'scan'
   samples = []
   monkeypatch.setattr(
-      preflight, 'parallel', lambda k, each, total: samples.append((k, each)))
+      memory, 'parallel', lambda k, each, total: samples.append((k, each)))
   for changes in (dict(), dict(dtype='bfloat16'), dict(accumulate=4)):
     section.update(dtype='float32', accumulate=1)
     section.update(changes)
@@ -156,7 +151,7 @@ def test_auto_asks_the_device(tiny, monkeypatch):
 
 
 def test_available_memory_is_that_of_this_machine():
-  assert 10**8 < preflight.available_bytes() < 10**14
+  assert 10**8 < memory.available_bytes() < 10**14
 
 
 def test_timing_leaves_the_state_alone():
@@ -169,12 +164,12 @@ def test_timing_leaves_the_state_alone():
   carry = loop.init_carry(step, state, np.float32(1.))
   compiled = loop.compile_step(step, carry, np.float32(1.))
   phase = loop.Phase('search', 100, 10, 1, lambda i: np.float32(1.), None)
-  plan = preflight.plan(phase, compiled, carry, np.float32(1.))
+  plan = memory.plan(phase, compiled, carry, np.float32(1.))
   np.testing.assert_array_equal(carry.state['x'], [0, 1, 2])
   assert plan.step_seconds > 0 and plan.steps == 100
   # State, window, count: 3 + 1 + 1 words, and the batch, at least.
   assert plan.needed_bytes >= 4 * 5
-  text = str(preflight.Plan('search', 19_500, 50.4, 510_000_000, 24 * 10**9,
+  text = str(memory.Plan('search', 19_500, 50.4, 510_000_000, 24 * 10**9,
                             2.2))
   assert text == (
       'search: compiled in 50 s; memory 0.51 GB of 24.00 GB; 19,500 steps of '
@@ -183,19 +178,19 @@ def test_timing_leaves_the_state_alone():
 
 
 def test_the_flag():
-  loaded = config_lib.load(['--config=quickstart', '--plan'])
+  loaded = command_line.load(['--config=quickstart', '--plan'])
   assert loaded.options.plan
-  assert not config_lib.load(['--config=quickstart']).options.plan
+  assert not command_line.load(['--config=quickstart']).options.plan
 
 
 @pytest.mark.slow
 def test_plan_of_a_whole_run(tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
-  config = config_lib.load(['--config=quickstart']).config
+  config = command_line.load(['--config=quickstart']).config
   config.compilation_cache = ''
   config.search.cells = config.evaluate.cells = 3
   config.search.channels = config.evaluate.channels = 2
-  assert main.show_plan(config) == 0
+  assert run_lib.show_plan(config) == 0
   lines = capsys.readouterr().err
   assert 'search: compiled in' in lines and 'evaluate/derived-0' in lines
   assert not list(tmp_path.iterdir())

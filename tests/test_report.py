@@ -6,7 +6,10 @@ import math
 
 import pytest
 
-from rome_jax import errors, genotypes, metrics, plotting, report
+from rome_jax import errors
+from rome_jax.show import curves, report
+from rome_jax.spaces import genotypes
+from rome_jax.train import metrics
 
 VOID = {'meta', 'br', 'hr', 'img', 'input', 'link'}
 TEXT = (
@@ -100,7 +103,7 @@ def make_run(workdir):
           'epoch': step / 2, 'train_loss': 1 / step, 'tau': math.nan,
           'alpha_entropy_normal': 1.25})
       out.write('evaluate/derived-0', step, {'train_loss': 1 / step})
-  plotting.save_run(workdir, metrics.read(workdir), genotype)
+  curves.save_run(workdir, metrics.read(workdir), genotype)
   return workdir
 
 
@@ -193,7 +196,7 @@ def test_comparison_claims_no_more_than_the_runs_show(
 
 def test_what_a_complete_table_says(tmp_path):
   """Accuracy, rank and regret of a derived cell stand in the page."""
-  from rome_jax.benchmarks import nasbench201
+  from rome_jax.tables import nasbench201
   three = 'nor_conv_3x3'
   table = nasbench201.report(
       f'|{three}~0|+|{three}~0|{three}~1|+|skip_connect~0|{three}~1|{three}~2|')

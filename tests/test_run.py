@@ -11,7 +11,10 @@ import time
 import numpy as np
 import pytest
 
-from rome_jax import checkpoint, genotypes, metrics
+from rome_jax import spaces
+from rome_jax.cli import run as run_lib
+from rome_jax.spaces import genotypes
+from rome_jax.train import checkpoint, metrics
 
 TESTS = pathlib.Path(__file__).parent
 
@@ -261,21 +264,19 @@ def test_a_workdir_in_use_is_refused(config_file, tmp_path, capsys,
                                      tiny_registered):
   import fcntl
 
-  from rome_jax import main
   workdir = tmp_path / 'run'
   workdir.mkdir()
   with open(workdir / '.lock', 'w') as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
-    code = main.main([f'--config={config_file}', f'--workdir={workdir}'])
+    code = run_lib.main([f'--config={config_file}', f'--workdir={workdir}'])
   assert code == 2
   assert 'another process' in capsys.readouterr().err
 
 
 def test_a_genotype_of_no_known_space(config_file, tmp_path, tiny_registered):
   """NASNet's operations are in no search space; its counts are still given."""
-  from rome_jax import main
   workdir = tmp_path / 'run'
-  assert main.main([
+  assert run_lib.main([
       f'--config={config_file}', f'--workdir={workdir}',
       '--config.genotype=NASNet', '--config.evaluate.seeds=0']) == 0
   assert json.loads((workdir / 'genotype.json').read_text())['space'] is None
@@ -301,9 +302,9 @@ def test_a_genotype_of_no_known_space(config_file, tmp_path, tiny_registered):
 ])
 def test_mistakes_get_one_sentence_and_exit_2(config_file, tmp_path, capsys,
                                               flags, words, tiny_registered):
-  from rome_jax import main
   workdir = tmp_path / 'run'
-  code = main.main([f'--config={config_file}', f'--workdir={workdir}', *flags])
+  code = run_lib.main(
+      [f'--config={config_file}', f'--workdir={workdir}', *flags])
   err = capsys.readouterr().err
   assert code == 2
   assert err.count('\n') == 1, err
@@ -316,7 +317,6 @@ def test_mistakes_get_one_sentence_and_exit_2(config_file, tmp_path, capsys,
 def tiny_registered(monkeypatch):
   from runner import TINY
 
-  from rome_jax import spaces
   monkeypatch.setitem(spaces.SPACES, 'tiny', TINY)
 
 

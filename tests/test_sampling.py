@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import transcription as paper
 
-from rome_jax import sampling, spaces
+from rome_jax import spaces
+from rome_jax.engine import archs
+from rome_jax.methods import laws
 
 TAUS = [10., 1., .1]
 SPACES = [
@@ -47,7 +49,7 @@ def wide(*arrays):
 @pytest.mark.parametrize('tau', TAUS)
 def test_gumbel_max(tau):
   alpha, noise = logits_and_noise(14, 7)
-  hard = jax.jit(sampling.gumbel_max)(alpha, noise, tau)
+  hard = jax.jit(laws.gumbel_max)(alpha, noise, tau)
   # To the bit: neither 0.9999999 nor 1e-9.
   np.testing.assert_array_equal(
       hard, paper.one_hot_max(*wide(alpha, noise)).astype(np.float32))
@@ -56,7 +58,7 @@ def test_gumbel_max(tau):
 @pytest.mark.parametrize('tau', TAUS)
 def test_gradient_of_gumbel_max(tau):
   alpha, noise = logits_and_noise(7)
-  actual = jax.jacobian(sampling.gumbel_max)(alpha, noise, tau)
+  actual = jax.jacobian(laws.gumbel_max)(alpha, noise, tau)
   soft = paper.relaxed(*wide(alpha, noise), tau)
   analytic = (np.diag(soft) - np.outer(soft, soft)) / tau
   np.testing.assert_allclose(actual, analytic, rtol=1e-4, atol=1e-5)
@@ -68,14 +70,14 @@ def test_gradient_of_gumbel_max(tau):
 def test_log_softmax_and_raw_logits_are_one():
   # Shift invariance: facts of Eq. 5-6, whatever one puts in for log alpha.
   alpha, noise = logits_and_noise(200, 7)
-  hard = sampling.gumbel_max(alpha, noise, 1.)
+  hard = laws.gumbel_max(alpha, noise, 1.)
   np.testing.assert_array_equal(hard.argmax(-1), (alpha + noise).argmax(-1))
 
   def raw(alpha):
     return jax.nn.softmax((alpha + noise) / .5)
 
   np.testing.assert_allclose(
-      jax.grad(one(lambda a: sampling.gumbel_max(a, noise, .5)))(alpha),
+      jax.grad(one(lambda a: laws.gumbel_max(a, noise, .5)))(alpha),
       jax.grad(one(raw))(alpha), rtol=1e-4, atol=1e-5)
 
 
@@ -83,7 +85,7 @@ def test_gumbel_max_law():
   logits, _ = logits_and_noise(5)
   n = 20_000
   noise = jax.random.gumbel(jax.random.key(0), (n, 5))
-  counts = np.asarray(sampling.gumbel_max(
+  counts = np.asarray(laws.gumbel_max(
       jnp.broadcast_to(logits, noise.shape), noise, 1.)).sum(0)
   assert_binomial(counts, n, paper.softmax(np.float64(logits)))
 
@@ -103,15 +105,15 @@ def test_sample_pairs(space, tau):
   beta, noise = logits_and_noise(sum(paper.num_pairs(space)))
   hard, _ = paper.edges_v1(space, *wide(beta, noise), tau)
   np.testing.assert_array_equal(
-      sampling.sample_pairs(space, beta, noise, tau), hard)
-  assert sampling.pair_sizes(space) == tuple(paper.num_pairs(space))
+      laws.sample_pairs(space, beta, noise, tau), hard)
+  assert laws.pair_sizes(space) == tuple(paper.num_pairs(space))
   for (a, b), d in zip(space.node_edges, space.in_degrees):
     assert hard[a:b].sum() == d  # Eq. 9
 
 
 @pytest.mark.parametrize('sampler, oracle, size', [
-    (sampling.sample_pairs, paper.edges_v1, sampling.pair_sizes),
-    (sampling.sample_top_k, paper.edges_v2, paper.node_sizes)])
+    (laws.sample_pairs, paper.edges_v1, laws.pair_sizes),
+    (laws.sample_top_k, paper.edges_v2, paper.node_sizes)])
 def test_gradient_of_the_edges(sampler, oracle, size):
   space = SMALL
   beta, noise = logits_and_noise(sum(size(space)))
@@ -124,14 +126,14 @@ def test_gradient_of_the_edges(sampler, oracle, size):
     actual = jacobian(beta, tau)
     np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-4)
     assert np.abs(expected).max() > .01
-    if sampler is sampling.sample_pairs:
+    if sampler is laws.sample_pairs:
       # Node 1's two predecessors make one pair: nothing to learn, exactly.
       np.testing.assert_array_equal(actual[:, 0], np.zeros(5))
 
 
 def test_subsets_are_lexical():
   pairs = [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
-  table = sampling.subsets(4, 2)
+  table = laws.subsets(4, 2)
   assert [tuple(np.flatnonzero(row)) for row in table] == pairs
 
 
@@ -144,7 +146,7 @@ def test_sample_top_k(space, tau):
   beta, noise = logits_and_noise(space.num_edges)
   hard, _ = paper.edges_v2(space, *wide(beta, noise), tau)
   np.testing.assert_array_equal(
-      sampling.sample_top_k(space, beta, noise, tau), hard)
+      laws.sample_top_k(space, beta, noise, tau), hard)
   for (a, b), d in zip(space.node_edges, space.in_degrees):
     assert hard[a:b].sum() == d  # Eq. 9
 
@@ -155,7 +157,7 @@ def draws():
   logits, _ = logits_and_noise(5, seed=3)
   noise = jax.random.gumbel(jax.random.key(1), (20_000, 5))
   masks = jax.jit(jax.vmap(
-      lambda g: sampling.gumbel_top_k(logits, g, 1., 2)))(noise)
+      lambda g: laws.gumbel_top_k(logits, g, 1., 2)))(noise)
   return logits, np.asarray(masks)
 
 
@@ -172,8 +174,8 @@ def test_inclusion_probabilities(draws):
 
 def test_pair_law(draws):
   logits, masks = draws
-  for pair in sampling.subsets(5, 2):
-    law = float(jnp.exp(sampling.log_prob_top_k(logits, pair)))
+  for pair in laws.subsets(5, 2):
+    law = float(jnp.exp(laws.log_prob_top_k(logits, pair)))
     i, j = np.flatnonzero(pair)
     p = paper.softmax(np.float64(logits))
     assert law == pytest.approx(
@@ -184,8 +186,8 @@ def test_pair_law(draws):
 @pytest.mark.parametrize('n, k', [(5, 1), (5, 2), (5, 3), (4, 4)])
 def test_set_law_sums_to_one(n, k):
   logits, _ = logits_and_noise(n)
-  law = [float(jnp.exp(sampling.log_prob_top_k(logits, s)))
-         for s in sampling.subsets(n, k)]
+  law = [float(jnp.exp(laws.log_prob_top_k(logits, s)))
+         for s in laws.subsets(n, k)]
   assert sum(law) == pytest.approx(1, abs=1e-5)
   if k == 1:
     np.testing.assert_allclose(
@@ -197,13 +199,13 @@ def test_v1_can_have_the_law_of_v2():
   space, n = spaces.Space('s', ('a',), num_nodes=3), 20_000
   beta_v2, _ = logits_and_noise(space.num_edges)
   log_law = np.concatenate([
-      [sampling.log_prob_top_k(beta_v2[a:b], s)
-       for s in sampling.subsets(b - a, 2)] for a, b in space.node_edges])
+      [laws.log_prob_top_k(beta_v2[a:b], s)
+       for s in laws.subsets(b - a, 2)] for a, b in space.node_edges])
   # Any shift of a node's logits leaves the law alone.
   beta_v1 = np.float32(log_law + 3.)
   drawn = []
-  for sampler, beta in ((sampling.sample_pairs, beta_v1),
-                        (sampling.sample_top_k, beta_v2)):
+  for sampler, beta in ((laws.sample_pairs, beta_v1),
+                        (laws.sample_top_k, beta_v2)):
     noise = jax.random.gumbel(jax.random.key(len(beta)), (n, len(beta)))
     drawn.append(np.asarray(jax.jit(jax.vmap(
         lambda g, beta=beta, sampler=sampler: sampler(
@@ -212,7 +214,7 @@ def test_v1_can_have_the_law_of_v2():
   exact = np.exp(log_law[-6:])
   for masks in drawn:
     counts = np.array([(masks[:, a:b] == s).all(-1).sum()
-                       for s in sampling.subsets(4, 2)])
+                       for s in laws.subsets(4, 2)])
     assert_binomial(counts, n, exact)
 
 
@@ -226,9 +228,9 @@ def test_compact(space):
 
   @jax.jit
   def sample(alpha, beta):
-    return sampling.compact(
-        space, sampling.sample_top_k(space, beta, noise, .1),
-        sampling.gumbel_max(alpha, op_noise, .1), space.in_degrees,
+    return archs.compact(
+        space, laws.sample_top_k(space, beta, noise, .1),
+        laws.gumbel_max(alpha, op_noise, .1), space.in_degrees,
         space.choices('normal'))
 
   arch = sample(alpha, beta)
@@ -247,9 +249,9 @@ def test_gates_are_exactly_one():
   @jax.jit
   @jax.vmap
   def gates(alpha, op_noise, beta, noise, tau):
-    return sampling.compact(
-        space, sampling.sample_top_k(space, beta, noise, tau),
-        sampling.gumbel_max(alpha, op_noise, tau), space.in_degrees,
+    return archs.compact(
+        space, laws.sample_top_k(space, beta, noise, tau),
+        laws.gumbel_max(alpha, op_noise, tau), space.in_degrees,
         space.choices('normal')).gates
 
   for tau in (10., .1, 1e-3):
@@ -270,9 +272,9 @@ def test_gradient_of_the_gates():
   c = np.random.default_rng(5).normal(size=4)
 
   def objective(alpha, beta):
-    arch = sampling.compact(
-        space, sampling.sample_top_k(space, beta, noise, tau),
-        sampling.gumbel_max(alpha, op_noise, tau), space.in_degrees,
+    arch = archs.compact(
+        space, laws.sample_top_k(space, beta, noise, tau),
+        laws.gumbel_max(alpha, op_noise, tau), space.in_degrees,
         space.choices('normal'))
     return (arch.gates * c).sum(), arch
 
@@ -289,7 +291,7 @@ def test_gradient_of_the_gates():
 
 
 def test_all_edges():
-  edges = sampling.sample_all_edges(spaces.S0, None, None, None)
+  edges = laws.sample_all_edges(spaces.S0, None, None, None)
   np.testing.assert_array_equal(edges, np.ones(14))
 
 
@@ -300,7 +302,7 @@ def test_all_edges():
 def test_strict_fair(rounds):
   k, edges, n = 7 * rounds, 14, 7
   ops = np.asarray(jax.jit(
-      sampling.strict_fair_ops, static_argnums=(1, 2, 3))(
+      laws.strict_fair_ops, static_argnums=(1, 2, 3))(
           jax.random.key(0), k, edges, n))
   assert ops.shape == (k, edges)
   for block in ops.reshape(rounds, n, edges):
@@ -314,7 +316,7 @@ def test_strict_fair(rounds):
 def test_strict_fair_is_uniform():
   n, keys = 3, jax.random.split(jax.random.key(0), 5000)
   ops = np.asarray(jax.vmap(
-      lambda key: sampling.strict_fair_ops(key, n, 1, n))(keys))[..., 0]
+      lambda key: laws.strict_fair_ops(key, n, 1, n))(keys))[..., 0]
   counts = [(ops == p).all(-1).sum() for p in itertools.permutations(range(n))]
   assert_binomial(np.array(counts), len(keys), 1 / 6)
 
@@ -327,7 +329,7 @@ def test_log_prob_ops():
   edges, ops = [0, 1, 3, 9], [6, 0, 2, 2]
   expected = np.log(np.prod(
       [paper.softmax(np.float64(alpha))[e, o] for e, o in zip(edges, ops)]))
-  actual = sampling.log_prob_ops(alpha, np.array(edges), np.array(ops))
+  actual = laws.log_prob_ops(alpha, np.array(edges), np.array(ops))
   assert float(actual) == pytest.approx(expected, rel=1e-5)
 
 
@@ -335,19 +337,19 @@ def test_entropy_and_margin():
   logits, _ = logits_and_noise(6, 7)
   p = paper.softmax(np.float64(logits))
   np.testing.assert_allclose(
-      sampling.entropy(logits), -(p * np.log(p)).sum(-1), rtol=1e-5)
+      laws.entropy(logits), -(p * np.log(p)).sum(-1), rtol=1e-5)
   top = np.sort(p, -1)
   np.testing.assert_allclose(
-      sampling.margin(logits), top[:, -1] - top[:, -2], rtol=1e-4, atol=1e-6)
-  assert float(sampling.entropy(np.zeros(7))) == pytest.approx(np.log(7))
-  np.testing.assert_array_equal(sampling.margin(np.zeros((3, 1))), np.zeros(3))
+      laws.margin(logits), top[:, -1] - top[:, -2], rtol=1e-4, atol=1e-6)
+  assert float(laws.entropy(np.zeros(7))) == pytest.approx(np.log(7))
+  np.testing.assert_array_equal(laws.margin(np.zeros((3, 1))), np.zeros(3))
 
 
 def test_tau():
   # GDAS: 10 - 9.9 e / (E - 1).
   for epoch in (0, 20, 49):
-    assert float(sampling.tau_at(epoch / 49, 10., .1)) == pytest.approx(
+    assert float(laws.tau_at(epoch / 49, 10., .1)) == pytest.approx(
         10 - 9.9 * epoch / 49)
-  assert sampling.tau_at(.5, 10., .1, 'exponential') == pytest.approx(1.)
-  assert sampling.tau_at(1., 10., .1, 'exponential') == pytest.approx(.1)
-  assert sampling.tau_at(.7, 3., .1, 'constant') == 3.
+  assert laws.tau_at(.5, 10., .1, 'exponential') == pytest.approx(1.)
+  assert laws.tau_at(1., 10., .1, 'exponential') == pytest.approx(.1)
+  assert laws.tau_at(.7, 3., .1, 'constant') == 3.

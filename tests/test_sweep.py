@@ -13,7 +13,8 @@ import time
 import pytest
 
 from launch import sweep_ray
-from rome_jax import errors, sweep
+from rome_jax import errors
+from rome_jax.cli import sweep
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = f'--config={ROOT / "configs" / "quickstart.py"}'

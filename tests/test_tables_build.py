@@ -7,8 +7,8 @@ import pytest
 
 from benchmarks import build_tables
 from benchmarks import tables as tables_benchmark
-from rome_jax import nasbench201_forms as forms
-from rome_jax.benchmarks import macro, nasbench201, table
+from rome_jax.spaces import nasbench201_forms as forms
+from rome_jax.tables import macro, nasbench201, table
 
 
 @pytest.mark.parametrize('scale', [600, 300, 180, 30])

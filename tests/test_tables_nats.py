@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from rome_jax import errors
-from rome_jax import nasbench201_forms as forms
-from rome_jax.benchmarks import nats, plain
+from rome_jax.spaces import nasbench201_forms as forms
+from rome_jax.tables import nats, plain
 
 DOCS = pathlib.Path(__file__).parents[1] / 'docs' / 'tables.md'
 CELLS = ['333311', '421211', '000000']

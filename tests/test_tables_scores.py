@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from rome_jax import errors
-from rome_jax import nasbench201_forms as forms
-from rome_jax.benchmarks import nasbench201, scores
+from rome_jax.spaces import nasbench201_forms as forms
+from rome_jax.tables import nasbench201, scores
 
 
 def tau_b(x, y):

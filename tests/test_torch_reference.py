@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from benchmarks import timing
-from rome_jax import errors, spaces
+from rome_jax import errors
 
 torch = pytest.importorskip('torch')
 
 from benchmarks import torch_reference as reference  # noqa: E402
+from rome_jax import spaces  # noqa: E402
 
 SMALL = spaces.Space('small', spaces.S0.ops, num_nodes=2)
 

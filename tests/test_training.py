@@ -9,7 +9,7 @@ import optax
 import pytest
 import transcription as paper
 
-from rome_jax import training
+from rome_jax.train import optim
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(size=(6, 5)).astype(np.float32)
@@ -22,14 +22,14 @@ def test_cross_entropy(smoothing):
   target = np.full((6, 5), smoothing / 5)
   target[np.arange(6), LABELS] += 1 - smoothing
   np.testing.assert_allclose(
-      training.cross_entropy(LOGITS, LABELS, smoothing),
+      optim.cross_entropy(LOGITS, LABELS, smoothing),
       -(target * log_p).sum(-1), rtol=1e-5)
 
 
 def test_correct():
   np.testing.assert_array_equal(
-      training.correct(LOGITS, LABELS), LOGITS.argmax(-1) == LABELS)
-  assert training.correct(LOGITS, LABELS).dtype == jnp.float32
+      optim.correct(LOGITS, LABELS), LOGITS.argmax(-1) == LABELS)
+  assert optim.correct(LOGITS, LABELS).dtype == jnp.float32
 
 
 # ---------------------------------------------------------------- schedules
@@ -39,28 +39,28 @@ SHAPES = {'cosine': lambda t: (1 + np.cos(np.pi * t)) / 2,
           'linear': lambda t: 1 - t}
 
 
-@pytest.mark.parametrize('name', training.SCHEDULES)
+@pytest.mark.parametrize('name', optim.SCHEDULES)
 def test_schedule_each_step(name):
-  schedule = jax.jit(training.SCHEDULES[name](.05, .001, 40))
+  schedule = jax.jit(optim.SCHEDULES[name](.05, .001, 40))
   actual = [float(schedule(step)) for step in range(41)]
   expected = .001 + .049 * SHAPES[name](np.arange(41) / 40)
   np.testing.assert_allclose(actual, expected, rtol=1e-5)
   assert float(schedule(100)) == pytest.approx(.001)
 
 
-@pytest.mark.parametrize('name', training.SCHEDULES)
+@pytest.mark.parametrize('name', optim.SCHEDULES)
 def test_schedule_each_epoch(name):
   # PyTorch's CosineAnnealingLR, stepped once an epoch: eta of epoch e of E.
-  schedule = training.SCHEDULES[name](.025, 0., 50, steps_per_epoch=10)
+  schedule = optim.SCHEDULES[name](.025, 0., 50, steps_per_epoch=10)
   for epoch in range(5):
     expected = .025 * SHAPES[name](epoch / 5)
     for step in (0, 4, 9):
       assert float(schedule(10 * epoch + step)) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize('name', training.SCHEDULES)
+@pytest.mark.parametrize('name', optim.SCHEDULES)
 def test_warmup(name):
-  schedule = training.SCHEDULES[name](.5, 0., 30, warmup_steps=10)
+  schedule = optim.SCHEDULES[name](.5, 0., 30, warmup_steps=10)
   actual = [float(schedule(step)) for step in range(31)]
   expected = [.5 * (s + 1) / 10 for s in range(10)] + [
       .5 * SHAPES[name](s / 20) for s in range(21)]
@@ -98,7 +98,7 @@ def test_sgd_is_pytorchs(nesterov):
   section = types.SimpleNamespace(
       clip_norm=5., weight_decay=.01, momentum=.9, nesterov=nesterov)
   rates = [.1, .05, .02, .01]
-  tx = training.sgd(lambda step: jnp.asarray(rates)[step], section)
+  tx = optim.sgd(lambda step: jnp.asarray(rates)[step], section)
   params = dict(PARAMS)
   buffer = {name: np.zeros_like(p) for name, p in params.items()}
   expected, clipped = [], 0
@@ -131,4 +131,4 @@ def test_arch_adam_couples_l2():
       mean, square = m[name] / (1 - .5 ** t), v[name] / (1 - .999 ** t)
       params[name] = params[name] - 3e-2 * mean / (np.sqrt(square) + 1e-8)
     expected.append(dict(params))
-  assert_trees_close(run(training.arch_adam(section)), expected)
+  assert_trees_close(run(optim.arch_adam(section)), expected)

@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rome_jax import config as config_lib
-from rome_jax import data, describe, genotypes, main, spaces
+from rome_jax import data, spaces
+from rome_jax.cli import describe
+from rome_jax.cli import run as run_lib
+from rome_jax.config import fields
+from rome_jax.spaces import genotypes
 
 TINY = spaces.Space('tiny', ('skip_connect', 'max_pool_3x3'), num_nodes=2)
 CELL = ('|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|'
@@ -26,7 +29,7 @@ def quick():
 
 
 def tiny_config(**changes):
-  config = config_lib.defaults()
+  config = fields.defaults()
   config.compilation_cache = ''
   config.space = 'tiny'
   for part in (config.search, config.evaluate):
@@ -63,7 +66,7 @@ def found(tmp_path_factory):
   config = tiny_config(method='rome_v2', dataset='cifar10', seed=5)
   config.evaluate.seeds = 0
   workdir = tmp_path_factory.mktemp('found') / 'run'
-  assert main.run(config, workdir, cifar_shaped()) == 0
+  assert run_lib.run(config, workdir, cifar_shaped()) == 0
   return workdir / 'genotype.json'
 
 
@@ -75,7 +78,7 @@ def test_from_cifar_to_imagenet(found, tmp_path, capsys):
   part = config.evaluate
   part.augment, part.label_smoothing, part.auxiliary = 'imagenet', .1, True
   part.cutout, part.drop_path = 0, 0.
-  assert main.run(config, tmp_path / 'run') == 0
+  assert run_lib.run(config, tmp_path / 'run') == 0
 
   first, second = (json.loads((path / 'result.json').read_text())
                    for path in (found.parent, tmp_path / 'run'))
@@ -109,7 +112,7 @@ def test_from_cifar_to_imagenet(found, tmp_path, capsys):
   third = tiny_config(dataset='digits',
                       genotype=str(tmp_path / 'run' / 'genotype.json'))
   third.evaluate.seeds = 0
-  assert main.run(third, tmp_path / 'third', cifar_shaped()) == 0
+  assert run_lib.run(third, tmp_path / 'third', cifar_shaped()) == 0
   result = json.loads((tmp_path / 'third' / 'result.json').read_text())
   assert result['origin'] == origin | {
       'source': f'{tmp_path / "run" / "genotype.json"} ({found})'}
@@ -118,7 +121,7 @@ def test_from_cifar_to_imagenet(found, tmp_path, capsys):
 def test_a_published_genotype_says_where_it_is_from(tmp_path):
   config = tiny_config(genotype='PDARTS', space='s0')
   config.evaluate.seeds = 0
-  assert main.run(config, tmp_path, cifar_shaped()) == 0
+  assert run_lib.run(config, tmp_path, cifar_shaped()) == 0
   origin = json.loads((tmp_path / 'result.json').read_text())['origin']
   assert origin['source'].startswith('PDARTS (')
   assert genotypes.PUBLISHED['PDARTS'].source in origin['source']
@@ -132,7 +135,7 @@ def test_cells_of_nasbench201(text, tmp_path, capsys):
   config.evaluate.cells, config.evaluate.channels = 15, 16
   config.evaluate.seeds, config.evaluate.auxiliary = 0, False
   dataset = cifar_shaped()._replace(image_size=32)
-  assert main.run(config, tmp_path, dataset) == 0
+  assert run_lib.run(config, tmp_path, dataset) == 0
   result = json.loads((tmp_path / 'result.json').read_text())
   # The benchmark's best cell of CIFAR-10, 94.37 %.
   assert result['table']['string'] == CELL
@@ -147,7 +150,7 @@ def test_cells_of_nasbench201(text, tmp_path, capsys):
 def test_a_cell_of_nasbench201_is_retrained(tmp_path):
   config = tiny_config(genotype=CELL, space='nasbench201')
   config.evaluate.cells, config.evaluate.auxiliary = 3, False
-  assert main.run(config, tmp_path, cifar_shaped()) == 0
+  assert run_lib.run(config, tmp_path, cifar_shaped()) == 0
   result = json.loads((tmp_path / 'result.json').read_text())
   assert np.isfinite(result['evaluations'][0]['test_loss'])
 
@@ -168,7 +171,7 @@ def test_a_genotype_of_another_skeleton(space, genotype, message, tmp_path,
                                         capsys):
   (tmp_path / 'own.py').write_text(
       'from rome_jax import config\nget_config = config.defaults\n')
-  code = main.main([
+  code = run_lib.main([
       f'--config={tmp_path / "own.py"}', f'--workdir={tmp_path / "run"}',
       f'--config.space={space}', f'--config.genotype={genotype}'])
   err = capsys.readouterr().err

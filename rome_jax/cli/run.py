@@ -1,0 +1,420 @@
+"""`python -m rome_jax.main --config=configs/quickstart.py`: a whole run.
+
+Search, derive, retrain, compare, report; in a folder that the same command
+continues after any interruption. Exit codes: 0 done, or stopped on request
+with everything saved; 2 a mistake in the config, a file or the workdir; 3 a
+loss that is no longer finite; 4 another process of the run was lost, or
+computed something else (`hosts`; 134 where JAX itself ends the process).
+"""
+
+import contextlib
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import sys
+
+import jax
+import numpy as np
+
+from rome_jax import data, errors, families, files
+from rome_jax.config import checks, command_line, fields
+from rome_jax.devices import hosts, interrupt
+from rome_jax.devices import mesh as mesh_lib
+from rome_jax.engine import operations
+from rome_jax.show import curves, report
+from rome_jax.spaces import genotypes, nasbench201_forms
+from rome_jax.tables import nasbench201
+from rome_jax.train import checkpoint, metrics, retrain, search
+
+try:
+  import fcntl
+except ImportError:  # Windows
+  fcntl = None
+
+REPORT = report.FILENAME
+PACKAGES = ('rome_jax', 'jax', 'jaxlib', 'flax', 'optax', 'numpy')
+
+
+def main(argv=None) -> int:
+  """Runs a command line (default: the process's); returns the exit code."""
+  try:
+    loaded = command_line.load(sys.argv[1:] if argv is None else list(argv))
+    if loaded.config is None:
+      print(loaded.options.help)
+      return 0
+    with hosts.joined(loaded.options):
+      if loaded.options.plan:
+        return show_plan(loaded.config)
+      return run(loaded.config, loaded.workdir)
+  except (errors.UserError, errors.DivergedError) as error:
+    print(f'rome_jax: {error}', file=sys.stderr)
+    return error.exit_code
+  except KeyboardInterrupt:  # Twice, or before there was anything to save.
+    return 130
+
+
+def run(config, workdir, dataset=None) -> int:
+  """Does what `config` asks for in `workdir`; returns the exit code.
+
+  Args:
+    config: a config; validated here.
+    workdir: folder of the run.
+    dataset: a `data.Dataset` instead of the one that the config names.
+
+  Raises:
+    UserError, DivergedError, LostError: see `main`.
+  """
+  checks.validate(config)
+  workdir = pathlib.Path(workdir)
+  if hosts.from_first(lambda: _finished(workdir)):
+    hosts.from_first(lambda: checks.check_workdir(workdir, config))
+    print(f'{workdir} holds this run already, finished; see '
+          f'{workdir / REPORT}')
+    return 0
+  with interrupt.Interrupt() as stop:
+    stop = hosts.agreed(stop)
+    given, dataset, mesh = _prepare(config, dataset)
+    hosts.from_first(lambda: checks.check_workdir(workdir, config))
+    hosts.check_shared(workdir / fields.FILENAME)
+    use_compilation_cache(config.compilation_cache)
+    with _only_one(workdir), _writer(workdir) as writer:
+      result = _run_phases(
+          config, dataset, workdir, given, writer, stop, mesh)
+      if result is not None:
+        hosts.from_first(lambda: _finish(workdir, result))
+        return 0
+  print(f'stopped by {stop.signal.name}; everything is saved, the same '
+        'command continues')
+  return 0
+
+
+def show_plan(config, dataset=None) -> int:
+  """Says what a run would cost and writes nothing; returns the exit code.
+
+  The network that is retrained is that of the given genotype, or of a random
+  one of the space, as the search's is not known yet.
+
+  Args:
+    config, dataset: as in `run`.
+
+  Raises:
+    UserError: as `run`, or a program needs more memory than there is.
+  """
+  checks.validate(config)
+  given, dataset, mesh = _prepare(config, dataset)
+  use_compilation_cache(config.compilation_cache)
+  if given is None:
+    search.prepare(config, dataset, mesh)
+    genotype = genotypes.random(
+        checks.space(config), np.random.default_rng(config.seed))
+  else:
+    genotype = given.genotype
+  found = retrain.jobs(config, genotype)
+  if found:
+    retrain.Trainer(config, dataset, mesh).prepare(found[0])
+    print(f'{len(found)} retrainings of that kind', file=sys.stderr)
+  return 0
+
+
+def _prepare(config, dataset):
+  """(given genotype or None, data set, mesh or None), all checked."""
+  given = _given(config)
+  _check_operations(config, given)
+  dataset = dataset or _load(config)
+  _check_data(config, dataset, given)
+  _check_alike(config, dataset, given)
+  return given, dataset, mesh_lib.from_config(config)
+
+
+def _check_alike(config, dataset, given):
+  """Finds processes that were started with something else."""
+  text = fields.to_json(config)
+  for name in ('data_dir', 'compilation_cache'):
+    del text[name]  # Hosts may keep their files in places of their own.
+  hosts.compare('config', json.dumps(text), errors.UserError)
+  hosts.compare('genotype', repr(given and given.genotype), errors.UserError)
+  if hosts.several():
+    hosts.compare('data set', checkpoint.digest(
+        [dataset.train.labels, dataset.test.labels]), errors.UserError)
+
+
+def _writer(workdir):
+  return (metrics.MetricsWriter(workdir) if hosts.is_first()
+          else metrics.NoWriter())
+
+
+def _finished(workdir):
+  """Whether the report, which a run writes last, is there."""
+  try:
+    return all((workdir / name).exists() for name in ('result.json', REPORT))
+  except OSError as error:
+    raise errors.UserError(
+        f'cannot use workdir {workdir}: {error.strerror}') from error
+
+
+def _given(config):
+  """The `genotypes.Record` to retrain, or None."""
+  if not config.genotype:
+    return None
+  record = nasbench201_forms.read(config.genotype)
+  families.check_genotype(
+      checks.space(config), record.genotype, config.genotype)
+  return record
+
+
+def _check_operations(config, given):
+  """Finds a wrong table row of the user's before anything is compiled."""
+  space = checks.space(config)
+  families.check_operations(space)
+  names = set(space.ops)
+  if given is not None:
+    names |= genotypes.used_ops(given.genotype)
+  # Some families have operations of their own.
+  for name in sorted(names & set(operations.OPS)):
+    if operations.is_users(name):
+      operations.check(name)
+
+
+def _load(config):
+  # Random crops want the original images, not ones already fitted.
+  whole = 'imagenet' in (config.search.augment, config.evaluate.augment)
+  return data.load(
+      config.dataset, config.data_dir, image_size=config.image_size,
+      test_fraction=config.test_fraction, seed=config.seed,
+      lazy=True if whole else None)
+
+
+@contextlib.contextmanager
+def _only_one(workdir):
+  """Holds the folder's lock, so that a second run cannot write there."""
+  if fcntl is None or not hosts.is_first():
+    yield
+    return
+  with open(workdir / '.lock', 'w') as lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise errors.UserError(
+          f'another process is running in {workdir}; wait for it or use '
+          'another --workdir') from None
+    yield
+
+
+def _check_data(config, dataset, given):
+  """What can only be checked with the data at hand, before compiling."""
+  space, stem = checks.space(config), search.stem(config, dataset)
+  retrains = config.evaluate.seeds or config.evaluate.random_architectures
+  for name in ('search', 'evaluate'):
+    part = config[name]
+    if name == 'evaluate' or given is None:
+      families.check(
+          space, f'config.{name}', cells=part.cells, channels=part.channels,
+          stem=stem, auxiliary=name == 'evaluate' and part.auxiliary)
+  if given is None:
+    search.make_batches(config, dataset)
+  if retrains:
+    retrain.Trainer(config, dataset)
+  if given is not None:
+    retrain.count(config, dataset, given.genotype)
+
+
+def use_compilation_cache(where: str) -> None:
+  """Keeps compiled programs between runs.
+
+  Args:
+    where: a folder, '' for none, or 'auto': a folder in the user's cache for
+      this kind of processor (XLA's programs for one CPU may not run on
+      another).
+  """
+  if where == 'auto':
+    root = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+    where = pathlib.Path(root, 'rome_jax', _processor_key())
+  if where:
+    jax.config.update('jax_compilation_cache_dir', str(where))
+
+
+def _processor_key():
+  facts = [platform.machine(), platform.processor()]
+  try:
+    text = pathlib.Path('/proc/cpuinfo').read_text()
+    facts += [line for line in text.split('\n\n')[0].splitlines()
+              if line.startswith(('model name', 'flags', 'Features'))]
+  except OSError:
+    pass  # Not Linux; the names above must do.
+  return hashlib.sha256('\n'.join(facts).encode()).hexdigest()[:12]
+
+
+def _run_phases(config, dataset, workdir, given, writer, stop, mesh):
+  """The search and every retraining; the result, or None if stopped."""
+  result = {'format': 1, 'method': config.method, 'space': config.space,
+            'dataset': config.dataset, 'seed': config.seed}
+  if given is not None:
+    genotype = given.genotype
+    result['origin'] = _origin(given, config)
+    path = workdir / 'genotype.json'
+    hosts.from_first(lambda: _save_given(path, given, config))
+  else:
+    note = workdir / 'phases' / 'search.json'
+    if (figures := _read_note(note)) is None:
+      outcome, genotype = search.run(
+          config, dataset, workdir, writer, stop, mesh)
+      if not outcome.finished:
+        return None
+      figures = _write_note(note, _search_figures(
+          outcome, genotype, checks.space(config)))
+    result['search'] = figures
+    genotype = genotypes.from_text(hosts.from_first(
+        lambda: genotypes.to_text(
+            genotypes.load(str(workdir / 'genotype.json')))))
+  result['genotype'] = genotypes.to_text(genotype)
+  result |= _tabular(checks.space(config), genotype)
+  evaluations = _retrain(
+      config, dataset, workdir, genotype, writer, stop, mesh)
+  if evaluations is None:
+    return None
+  count = retrain.count(config, dataset, genotype)
+  return result | {
+      'evaluations': evaluations, 'summary': report.summarise(evaluations),
+      'params': count.params, 'macs': count.macs, **environment()}
+
+
+def _read_note(path):
+  """The figures of a phase that is done, or None."""
+  return hosts.from_first(
+      lambda: files.read_json(path) if path.exists() else None)
+
+
+def _write_note(path, figures):
+  """Notes that a phase is done; returns its figures."""
+  hosts.from_first(lambda: files.write_json(path, figures))
+  return _read_note(path)
+
+
+def _save_given(path, given, config):
+  """Writes the genotype to retrain; a run keeps the one it began with."""
+  if path.exists():
+    if genotypes.load(str(path)) != given.genotype:
+      raise errors.UserError(
+          f'config.genotype={config.genotype} is not the genotype that '
+          f'{path.parent} began with; use another --workdir')
+    return
+  genotypes.save(path, given.genotype, **_origin(given, config))
+
+
+def _origin(given, config):
+  """Where a given genotype is from; what is not known of it is None."""
+  known = ('space', 'method', 'dataset', 'seed', 'step')
+  origin = {name: given.info.get(name) for name in known}
+  source = given.info.get('source')
+  origin['source'] = config.genotype + (f' ({source})' if source else '')
+  if origin['space'] is None:
+    space = checks.space(config)
+    fits = genotypes.used_ops(given.genotype) <= set(space.ops)
+    origin['space'] = space.name if fits else None
+  return origin
+
+
+def _search_figures(outcome, genotype, space):
+  keep = ('train_loss', 'train_accuracy', 'valid_loss', 'valid_accuracy')
+  return {
+      **{k: outcome.scalars.get(k) for k in keep}, **outcome.figures,
+      'peak_memory_bytes': peak_memory_bytes(),
+      'parameterless': genotypes.parameterless(genotype, space)}
+
+
+def _tabular(space, genotype):
+  """{'table': what the space's complete table says} where there is one."""
+  if not nasbench201_forms.covers(space):
+    return {}
+  return {'table': nasbench201.report(genotype)}
+
+
+def _retrain(config, dataset, workdir, genotype, writer, stop, mesh):
+  """One record per retraining; None if stopped."""
+  trainer, records = None, []
+  for job in retrain.jobs(config, genotype):
+    note = workdir / 'phases' / f'{job.name}.json'
+    if (figures := _read_note(note)) is None:
+      trainer = trainer or retrain.Trainer(config, dataset, mesh)
+      outcome = trainer.run(job, workdir, writer, stop)
+      if not outcome.finished:
+        return None
+      count = retrain.count(config, dataset, job.genotype)
+      figures = _write_note(note, {
+          'name': job.name, 'kind': job.kind, 'seed': job.seed,
+          'genotype': genotypes.to_text(job.genotype),
+          **{k: outcome.scalars.get(k) for k in (
+              'train_loss', 'train_accuracy', 'test_loss', 'test_accuracy')},
+          'params': count.params, 'macs': count.macs,
+          'train_seconds': outcome.figures.pop('seconds'), **outcome.figures,
+          'peak_memory_bytes': peak_memory_bytes()})
+    records.append(figures)
+  return records
+
+
+def peak_memory_bytes() -> int | None:
+  """Most memory in use so far: the device's, or on a CPU the process's."""
+  stats = jax.local_devices()[0].memory_stats()
+  if stats:
+    return stats.get('peak_bytes_in_use')
+  try:
+    import resource
+  except ImportError:  # Windows
+    return None
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return peak if sys.platform == 'darwin' else peak * 1024
+
+
+def environment() -> dict:
+  """Device and versions, for result.json."""
+  device = jax.devices()[0]
+  versions = {'python': platform.python_version()}
+  for name in PACKAGES:
+    try:
+      versions[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      versions[name] = 'not installed'
+  return {
+      'device': f'{jax.device_count()} x {device.device_kind} '
+                f'({device.platform}, {os.cpu_count()} host cores)',
+      'processes': jax.process_count(),
+      'versions': versions,
+      'created': datetime.datetime.now(datetime.timezone.utc).isoformat(
+          timespec='seconds')}
+
+
+def _finish(workdir, result):
+  """Pictures, the result and, last, the report."""
+  record = genotypes.read(str(workdir / 'genotype.json'))
+  curves.save_run(workdir, metrics.read(workdir), record.genotype)
+  files.write_json(workdir / 'result.json', result)
+  report.write_report(workdir)
+  print(_closing_text(workdir, result))
+
+
+def _closing_text(workdir, result):
+  lines = [f'genotype: {result["genotype"]}']
+  if 'search' in result:
+    names = {'normal': 'normal', 'reduce': 'reduction'}
+    lines.append('parameterless operations: ' + ', '.join(
+        f'{names[cell]} {n}'
+        for cell, n in result['search']['parameterless'].items()))
+  for name, row in result.get('table', {}).get('datasets', {}).items():
+    lines.append(
+        f'NAS-Bench-201 table, {name}: {row["test"]:.2f}% test accuracy, rank '
+        f'{row["rank"]} of {result["table"]["num_cells"]}, regret '
+        f'{row["regret"]:.2f}')
+  lines += [report.accuracy(kind, row)
+            for kind, row in result['summary'].items()]
+  lines.append(f'parameters: {result["params"]:,}; multiply-adds: '
+               f'{result["macs"]:,}')
+  lines.append(f'report: {workdir / REPORT}')
+  return '\n'.join(lines)
+
+
+if __name__ == '__main__':
+  sys.exit(main())

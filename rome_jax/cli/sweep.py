@@ -1,0 +1,254 @@
+"""`python -m rome_jax.sweep --seeds=0,1,2 ...`: many runs and their spread.
+
+  python -m rome_jax.sweep --config=configs/quickstart.py --workdir=DIR \
+      --seeds=0,1,2 [--vary=FIELD=A,B ...] [--config.FIELD=VALUE ...]
+
+One run of `rome_jax.main` for each combination of the values, one after
+another, each in a folder (DIR/seed-0) and a process of its own: the crash of
+one does not take the others along. The same command continues what is not
+finished and leaves alone what is. At the end stand DIR/sweep.json and a
+table. `--vary=config=A.py,B.py` varies the config file.
+
+Exit codes: 0 every run is done, or stopped on request with everything saved;
+else that of the first run that failed, as of `rome_jax.main`.
+"""
+
+import argparse
+import itertools
+import operator
+import pathlib
+import re
+import subprocess
+import sys
+from typing import Any, NamedTuple
+
+from rome_jax import errors, files
+from rome_jax.config import command_line
+from rome_jax.devices import interrupt
+from rome_jax.show import report
+
+FILENAME = 'sweep.json'
+# What the interpreter is given to run one; one's own script where one adds
+# spaces or operations.
+PROGRAM = ('-m', 'rome_jax.main')
+
+
+class Run(NamedTuple):
+  """One run of a sweep.
+
+  Attributes:
+    name: of its folder.
+    values: {varied field: its value here}.
+    workdir: its folder.
+    argv: its command line.
+  """
+
+  name: str
+  values: dict[str, Any]
+  workdir: str
+  argv: list[str]
+
+
+class _Parser(argparse.ArgumentParser):
+
+  def error(self, message):
+    raise errors.UserError(message)
+
+
+def make_parser(prog: str) -> argparse.ArgumentParser:
+  """The flags of a sweep; all others are those of its runs."""
+  parser = _Parser(
+      prog=prog, allow_abbrev=False,
+      description='All other flags are given to every run of rome_jax.main.')
+  parser.add_argument('--workdir', required=True, metavar='DIR',
+                      help='holds a folder for each run')
+  parser.add_argument('--seeds', metavar='N,N', help='the same as --vary=seed=')
+  parser.add_argument('--vary', action='append', default=[],
+                      metavar='FIELD=A,B', help='runs with each of the values')
+  return parser
+
+
+def plan(args: argparse.Namespace, flags: list[str]) -> list[Run]:
+  """The runs of a sweep, the config of each checked.
+
+  Args:
+    args: workdir, seeds, vary; see `make_parser`.
+    flags: all other flags, given to every run.
+
+  Raises:
+    UserError: nothing is varied, a field is varied twice, two runs would
+      share a folder, or a run's config is wrong.
+  """
+  seeds = [f'seed={args.seeds}'] if args.seeds else []
+  varied = {}
+  for text in args.vary + seeds:
+    field, equals, values = text.partition('=')
+    if not (field and values):
+      raise errors.UserError(f'--vary={text} must be FIELD=VALUE,VALUE')
+    if field in varied:
+      raise errors.UserError(f'{field} is varied twice')
+    varied[field] = values.split(',')
+  if not varied:
+    raise errors.UserError('--seeds=0,1,2 or --vary=FIELD=A,B is missing')
+  runs = [_run(args.workdir, dict(zip(varied, values)), flags)
+          for values in itertools.product(*varied.values())]
+  for run, other in itertools.combinations(runs, 2):
+    if run.name == other.name:
+      raise errors.UserError(f'two runs would share the folder {run.name}')
+  return runs
+
+
+def _run(folder, texts, flags):
+  """One run, from {varied field: text}."""
+  argv = flags + [
+      f'--{"" if field == "config" else "config."}{field}={text}'
+      for field, text in texts.items()]
+  loaded = command_line.load(argv)
+  if loaded.options.plan:
+    raise errors.UserError('--plan is for one run: rome_jax.main --plan')
+  values = {
+      field: text if field == 'config'
+      else operator.attrgetter(field)(loaded.config)
+      for field, text in texts.items()}
+  name = re.sub(r'[^\w.+-]+', '_', '_'.join(
+      f'{field}-{text}' for field, text in texts.items()))
+  return Run(name, values, str(pathlib.Path(folder, name)), argv)
+
+
+def execute(run: Run, stop: interrupt.Interrupt, program=PROGRAM,
+            cwd=None) -> int:
+  """Runs one in a process of its own; returns its exit code.
+
+  Args:
+    run: what to run.
+    stop: when it is requested, the run is asked to save and stop.
+    program: see PROGRAM.
+    cwd: where relative paths begin; None: here.
+
+  Returns:
+    Its exit code; 128 + the number of the signal that it died of.
+  """
+  # A session of its own: a Ctrl-C must reach it once, through us, as a second
+  # signal would end it before everything is saved.
+  process = subprocess.Popen(
+      [sys.executable, *program, *run.argv, f'--workdir={run.workdir}'],
+      cwd=cwd, start_new_session=True)
+  try:
+    code = _wait(process, stop)
+  except BaseException:
+    process.kill()
+    process.wait()
+    raise
+  return code if code >= 0 else 128 - code
+
+
+def _wait(process, stop):
+  told = False
+  while True:
+    try:
+      return process.wait(.2)
+    except subprocess.TimeoutExpired:
+      if stop.requested and not told:
+        process.terminate()
+        told = True
+
+
+def one_by_one(runs: list[Run], program=PROGRAM) -> dict[str, int]:
+  """Runs one after another; {name: exit code} of those that were started."""
+  codes = {}
+  with interrupt.Interrupt() as stop:
+    for run in runs:
+      if stop.requested:
+        break
+      print(f'\n{run.name}:', flush=True)
+      codes[run.name] = execute(run, stop, program)
+  return codes
+
+
+def collect(runs: list[Run], codes: dict[str, int]) -> dict:
+  """What sweep.json says, read from the result.json of each run.
+
+  Args:
+    runs: all of them.
+    codes: {name: exit code} of those that were started.
+
+  Returns:
+    'runs': a row each with name, values, workdir, exit_code, state ('done',
+      'stopped', 'failed' or 'not run'), genotype, parameterless (operations
+      without weights per cell type) and accuracies ({kind: mean over the
+      run's retrainings}, of a complete table too).
+    'summary': {values but the seed, as text: {kind: n, mean, std, best over
+      the runs}}.
+  """
+  rows = [_row(run, codes.get(run.name)) for run in runs]
+  groups = {}
+  for row in rows:
+    label = ', '.join(f'{field}={value}' for field, value in
+                      row['values'].items() if field != 'seed')
+    groups.setdefault(label, []).extend(
+        {'kind': kind, 'test_accuracy': value}
+        for kind, value in row['accuracies'].items())
+  return {'format': 1, 'runs': rows, 'summary': {
+      label: report.summarise(group) for label, group in groups.items()}}
+
+
+def _row(run, code):
+  path = pathlib.Path(run.workdir, 'result.json')
+  states = {None: 'not run', 0: 'done' if path.exists() else 'stopped'}
+  row = {'name': run.name, 'values': run.values, 'workdir': run.workdir,
+         'exit_code': code, 'state': states.get(code, 'failed'),
+         'genotype': None, 'parameterless': None, 'accuracies': {}}
+  if row['state'] != 'done':
+    return row
+  result = files.read_json(path)
+  tables = result.get('table', {}).get('datasets', {})
+  return row | {
+      'genotype': result['genotype'],
+      'parameterless': result.get('search', {}).get('parameterless'),
+      'accuracies': {
+          **{kind: part['mean'] for kind, part in result['summary'].items()},
+          **{f'table of {name}': part['test'] / 100
+             for name, part in tables.items()}}}
+
+
+def to_text(found: dict) -> str:
+  """The table for people."""
+  lines = []
+  for row in found['runs']:
+    failed = f' with exit code {row["exit_code"]}' * (row['state'] == 'failed')
+    parts = [f'{row["name"]}: {row["state"]}{failed}']
+    if row['parameterless']:
+      parts.append('parameterless operations ' + ', '.join(
+          f'{cell} {n}' for cell, n in row['parameterless'].items()))
+    parts += [f'{kind} {100 * value:.2f}%'
+              for kind, value in row['accuracies'].items()]
+    lines.append('; '.join(parts))
+    if row['genotype']:
+      lines.append(f'  {row["genotype"]}')
+  for label, kinds in found['summary'].items():
+    lines += [f'{label}{": " if label else ""}{report.accuracy(kind, part)}'
+              for kind, part in kinds.items()]
+  return '\n'.join(lines)
+
+
+def finish(runs: list[Run], codes: dict[str, int], folder) -> int:
+  """Writes sweep.json, prints the table; returns the exit code."""
+  found = collect(runs, codes)
+  files.write_json(pathlib.Path(folder, FILENAME), found)
+  print(f'\n{to_text(found)}\n{pathlib.Path(folder, FILENAME)}')
+  return next((code for code in codes.values() if code), 0)
+
+
+def main(argv=None, program=PROGRAM) -> int:
+  """Runs a command line (default: the process's); returns the exit code."""
+  try:
+    args, flags = make_parser('python -m rome_jax.sweep').parse_known_args(argv)
+    runs = plan(args, flags)
+    return finish(runs, one_by_one(runs, program), args.workdir)
+  except errors.UserError as error:
+    print(f'rome_jax: {error}', file=sys.stderr)
+    return error.exit_code
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,1 @@
+"""Devices and processes: the mesh, hosts, and stopping on a signal."""

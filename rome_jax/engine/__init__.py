@@ -1,0 +1,1 @@
+"""The supernet engine: one sampled cell in the memory of one path."""

@@ -1,0 +1,179 @@
+"""One of several modules, chosen by a number, in the memory of that one.
+
+JAX's reverse mode through `lax.switch` keeps the residuals of every branch,
+and `jax.vmap` turns a switch with a batched number into a `select` that runs
+every branch. `switch` cures both: it recomputes the chosen branch in the
+backward pass, and runs the examples of a `vmap` one after the other.
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_batching import custom_vmap
+from jax.custom_derivatives import SymbolicZero
+
+from rome_jax.engine import kernels
+
+
+class Row(NamedTuple):
+  """bank[index], read where it is used: a branch of a switch copies nothing.
+
+  Attributes:
+    bank: [R,...].
+    index: int32 in range(R).
+  """
+
+  bank: jax.Array
+  index: jax.Array
+
+  def read(self):
+    return lax.dynamic_index_in_dim(self.bank, self.index, keepdims=False)
+
+
+def _example(i, arg, batched):
+  """Example i of an argument of a `vmap`.
+
+  `batched` says which of its leaves have a leading axis of examples.
+  """
+  if not isinstance(arg, Row):
+    return arg[i] if batched else arg
+  bank, index = arg.bank, _example(i, arg.index, batched.index)
+  if not batched.bank:
+    return Row(bank, index)
+  # All examples' rows are one bank, so that nothing is copied here either.
+  return Row(bank.reshape(-1, *bank.shape[2:]), i * bank.shape[1] + index)
+
+
+def one_by_one(function):
+  """`function`, whose vmap runs the examples in a loop.
+
+  So a `lax.switch` in it keeps an unbatched number and runs one branch.
+  Arguments are trees of arrays and `Row`s.
+  """
+  mapped = custom_vmap(function)
+
+  @mapped.def_vmap
+  def rule(axis_size, in_batched, *args):
+    def example(i):
+      # custom_vmap again, for a vmap around this one.
+      return mapped(*jax.tree.map(
+          functools.partial(_example, i), args, tuple(in_batched),
+          is_leaf=lambda a: isinstance(a, Row)))
+    out = lax.map(example, jnp.arange(axis_size))
+    return out, jax.tree.map(lambda _: True, out)
+
+  return mapped
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Wants:
+  """Which cotangents a backward pass has to compute."""
+
+  weights: bool
+  gates: bool
+
+
+def perturbed(tree) -> bool:
+  """Whether any leaf of a primal with symbolic zeros is differentiated."""
+  return any(p.perturbed for p in jax.tree.leaves(tree, is_leaf=_is_primal))
+
+
+def values(tree):
+  """The values of primals with symbolic zeros."""
+  return jax.tree.map(lambda p: p.value, tree, is_leaf=_is_primal)
+
+
+def _is_primal(p):
+  return hasattr(p, 'perturbed')
+
+
+def dense(g):
+  """A cotangent as an array, zeros where it is a symbolic zero."""
+  return jnp.zeros(g.shape, g.dtype) if isinstance(g, SymbolicZero) else g
+
+
+def pull(run, wants: Wants, weights, gate, x, g, trained=None):
+  """(dweights or None, dgate or None, dx) of gate * run(weights, x) at g.
+
+  Recomputes `run`. What nobody asked for is left out here, where it is
+  static; XLA could not remove it from a branch. `trained` does so while it
+  runs; see `kernels.trained`.
+  """
+  scaled = gate.astype(g.dtype) * g
+  if wants.weights:
+    y, pullback = jax.vjp(run, weights, x)
+    with kernels.trained(trained):
+      dweights, dx = pullback(scaled)
+  else:
+    y, pullback = jax.vjp(lambda x: run(weights, x), x)
+    (dx,), dweights = pullback(scaled), None
+  dgate = (y * g).sum(dtype=gate.dtype) if wants.gates else None
+  return dweights, dgate, dx
+
+
+@functools.cache
+def _forward(modules):
+  def branch(module, i):
+    return lambda weights, gate, x: gate.astype(x.dtype) * module.apply(
+        {'params': weights[i]}, x)
+
+  branches = [branch(m, i) for i, m in enumerate(modules)]
+  return one_by_one(lambda index, *args: lax.switch(index, branches, *args))
+
+
+@functools.cache
+def _backward(modules, wants):
+  """`pull` of the chosen module, its cotangent among zeros of the others'."""
+
+  def branch(module, i):
+    def run(w, x):
+      return module.apply({'params': w}, x)
+
+    def pull_one(weights, gate, x, g, trained):
+      dw, dgate, dx = pull(run, wants, weights[i], gate, x, g, trained)
+      if not wants.weights:
+        return None, dgate, dx
+      dweights = jax.tree.map(jnp.zeros_like, weights)
+      return (*dweights[:i], dw, *dweights[i + 1:]), dgate, dx
+    return pull_one
+
+  branches = [branch(m, i) for i, m in enumerate(modules)]
+  return one_by_one(lambda index, *args: lax.switch(index, branches, *args))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def switch(modules: tuple[nn.Module, ...], index, weights, gate, x,
+           trained=None):
+  """gate * modules[index](x), keeping only `x` for the backward pass.
+
+  Args:
+    modules: unbound Flax modules that map [B,H,W,C] to one common shape.
+    index: int32, which of them.
+    weights: a tuple with each module's 'params' ({} where it has none).
+    gate: float, a factor of 1 that carries the architecture's gradient.
+    x: [B,H,W,C].
+    trained: see `kernels.trained`.
+  """
+  return _forward(modules)(index, weights, gate, x)
+
+
+def _switch_fwd(modules, index, weights, gate, x, trained):
+  wants = Wants(perturbed(weights), perturbed(gate))
+  primals = values((index, weights, gate, x, trained))
+  return switch(modules, *primals), (wants, primals)
+
+
+def _switch_bwd(modules, residuals, g):
+  wants, (index, weights, gate, x, trained) = residuals
+  dweights, dgate, dx = _backward(modules, wants)(
+      index, weights, gate, x, dense(g), trained)
+  return None, dweights, dgate, dx, None
+
+
+switch.defvjp(_switch_fwd, _switch_bwd, symbolic_zeros=True)

@@ -1,0 +1,206 @@
+"""NAS-Bench-201: cells of full convolutions in a residual skeleton.
+
+A 3x3 convolution to C channels and BatchNorm; three stages of cells at C, 2C
+and 4C channels; between them a basic residual block of stride 2; BatchNorm,
+ReLU, global average pooling, a linear layer (Dong and Yang, ICLR 2020;
+`models/cell_infers/tiny_network.py` of the authors' code). A node is the sum
+over its predecessors, the cell's output its last node. `cells` counts the
+cells of all stages: 15 in the benchmark.
+"""
+
+import functools
+from collections.abc import Callable
+
+import chex
+import flax.linen as nn
+
+from rome_jax import errors
+from rome_jax.engine import cells as cells_lib
+from rome_jax.engine import layers, operations
+from rome_jax.spaces import Space, counting, genotypes
+
+STAGES = 3
+
+
+class ResidualBlock(nn.Module):
+  """Two ReLU-conv-BN of 3x3, the first strided; shortcut avgpool 2, 1x1.
+
+  Attributes:
+    features: output channels.
+    norm: function that makes a normalisation layer.
+  """
+
+  features: int
+  norm: Callable
+
+  @nn.compact
+  def __call__(self, x):
+    y = self.norm(name='norm_a')(
+        operations.Conv(self.features, 3, 2, name='conv_a')(nn.relu(x)))
+    y = self.norm(name='norm_b')(
+        operations.Conv(self.features, 3, name='conv_b')(nn.relu(y)))
+    # At odd sizes the strided convolution gives ceil(n / 2); so must this.
+    pad = tuple((0, n % 2) for n in x.shape[1:3])
+    shortcut = nn.avg_pool(x, (2, 2), (2, 2), padding=pad)
+    return y + operations.Conv(self.features, 1, name='shortcut')(shortcut)
+
+
+def _skeleton(images, *, channels, cells, num_classes, norm, block, make_cell,
+              run=layers.in_order):
+  """The logits of the macro skeleton.
+
+  Args:
+    images: [B,H,W,.].
+    channels: C.
+    cells: in all, a multiple of STAGES.
+    num_classes: outputs.
+    norm: makes the normalisation of stem and head.
+    block: (features, name) -> residual block.
+    make_cell: (features, name) -> function of one state.
+    run: (equal cells, state) -> the outputs of all or of the last.
+  """
+  x = norm(name='stem_norm')(
+      operations.Conv(channels, 3, name='stem_conv')(images))
+  for stage in range(STAGES):
+    features = channels * 2**stage
+    if stage:
+      x = block(features, f'reduce{stage}')(x)
+    x = run([make_cell(features, f'cell{stage}_{i}')
+             for i in range(cells // STAGES)], x)[-1]
+  x = nn.relu(norm(name='head_norm')(x))
+  return layers.Linear(num_classes, name='head')(layers.pooled(x))
+
+
+class Supernet(nn.Module):
+  """All candidate weights; evaluates one sampled architecture.
+
+  As in the benchmark's search code, BatchNorm in cells has no affine and
+  their convolutions have a bias; stem, residual blocks and head are those of
+  the final network. Every BatchNorm uses the statistics of the batch.
+  Attributes are those of `networks.Supernet`.
+  """
+
+  space: Space
+  cells: int
+  channels: int
+  num_classes: int
+  stem: str = 'cifar'
+
+  @nn.compact
+  def __call__(self, images, arch):
+    """Logits [B,classes] of images [B,H,W,.] at arch {'normal'}."""
+    chex.assert_rank(images, 4)
+
+    def make_cell(features, name):
+      return cells_lib.SearchCell(
+          self.space, features, conv_bias=True, pool_norm=False, name=name)
+
+    def block(features, name):
+      return ResidualBlock(
+          features, layers.AffineBatchStatistics, name=name)
+
+    return _skeleton(
+        images, channels=self.channels, cells=self.cells,
+        num_classes=self.num_classes, norm=layers.AffineBatchStatistics,
+        block=block, make_cell=make_cell,
+        run=functools.partial(cells_lib.run_cells, arch=arch['normal']))
+
+
+class Network(nn.Module):
+  """The network of a genotype; see `networks.Network` for the conventions."""
+
+  genotype: genotypes.Genotype
+  cells: int
+  channels: int
+  num_classes: int
+  remat: str = 'none'
+
+  @nn.compact
+  def __call__(self, images, train=False, drop_path=0.):
+    """Logits [B,classes] of images [B,H,W,.]."""
+    chex.assert_rank(images, 4)
+    norm = layers.batch_norm(images, train)
+    run = layers.rematerialised(
+        layers.with_drop_path(drop_path if train else 0), self.remat)
+
+    def make_cell(features, name):
+      cell = cells_lib.DiscreteCell(
+          self.genotype.normal, self.genotype.normal_concat, features,
+          False, None, norm, name=name)
+      return functools.partial(run, cell)
+
+    return _skeleton(
+        images, channels=self.channels, cells=self.cells,
+        num_classes=self.num_classes, norm=norm,
+        block=lambda features, name: ResidualBlock(features, norm, name=name),
+        make_cell=make_cell)
+
+
+# ------------------------------------------------------------------- counts
+
+
+def check(space: Space, *, cells: int, channels: int) -> None:
+  """Raises UserError for sizes that the skeleton cannot have."""
+  del channels
+  shape = space.num_inputs, space.cell_types, space.sites, space.parents
+  if shape != (1, ('normal',), 'edges', 'all'):
+    raise errors.UserError(
+        f"space {space.name}: with skeleton='nasbench201' a space has "
+        "num_inputs=1, cell_types=('normal',), sites='edges' and "
+        "parents='all'")
+  if cells % STAGES:
+    raise errors.UserError(
+        f'cells={cells} must be a multiple of {STAGES} with '
+        f'space={space.name}, which has {STAGES} stages')
+
+
+def _parts(nodes, cells, channels, num_classes, image_size, image_channels,
+           search):
+  """(name, Cost) of stem, cells, residual blocks and head."""
+  c, size = counting, image_size
+  parts = [('stem', c.total(c.conv(image_channels, channels, 9, size**2),
+                            c.norm(channels)))]
+  for stage in range(STAGES):
+    width = channels * 2**stage
+    if stage:
+      size = c.strided(size, 2)
+      before = width // 2
+      parts.append((f'residual block {stage}', c.total(
+          c.conv(before, width, 9, size**2), c.norm(width),
+          c.conv(width, width, 9, size**2), c.norm(width),
+          c.conv(before, width, 1, size**2))))
+    costs = [_op_cost(op, width, size, search)
+             for node in nodes for op, _ in node]
+    for i in range(cells // STAGES):
+      parts.append((f'cell {stage}.{i}', c.total(*costs)))
+  parts.append(('head', c.total(c.norm(width), c.linear(width, num_classes))))
+  return parts
+
+
+def _op_cost(op, width, size, search):
+  cost = counting.OP_COUNTS[op](width, size, 1, not search)
+  if search and op.startswith('nor_conv'):
+    cost = counting.total(cost, counting.Cost(width, 0))  # its bias
+  return cost
+
+
+def count(space: Space, genotype: genotypes.Genotype, *, cells, channels,
+          num_classes=10, image_size=32, image_channels=3,
+          stem='cifar') -> counting.Count:
+  """Counts the network of a genotype; arguments as `counting.count`."""
+  del stem
+  check(space, cells=cells, channels=channels)
+  return counting.summed(_parts(
+      genotype.normal, cells, channels, num_classes, image_size,
+      image_channels, False))
+
+
+def count_supernet(space: Space, *, cells, channels, num_classes=10,
+                   image_size=32, image_channels=3,
+                   stem='cifar') -> counting.Count:
+  """Counts the supernet, alpha and beta not included."""
+  del stem
+  check(space, cells=cells, channels=channels)
+  return counting.summed(_parts(
+      counting.all_operations(space, 'normal'), cells, channels, num_classes,
+      image_size, image_channels, True))

@@ -1,0 +1,204 @@
+"""The networks around the cells: a table with a row per family.
+
+A space names its skeleton; the drivers know no other way to a network or to
+its counts.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+
+from rome_jax import errors
+from rome_jax.engine import operations
+from rome_jax.families import darts, mobile, nasbench1shot1, nasbench201
+from rome_jax.spaces import Space, counting, genotypes
+
+
+class Skeleton(NamedTuple):
+  """One row.
+
+  Attributes:
+    supernet: (space, cells, channels, num_classes, stem) -> flax module,
+      `apply({'params': theta}, images, arch)` -> logits.
+    network: (space, genotype, cells, channels, num_classes, stem, auxiliary,
+      remat) -> flax module, see `networks.Network` for its conventions.
+    count: (space, genotype, **sizes) -> counting.Count of the network.
+    count_supernet: (space, **sizes) -> counting.Count of the supernet.
+    check: (space, *, cells, channels) -> None; UserError for sizes that it
+      cannot have.
+    stems: stems it has.
+    auxiliary: whether the network can have an auxiliary head.
+    knows: name -> whether its cells can hold the operation.
+  """
+
+  supernet: Callable[..., nn.Module]
+  network: Callable[..., nn.Module]
+  count: Callable[..., counting.Count]
+  count_supernet: Callable[..., counting.Count]
+  check: Callable[..., None]
+  stems: tuple[str, ...] = ('cifar',)
+  auxiliary: bool = False
+  knows: Callable[[str], bool] = lambda name: name in operations.OPS
+
+
+def _darts_network(space, genotype, cells, channels, num_classes, stem,
+                   auxiliary, remat='none'):
+  del space
+  return darts.Network(
+      genotype, cells, channels, num_classes, stem, auxiliary, remat)
+
+
+def _plain(network):
+  """A network module that needs neither space, stem nor auxiliary head."""
+
+  def make(space, genotype, cells, channels, num_classes, stem, auxiliary,
+           remat='none'):
+    del space, stem, auxiliary
+    return network(genotype, cells, channels, num_classes, remat=remat)
+
+  return make
+
+
+def _mobile_network(space, genotype, cells, channels, num_classes, stem,
+                    auxiliary, remat='none'):
+  del cells, auxiliary
+  return mobile.Network(
+      space, genotype, channels, num_classes, stem, remat)
+
+
+SKELETONS: dict[str, Skeleton] = {
+    'darts': Skeleton(
+        darts.Supernet, _darts_network,
+        lambda space, genotype, **sizes: counting.count(genotype, **sizes),
+        counting.supernet, counting.check,
+        stems=('cifar', 'imagenet'), auxiliary=True),
+    'nasbench201': Skeleton(
+        nasbench201.Supernet, _plain(nasbench201.Network), nasbench201.count,
+        nasbench201.count_supernet, nasbench201.check),
+    'nasbench1shot1': Skeleton(
+        nasbench1shot1.Supernet, _plain(nasbench1shot1.Network),
+        nasbench1shot1.count, nasbench1shot1.count_supernet,
+        nasbench1shot1.check, knows=nasbench1shot1.knows),
+    'mobile': Skeleton(
+        mobile.Supernet, _mobile_network, mobile.count, mobile.count_supernet,
+        mobile.check, stems=('cifar', 'imagenet'), knows=mobile.knows),
+}
+
+
+def get(space: Space) -> Skeleton:
+  """The row of a space.
+
+  Raises:
+    UserError: the space names a skeleton that is not in the table.
+  """
+  if space.skeleton not in SKELETONS:
+    raise errors.UserError(
+        f'space {space.name}: skeleton={space.skeleton!r} must be one of '
+        f'{", ".join(SKELETONS)}'
+        f'{errors.near_miss(space.skeleton, SKELETONS)}')
+  return SKELETONS[space.skeleton]
+
+
+def check(space: Space, where: str, *, cells: int, channels: int, stem: str,
+          auxiliary: bool = False) -> None:
+  """Checks the sizes of a supernet or network before anything is built.
+
+  Args:
+    space: the search space.
+    where: what the message calls the section of the config.
+    cells, channels, stem, auxiliary: the sizes; stem is no 'auto'.
+
+  Raises:
+    UserError: naming the field, its value and what is allowed.
+  """
+  row = get(space)
+  if stem not in row.stems:
+    raise errors.UserError(
+        f'stem={stem!r} must be {" or ".join(row.stems)} with '
+        f'space={space.name}')
+  if auxiliary and not row.auxiliary:
+    raise errors.UserError(
+        f'{where}.auxiliary must be false with space={space.name}, whose '
+        'networks have no auxiliary head')
+  # DARTS' ImageNet stem has half of the channels in its first layer.
+  if stem == 'imagenet' and space.skeleton == 'darts' and channels % 2:
+    raise errors.UserError(
+        f'{where}.channels={channels} must be even with the ImageNet stem')
+  try:
+    row.check(space, cells=cells, channels=channels)
+  except errors.UserError as error:
+    # Those of a size begin with its name.
+    field = str(error).startswith(('cells=', 'channels='))
+    raise errors.UserError(f'{where}.{error}' if field else str(error)) from (
+        None)
+
+
+def check_genotype(space: Space, genotype: genotypes.Genotype,
+                   where: str) -> None:
+  """Checks that a genotype can stand in the skeleton of a space.
+
+  Operations and wiring are free where the skeleton is that of DARTS, so that
+  published cells of other spaces can be retrained; elsewhere the genotype
+  must be one of the space.
+
+  Raises:
+    UserError: naming what does not fit.
+  """
+  types = genotypes.cell_types(genotype)
+  if types != space.cell_types:
+    raise errors.UserError(
+        f'{where}: the genotype has the cells {", ".join(types)}, but '
+        f'space={space.name} has {", ".join(space.cell_types)}')
+  if space.skeleton == 'darts':
+    genotypes.validate(genotype, tuple(operations.OPS), where=where)
+    return
+  absent = {space.absent} - {'', *space.ops}
+  genotypes.validate(genotype, (*space.ops, *absent), where=where)
+  inner = space.num_nodes - (space.sites == 'nodes')
+  if len(genotype.normal) != inner:
+    raise errors.UserError(
+        f'{where}: the genotype has {len(genotype.normal)} nodes, but '
+        f'space={space.name} has {inner}')
+  for i, node in enumerate(genotype.normal):
+    _check_node(space, i, node, f'{where}: normal node {i + 1}')
+
+
+def _check_node(space, i, node, where):
+  """Whether a node reads what it may, by operations that stand there."""
+  start, stop = space.node_edges[i]
+  may_read = [int(p) for p in space.edge_preds[start:stop]]
+  preds = [pred for _, pred in node]
+  every = space.absent or space.parents == 'previous'
+  if len(set(preds)) < len(preds) or not set(preds) <= set(may_read) or (
+      every and len(preds) < len(may_read)):
+    raise errors.UserError(
+        f'{where} reads {preds}; in space={space.name} it reads '
+        f'{"each" if every else "some"} of {may_read} once')
+  if space.sites == 'nodes':
+    names = {op for op, _ in node}
+    if len(names) > 1:
+      raise errors.UserError(
+          f'{where} has the operations {", ".join(sorted(names))}; in '
+          f'space={space.name} a node has one')
+    return
+  for op, pred in node:
+    allowed = space.site_ops('normal')[start + may_read.index(pred)]
+    if op not in allowed and op != space.absent:
+      raise errors.UserError(
+          f'{where} has {op!r} where space={space.name} has '
+          f'{", ".join(allowed)}')
+
+
+def check_operations(space: Space) -> None:
+  """Whether the skeleton knows every operation of a space.
+
+  Raises:
+    UserError: naming the first that it does not.
+  """
+  row = get(space)
+  for name in (*space.ops, *filter(None, [space.absent])):
+    if not row.knows(name):
+      raise errors.UserError(
+          f'space {space.name}: operation {name!r} is not known to '
+          f'skeleton={space.skeleton}{errors.near_miss(name, operations.OPS)}')

@@ -1,0 +1,1 @@
+"""Search methods: the row of each, and the one step that reads it."""

@@ -1,0 +1,268 @@
+"""Sampling of architectures: pure functions, noise is an argument.
+
+Equation numbers are those of ROME (Wang et al., ICCV 2023; arXiv 2011.11233).
+Everything here is for one sample and one cell ("unbatched"); `jax.vmap` over
+the noise gives K samples.
+
+A hard choice keeps the gradient of its relaxation: `hard + (soft -
+stop_gradient(soft))` has exactly the hard value, since the parenthesis is
+exactly zero.
+"""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from rome_jax.spaces import Space
+
+
+def straight_through(hard, soft):
+  """Value `hard`, gradient of `soft`."""
+  return hard + (soft - lax.stop_gradient(soft))
+
+
+def _perturbed(logits, noise, tau):
+  """(log p + g) and its softmax at temperature tau (Eq. 5, 8, 15, 16)."""
+  scores = jax.nn.log_softmax(logits) + noise
+  return scores, jax.nn.softmax(scores / tau)
+
+
+def gumbel_max(logits, noise, tau):
+  """One choice out of n by Gumbel-Max, straight-through (Eq. 5-8, 12, 14).
+
+  Args:
+    logits: [..., n] alpha, or beta over pairs.
+    noise: [..., n] Gumbel(0, 1).
+    tau: temperature of the relaxation.
+
+  Returns:
+    [..., n] one-hot, with the gradient of the Gumbel-Softmax.
+  """
+  scores, soft = _perturbed(logits, noise, tau)
+  hard = jax.nn.one_hot(
+      jnp.argmax(scores, -1), logits.shape[-1], dtype=soft.dtype)
+  return straight_through(hard, soft)
+
+
+def gumbel_top_k(logits, noise, tau, k):
+  """k choices out of n without replacement (Eq. 15-17, Gumbel-Top-k).
+
+  Args:
+    logits: [n] beta of one node's edges.
+    noise: [n] Gumbel(0, 1).
+    tau: temperature of the relaxation.
+    k: number of choices, at most n.
+
+  Returns:
+    [n] with k ones. The relaxation (Eq. 16) sums to 1 although k are chosen;
+    only its gradient is used.
+  """
+  scores, soft = _perturbed(logits, noise, tau)
+  hard = jax.nn.one_hot(
+      lax.top_k(scores, k)[1], logits.shape[-1], dtype=soft.dtype).sum(0)
+  return straight_through(hard, soft)
+
+
+def subsets(n: int, k: int) -> np.ndarray:
+  """[n over k, n] 0/1: the sets of k out of n edges, in lexical order.
+
+  For k = 2 these are the pairs (i, k), i < k, of ROME-v1.
+  """
+  sets = list(itertools.combinations(range(n), k))
+  table = np.zeros((len(sets), n), np.int32)
+  for row, chosen in enumerate(sets):
+    table[row, list(chosen)] = 1
+  return table
+
+
+# --------------------------------------------------------- edges of a cell
+
+
+def sample_all_edges(space: Space, beta, noise, tau):
+  """Every edge active: GDAS, which has no topology parameters.
+
+  Where nodes hold the operations the edges have weights: the soft
+  Gumbel-Softmax over the parents of a node, as in NAS-Bench-1Shot1's GDAS. A
+  node that keeps all its parents has none to weigh.
+  """
+  if space.sites == 'edges':
+    return jnp.ones(space.num_edges)
+  return jnp.concatenate([
+      jnp.ones(b - a) if d == b - a else (
+          _perturbed(beta[a:b], noise[a:b], tau)[1])
+      for (a, b), d in zip(space.node_edges, space.in_degrees)])
+
+
+def pair_sizes(space: Space) -> tuple[int, ...]:
+  """Per node, the number of its edge subsets (1, 3, 6, 10 in S0)."""
+  return tuple(
+      len(subsets(n, d)) for n, d in zip(space.fan_ins, space.in_degrees))
+
+
+def sample_pairs(space: Space, beta, noise, tau):
+  """ROME-v1: one pair of edges per node (Eq. 10-14).
+
+  Args:
+    space: of in-degree d; the "pairs" are its d-subsets.
+    beta: [sum of pair_sizes] logits, node by node.
+    noise: the same shape, Gumbel(0, 1).
+    tau: temperature.
+
+  Returns:
+    B, [E]: 1 on the active edges.
+  """
+  masks, start = [], 0
+  for (a, b), d in zip(space.node_edges, space.in_degrees):
+    table = subsets(b - a, d)
+    part = slice(start, start + len(table))
+    indicator = gumbel_max(beta[part], noise[part], tau)  # I_j, Eq. 12, 14
+    masks.append(indicator @ table.astype(indicator.dtype))  # Eq. 13
+    start += len(table)
+  return jnp.concatenate(masks)
+
+
+def sample_top_k(space: Space, beta, noise, tau):
+  """ROME-v2: Gumbel-Top2 over each node's edges (Eq. 15-17).
+
+  Args:
+    space: of in-degree d.
+    beta: [E] logits.
+    noise: [E] Gumbel(0, 1).
+    tau: temperature.
+
+  Returns:
+    B, [E]: 1 on the active edges.
+  """
+  return jnp.concatenate([
+      gumbel_top_k(beta[a:b], noise[a:b], tau, d)
+      for (a, b), d in zip(space.node_edges, space.in_degrees)])
+
+
+def masked_logits(alpha, choices):
+  """alpha [S,C] with the places that hold no operation out of reach.
+
+  Args:
+    alpha: [S,C].
+    choices: [S,C] static, `Space.choices`.
+  """
+  # Not -inf: an entropy would be 0 * inf there.
+  return alpha if (choices >= 0).all() else jnp.where(
+      choices >= 0, alpha, jnp.asarray(-1e9, alpha.dtype))
+
+
+# ------------------------------------------------------------- strict fair
+
+
+def strict_fair_ops(rng, num_samples: int, num_edges: int, num_ops: int):
+  """Each operation once per site over every `num_ops` samples.
+
+  FairNAS's strict fairness (Chu et al. 2021), here over the K samples of one
+  weight step: per site, independent random permutations of the operations.
+  Where a method samples edges too (ROME), it is the assignment that is fair:
+  an operation is trained in those of its samples that keep the edge.
+
+  Args:
+    rng: PRNG key.
+    num_samples: K, a multiple of num_ops.
+    num_edges: E.
+    num_ops: O.
+
+  Returns:
+    [K,E] int32 operations.
+  """
+  rounds = num_samples // num_ops
+  order = jnp.broadcast_to(
+      jnp.arange(num_ops)[None, :, None], (rounds, num_ops, num_edges))
+  return jax.random.permutation(
+      rng, order, axis=1, independent=True).reshape(num_samples, num_edges)
+
+
+# ------------------------------------------------------ laws and diagnostics
+
+
+def log_prob_top_k(logits, mask):
+  """Log-probability that Gumbel-Top-k selects exactly the set `mask`.
+
+  Sums over the orders in which the set can be drawn without replacement;
+  for one edge it is the log-softmax, and for a pair p_i p_j/(1-p_i) +
+  p_i p_j/(1-p_j) (ROME, Sec. 3.3).
+
+  Args:
+    logits: [n].
+    mask: [n] static 0/1 (NumPy).
+  """
+  p = jax.nn.softmax(logits)
+  chosen = np.flatnonzero(mask)
+  total = 0.
+  for order in itertools.permutations(chosen):
+    term, left = 1., 1.
+    for i in order:
+      term = term * p[i] / left
+      left = left - p[i]
+    total = total + term
+  return jnp.log(total)
+
+
+def log_prob_ops(alpha, sites, places):
+  """Sum of log p(o_i | e_i; alpha) over the active edges (Eq. 18).
+
+  Args:
+    alpha: [S,C].
+    sites: [M] int, its rows.
+    places: [M] int, its columns.
+  """
+  return jax.nn.log_softmax(alpha)[sites, places].sum()
+
+
+def entropy(logits):
+  """Entropy in nats of softmax(logits) over the last axis."""
+  log_p = jax.nn.log_softmax(logits)
+  return -(jnp.exp(log_p) * log_p).sum(-1)
+
+
+def margin(logits):
+  """p(first) - p(second) of softmax(logits); 0 for a single choice."""
+  if logits.shape[-1] < 2:
+    return jnp.zeros(logits.shape[:-1])
+  top = lax.top_k(jax.nn.softmax(logits), 2)[0]
+  return top[..., 0] - top[..., 1]
+
+
+def tau_at(progress, start, end, schedule='linear'):
+  """Temperature at a progress of 0 to 1 through the search.
+
+  'linear': GDAS's 10 -> 0.1; 'exponential': geometric; 'constant': start.
+  """
+  if schedule == 'linear':
+    return start + (end - start) * progress
+  if schedule == 'exponential':
+    return start * (end / start) ** progress
+  return start + 0. * progress
+
+
+# ---------------------------------------------- probability of the topology
+
+
+def log_prob_pairs(space, beta, edges):
+  mask = jnp.zeros(space.num_edges).at[edges].set(1)
+  total, start = 0., 0
+  for (a, b), d in zip(space.node_edges, space.in_degrees):
+    table = subsets(b - a, d)
+    row = jnp.argmax((table == mask[a:b]).all(-1))
+    total += jax.nn.log_softmax(beta[start:start + len(table)])[row]
+    start += len(table)
+  return total
+
+
+def log_prob_independent(space, beta, edges):
+  """The product of Eq. 18, p(e_i; beta) as in Eq. 15.
+
+  It ranks architectures; the probability that Gumbel-Top2 draws a given pair
+  is `sampling.log_prob_top_k`.
+  """
+  log_p = jnp.concatenate(
+      [jax.nn.log_softmax(beta[a:b]) for a, b in space.node_edges])
+  return log_p[edges].sum()

@@ -1,0 +1,228 @@
+"""Curves of a search and of a retraining."""
+
+import math
+import pathlib
+import re
+
+import matplotlib
+import matplotlib.figure
+import matplotlib.font_manager
+import matplotlib.patches
+import matplotlib.path
+import matplotlib.textpath
+import matplotlib.ticker
+
+from rome_jax.show import cells as cells_lib
+from rome_jax.show import figures
+
+# The pictures of a run directory; each is an .svg and a .png file.
+PICTURES = ('cell_normal', 'cell_reduce', 'search', 'training')
+
+
+# Runs: curves from the rows of metrics.jsonl.
+
+
+def _curve(rows, name):
+  """(x, y, label of x) of a metric; x is the epoch if every row has one."""
+  rows = [row for row in rows if row.get(name) is not None]
+  axis = 'epoch' if all(row.get('epoch') is not None for row in rows) else (
+      'step')
+  return [row[axis] for row in rows], [row[name] for row in rows], axis
+
+
+def _add_curve(axes, rows, name, **kwargs):
+  """Draws a metric if the rows have it; a single point gets a marker."""
+  x, y, axis = _curve(rows, name)
+  if x:
+    marker = {'marker': '.'} if len(x) < 30 else {}
+    axes.plot(x, y, linewidth=1.4, **marker, **kwargs)
+    axes.set_xlabel(axis)
+
+
+def _finish(axes, title, ylabel, legend=True):
+  axes.set(title=title, ylabel=ylabel)
+  if not axes.lines:
+    axes.text(0.5, 0.5, 'not recorded', transform=axes.transAxes, ha='center',
+              va='center', color='#6b7680')
+    axes.set(xticks=[], yticks=[])
+  elif legend:
+    axes.legend(loc='best')
+
+
+_SEARCH_PANELS = (
+    ('Loss', 'cross-entropy', {
+        'train_loss': 'weights, training half',
+        'valid_loss': 'architecture half'}),
+    ('Accuracy', 'fraction', {
+        'train_accuracy': 'weights, training half',
+        'valid_accuracy': 'architecture half'}),
+    ('Entropy of the architecture', 'nats per choice', {
+        'alpha_entropy_normal': 'alpha, normal',
+        'alpha_entropy_reduce': 'alpha, reduction',
+        'beta_entropy_normal': 'beta, normal',
+        'beta_entropy_reduce': 'beta, reduction'}),
+    ('Top-1 margin', 'p(1st) - p(2nd)', {
+        'alpha_margin_normal': 'alpha, normal',
+        'alpha_margin_reduce': 'alpha, reduction',
+        'beta_margin_normal': 'beta, normal',
+        'beta_margin_reduce': 'beta, reduction'}),
+    ('Temperature', 'tau', {'tau': 'tau'}),
+    ('Operations without weights', 'in the derived cell', {
+        'parameterless_normal': 'normal',
+        'parameterless_reduce': 'reduction'}),
+    ('Changes of the derived cells', 'entries since the last line', {
+        'genotype_changes': 'changes'}),
+    ('Speed', 'images/s', {'images_per_second': 'images/s'}),
+)
+
+
+_WHOLE_NUMBERS = ('parameterless_normal', 'genotype_changes')
+
+
+def _panels(count, columns, title):
+  """A figure and its `count` axes."""
+  rows = math.ceil(count / columns)
+  figure = matplotlib.figure.Figure(
+      figsize=(3.3 * columns, 2.5 * rows + 0.4), facecolor='white',
+      layout='constrained')
+  figure.suptitle(title, fontsize=12, fontweight='bold', x=0.01, ha='left')
+  return figure, figure.subplots(rows, columns, squeeze=False).ravel()
+
+
+def save_search(path_stem, rows, title='Search'):
+  """Draws the curves of a search to path_stem.svg and path_stem.png.
+
+  Args:
+    path_stem: where, without the ending.
+    rows: rows of metrics.jsonl; those of other phases are left out, and
+      metrics that a method does not have (or null) leave gaps.
+    title: what stands above.
+
+  Returns:
+    The two paths.
+
+  Raises:
+    UserError: the folder cannot be written.
+  """
+  rows = [row for row in rows if row.get('phase') == 'search']
+  with figures.style():
+    figure, panels = _panels(len(_SEARCH_PANELS), 4, title)
+    for axes, (name, ylabel, curves) in zip(panels, _SEARCH_PANELS):
+      for colour, (key, label) in zip(figures.COLOURS, curves.items()):
+        # Dashes: two curves may well be one on the other.
+        _add_curve(axes, rows, key, label=label, color=colour,
+                   linestyle='--' if key.endswith('_reduce') else '-')
+      if any(key in curves for key in _WHOLE_NUMBERS):
+        axes.yaxis.set_major_locator(
+            matplotlib.ticker.MaxNLocator(integer=True))
+        axes.set_ylim(0, max(1, axes.get_ylim()[1]))
+      _finish(axes, name, ylabel, legend=len(curves) > 1)
+    return figures.save(path_stem, figure, title, dpi=150)
+
+
+_TRAINING_PANELS = (
+    ('Training loss', 'cross-entropy', 'train_loss'),
+    ('Test loss', 'cross-entropy', 'test_loss'),
+    ('Training accuracy', 'fraction', 'train_accuracy'),
+    ('Test accuracy', 'fraction', 'test_accuracy'),
+)
+
+
+def _kind(name):
+  """'random-3' or 'random/seed3' -> 'random': runs that share a colour."""
+  return re.sub(r'[-_/](seed[-_=]?)?\d+$', '', name)
+
+
+def save_training(path_stem, rows, title='Training from scratch'):
+  """Draws the curves of the runs 'evaluate/<name>', SVG and PNG.
+
+  Runs whose names differ in a final number only ('random-0', 'random-1') share
+  a colour and an entry of the legend.
+
+  Args:
+    path_stem: where, without the ending.
+    rows: rows of metrics.jsonl; those of other phases are left out.
+    title: what stands above.
+
+  Returns:
+    The two paths.
+
+  Raises:
+    UserError: the folder cannot be written.
+  """
+  runs = {}
+  for row in rows:
+    phase = row.get('phase', '')
+    if phase.startswith('evaluate/'):
+      runs.setdefault(phase.removeprefix('evaluate/'), []).append(row)
+  kinds = sorted({_kind(name) for name in runs})
+  with figures.style():
+    figure, panels = _panels(len(_TRAINING_PANELS), 4, title)
+    for axes, (name, ylabel, key) in zip(panels, _TRAINING_PANELS):
+      for i, kind in enumerate(kinds):
+        same = [run for run in sorted(runs) if _kind(run) == kind]
+        label = kind + f' ({len(same)} runs)' * (len(same) > 1)
+        for run in same:
+          _add_curve(axes, runs[run], key,
+                     color=figures.COLOURS[i % len(figures.COLOURS)],
+                     label=label if run == same[0] else None, alpha=0.85)
+      _finish(axes, name, ylabel)
+    return figures.save(path_stem, figure, title, dpi=150)
+
+
+def curves_svg(panels, title, *, columns=4, description=None):
+  """Draws curves of anything.
+
+  Args:
+    panels: (title, label of x, label of y, {label: (xs, ys)}) of each.
+    title: what stands above.
+    columns: panels side by side.
+    description: what the document's metadata say, or None.
+
+  Returns:
+    An SVG document as text.
+  """
+  with figures.style():
+    figure, axes = _panels(len(panels), columns, title)
+    for one, (name, xlabel, ylabel, curves) in zip(axes, panels):
+      for colour, (label, (xs, ys)) in zip(figures.COLOURS, curves.items()):
+        one.plot(xs, ys, '.-', linewidth=1.4, color=colour, label=label)
+      one.set_xlabel(xlabel)
+      one.set_ylim(bottom=0)
+      _finish(one, name, ylabel, legend=len(curves) > 1)
+    for one in axes[len(panels):]:
+      one.set_axis_off()
+    return figures.svg(figure, title, description)
+
+
+def save_run(workdir, rows, genotype=None):
+  """Draws whatever there is of `PICTURES` into a run directory.
+
+  Args:
+    workdir: the run directory.
+    rows: rows of metrics.jsonl.
+    genotype: a `Genotype`, or None as long as there is none.
+
+  Returns:
+    The paths written.
+
+  Raises:
+    UserError: the folder cannot be written.
+  """
+  stems = {name: pathlib.Path(workdir) / name for name in PICTURES}
+  phases = {str(row.get('phase', '')).partition('/')[0] for row in rows}
+  paths = ()
+  if genotype is not None:
+    for name, nodes, concat, title in (
+        ('cell_normal', genotype.normal, genotype.normal_concat,
+         'Normal cell' if genotype.reduce else 'Cell'),
+        ('cell_reduce', genotype.reduce, genotype.reduce_concat,
+         'Reduction cell')):
+      if nodes:
+        paths += cells_lib.save_cell(stems[name], nodes, concat, title,
+                           num_inputs=genotype.num_inputs)
+  if 'search' in phases:
+    paths += save_search(stems['search'], rows)
+  if 'evaluate' in phases:
+    paths += save_training(stems['training'], rows)
+  return paths

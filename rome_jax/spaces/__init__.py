@@ -1,0 +1,22 @@
+"""Search spaces, genotypes, and exact counts of parameters; no JAX."""
+
+from rome_jax.spaces.space import (
+    CELL_TYPES,
+    MOBILE,
+    MOBILE_TINY,
+    NASBENCH201,
+    S0,
+    S1,
+    S2,
+    S3,
+    S4,
+    SPACES,
+    Space,
+    get_space,
+    mobile,
+)
+
+__all__ = [
+    'CELL_TYPES', 'MOBILE', 'MOBILE_TINY', 'NASBENCH201', 'S0', 'S1', 'S2',
+    'S3', 'S4', 'SPACES', 'Space', 'get_space', 'mobile',
+]

@@ -1,0 +1,372 @@
+"""Exact parameter and multiply-add counts, computed without running anything.
+
+Multiply-adds (MACs) are those of convolutions and linear layers of one image;
+BatchNorm, pooling, activations, additions and biases are not counted. Maps
+are square; a stride of 2 takes H to ceil(H / 2). No convolution has a bias.
+The skeleton is that of DARTS (Liu et al. 2019; quark0/darts cnn/model.py).
+"""
+
+import operator
+from collections.abc import Callable
+from typing import NamedTuple
+
+from rome_jax import errors, spaces
+from rome_jax.spaces import genotypes
+
+STEMS = ('cifar', 'imagenet')
+
+
+class Cost(NamedTuple):
+  """Parameters and multiply-adds of a part."""
+
+  params: int
+  macs: int
+
+
+class Count(NamedTuple):
+  """Counts of a network without its auxiliary head.
+
+  Attributes:
+    params: trainable parameters.
+    macs: multiply-adds of one image.
+    parts: (name, cost) of the stem, each cell and the head, in order; they
+      add up to the totals.
+  """
+
+  params: int
+  macs: int
+  parts: tuple[tuple[str, Cost], ...]
+
+
+def total(*costs) -> Cost:
+  """The sum of several parts."""
+  return Cost(*(sum(column) for column in zip(*costs, strict=True)))
+
+
+# --- Layers
+
+
+def conv(c_in, c_out, taps, positions):
+  """A convolution of `taps` kernel positions at `positions` output pixels."""
+  return Cost(c_in * c_out * taps, c_in * c_out * taps * positions)
+
+
+def depthwise(channels, taps, positions):
+  """A depthwise convolution."""
+  return Cost(channels * taps, channels * taps * positions)
+
+
+def norm(channels, affine=True):
+  """BatchNorm."""
+  return Cost(2 * channels if affine else 0, 0)
+
+
+def linear(c_in, c_out):
+  """A linear layer with bias."""
+  return Cost((c_in + 1) * c_out, c_in * c_out)
+
+
+def strided(size, stride):
+  """Height of a map behind a stride."""
+  return -(-size // stride)
+
+
+def _conv_1x1(c_in, c_out, size, affine):
+  """ReLU, 1x1 convolution, BatchNorm; also FactorizedReduce.
+
+  FactorizedReduce runs two strided convolutions of c_out / 2 channels, which
+  costs the same at the same output size.
+  """
+  return total(conv(c_in, c_out, 1, size**2), norm(c_out, affine))
+
+
+# --- Operations
+
+
+def _free(channels, size, stride, affine):
+  # In search a pooling is followed by BatchNorm, never affine: no parameters.
+  del channels, size, stride, affine
+  return Cost(0, 0)
+
+
+def _skip(channels, size, stride, affine):
+  if stride == 1:
+    return Cost(0, 0)
+  return _conv_1x1(channels, channels, strided(size, stride), affine)
+
+
+def _separable(kernel, repeats):
+  """ReLU, depthwise, 1x1, BatchNorm, `repeats` times, strided once."""
+
+  def cost(channels, size, stride, affine):
+    positions = strided(size, stride)**2
+    return total(*repeats * (
+        depthwise(channels, kernel**2, positions),
+        conv(channels, channels, 1, positions),
+        norm(channels, affine)))
+
+  return cost
+
+
+def _conv_7x1_1x7(channels, size, stride, affine):
+  """ReLU, 1x7 strided in width, 7x1 strided in height, BatchNorm."""
+  out = strided(size, stride)
+  return total(
+      conv(channels, channels, 7, size * out),
+      conv(channels, channels, 7, out**2),
+      norm(channels, affine))
+
+
+def _relu_conv(kernel):
+  """ReLU, a full convolution, BatchNorm (NAS-Bench-201)."""
+
+  def cost(channels, size, stride, affine):
+    positions = strided(size, stride)**2
+    return total(conv(channels, channels, kernel**2, positions),
+                  norm(channels, affine))
+
+  return cost
+
+
+# One row per operation: (channels, input height, stride, affine) -> Cost.
+OP_COUNTS: dict[str, Callable[[int, int, int, bool], Cost]] = {
+    'none': _free,
+    'noise': _free,
+    'max_pool_3x3': _free,
+    'avg_pool_3x3': _free,
+    'skip_connect': _skip,
+    'sep_conv_3x3': _separable(3, 2),
+    'sep_conv_5x5': _separable(5, 2),
+    'sep_conv_7x7': _separable(7, 2),
+    'dil_conv_3x3': _separable(3, 1),
+    'dil_conv_5x5': _separable(5, 1),
+    'conv_7x1_1x7': _conv_7x1_1x7,
+    'nor_conv_1x1': _relu_conv(1),
+    'nor_conv_3x3': _relu_conv(3),
+}
+
+
+# --- Skeleton
+
+
+class _State(NamedTuple):
+  """A map between cells: its channels and height."""
+
+  channels: int
+  size: int
+
+
+def _stem(stem, channels, image_size, image_channels):
+  """Returns the stem's cost and the two states that the first cell reads."""
+  if stem == 'cifar':
+    out = _State(3 * channels, image_size)
+    cost = total(
+        conv(image_channels, out.channels, 9, out.size**2),
+        norm(out.channels))
+    return cost, out, out
+  cost, states, c_in, size = Cost(0, 0), [], image_channels, image_size
+  for c_out in (channels // 2, channels, channels):
+    size = strided(size, 2)
+    cost = total(cost, conv(c_in, c_out, 9, size**2), norm(c_out))
+    states.append(_State(c_out, size))
+    c_in = c_out
+  return cost, states[1], states[2]
+
+
+def _cell(nodes, channels, s0, s1, reduction, affine):
+  """Cost of the two preprocessing layers and of all operations of a cell."""
+  # s0 is brought to the size of s1, by FactorizedReduce where it is larger.
+  costs = [
+      _conv_1x1(s0.channels, channels, s1.size, affine),
+      _conv_1x1(s1.channels, channels, s1.size, affine)]
+  inner = strided(s1.size, 2 if reduction else 1)
+  for node in nodes:
+    for op, pred in node:
+      # A reduction strides the edges that leave the cell's inputs.
+      size, stride = (s1.size, 2) if reduction and pred < 2 else (inner, 1)
+      costs.append(OP_COUNTS[op](channels, size, stride, affine))
+  return total(*costs)
+
+
+def _count(
+    genotype, cells, channels, num_classes, image_size, image_channels, stem,
+    affine=True,
+) -> Count:
+  """`count` without checks; `affine=False` is a search network."""
+  cost, s0, s1 = _stem(stem, channels, image_size, image_channels)
+  parts = [('stem', cost)]
+  for i in range(cells):
+    reduction = i in reductions(cells)
+    channels *= 2 if reduction else 1
+    cell = 'reduce' if reduction else 'normal'
+    cost = _cell(
+        getattr(genotype, cell), channels, s0, s1, reduction, affine)
+    parts.append((f'cell {i} ({cell})', cost))
+    width = len(getattr(genotype, f'{cell}_concat')) * channels
+    size = strided(s1.size, 2 if reduction else 1)
+    s0, s1 = s1, _State(width, size)
+  parts.append(('head', linear(s1.channels, num_classes)))
+  return summed(parts)
+
+
+def summed(parts) -> Count:
+  """The count of (name, cost) parts."""
+  return Count(*total(*(cost for _, cost in parts)), tuple(parts))
+
+
+def reductions(cells: int) -> tuple[int, ...]:
+  """Positions of the reduction cells: 1/3 and 2/3 of the depth."""
+  return tuple(sorted({cells // 3, 2 * cells // 3}))
+
+
+# --- Public counts
+
+
+def count(
+    genotype: genotypes.Genotype,
+    *,
+    cells: int,
+    channels: int,
+    num_classes: int = 10,
+    image_size: int = 32,
+    image_channels: int = 3,
+    stem: str = 'cifar',
+) -> Count:
+  """Counts the discrete network of a genotype, without auxiliary head.
+
+  Args:
+    genotype: cells whose operations are rows of `OP_COUNTS`.
+    cells: number of cells.
+    channels: channels C of the first normal cells; a cell gives
+      len(concat) * C.
+    num_classes: outputs.
+    image_size: height and width of the images.
+    image_channels: 1 for grey images, 3 for colour.
+    stem: 'cifar' (3x3, stride 1, 3C channels) or 'imagenet' (three strided
+      3x3, `channels` even).
+
+  Raises:
+    UserError: unknown operation or stem, or a number out of range.
+  """
+  genotypes.validate(genotype, tuple(OP_COUNTS))
+  if not genotype.reduce:
+    raise errors.UserError(
+        'the genotype has no reduction cell, which this network needs')
+  sizes = checked_sizes(
+      stem, cells=cells, channels=channels, num_classes=num_classes,
+      image_size=image_size, image_channels=image_channels)
+  return _count(genotype, **sizes, stem=stem)
+
+
+def check(space: spaces.Space, *, cells: int, channels: int) -> None:
+  """Raises UserError for a space that has no cells to stack as DARTS does."""
+  del cells, channels
+  for field, wanted in (
+      ('num_inputs', 2), ('cell_types', spaces.CELL_TYPES),
+      ('sites', 'edges'), ('parents', 'all')):
+    value = getattr(space, field)
+    if value != wanted:
+      raise errors.UserError(
+          f'space {space.name}: {field}={value!r} must be {wanted!r} with '
+          f'skeleton={spaces.S0.skeleton}')
+
+
+def supernet(
+    space: spaces.Space,
+    *,
+    cells: int,
+    channels: int,
+    num_classes: int = 10,
+    image_size: int = 32,
+    image_channels: int = 3,
+    stem: str = 'cifar',
+) -> Count:
+  """Counts a whole search network: every operation on every edge.
+
+  BatchNorm is affine in the stem only; architecture parameters are not
+  counted. Arguments and errors are those of `count`.
+  """
+  check(space, cells=cells, channels=channels)
+  concat = tuple(range(2, 2 + space.num_nodes))
+  normal, reduce = (all_operations(space, t) for t in spaces.CELL_TYPES)
+  everything = genotypes.Genotype(normal, concat, reduce, concat)
+  genotypes.validate(
+      everything, tuple(OP_COUNTS), where=f'space {space.name}')
+  sizes = checked_sizes(
+      stem, cells=cells, channels=channels, num_classes=num_classes,
+      image_size=image_size, image_channels=image_channels)
+  return _count(everything, **sizes, stem=stem, affine=False)
+
+
+def all_operations(space: spaces.Space, cell_type: str) -> tuple:
+  """Nodes of a cell with every candidate of every edge."""
+  names = space.site_ops(cell_type)
+  return tuple(
+      tuple((op, int(space.edge_preds[e])) for e in range(start, stop)
+            for op in names[e])
+      for start, stop in space.node_edges)
+
+
+def supernet_params(
+    space: spaces.Space,
+    cells: int,
+    channels: int,
+    num_classes: int = 10,
+    image_channels: int = 3,
+    stem: str = 'cifar',
+) -> int:
+  """Parameters of a whole search network; see `supernet`."""
+  return supernet(
+      space, cells=cells, channels=channels, num_classes=num_classes,
+      image_channels=image_channels, stem=stem).params
+
+
+def auxiliary_params(
+    genotype: genotypes.Genotype,
+    *,
+    cells: int,
+    channels: int,
+    num_classes: int = 10,
+    stem: str = 'cifar',
+) -> int:
+  """Parameters of the auxiliary head behind cell 2 * cells // 3.
+
+  1x1 convolution to 128, 2x2 convolution to 768, linear; BatchNorm behind
+  each convolution, but on ImageNet only behind the first, as in the code of
+  DARTS. The number does not depend on the image size.
+
+  Raises:
+    UserError: unknown stem, or a number out of range.
+  """
+  sizes = checked_sizes(
+      stem, cells=cells, channels=channels, num_classes=num_classes)
+  position = 2 * sizes['cells'] // 3
+  doublings = sum(i <= position for i in reductions(sizes['cells']))
+  # That cell is always a reduction.
+  width = len(genotype.reduce_concat) * sizes['channels'] * 2**doublings
+  costs = [
+      conv(width, 128, 1, 1), norm(128), conv(128, 768, 4, 1),
+      linear(768, sizes['num_classes'])]
+  if stem == 'cifar':
+    costs.append(norm(768))
+  return total(*costs).params
+
+
+def checked_sizes(stem, **sizes) -> dict[str, int]:
+  """Checks the stem's name and that all sizes are integers of at least 1."""
+  if stem not in STEMS:
+    raise errors.UserError(
+        f'stem={stem!r} is unknown; known: {", ".join(STEMS)}'
+        f'{errors.near_miss(stem, STEMS)}')
+  for name, value in sizes.items():
+    try:
+      sizes[name] = operator.index(value)
+    except TypeError as error:
+      raise errors.UserError(f'{name}={value!r} must be an integer') from error
+    if sizes[name] < 1 or isinstance(value, bool):
+      raise errors.UserError(
+          f'{name}={value!r} must be an integer of at least 1')
+  if stem == 'imagenet' and sizes['channels'] % 2:
+    raise errors.UserError(
+        f'channels={sizes["channels"]} must be even with stem=imagenet')
+  return sizes

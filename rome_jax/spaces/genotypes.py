@@ -1,0 +1,467 @@
+"""Genotypes: discrete cells as values, with their text and JSON forms.
+
+State indices count the cell's inputs first (in DARTS' cells, Liu et al. 2019,
+0 is the cell before the last and 1 the last cell), then the nodes. Where all
+cells are equal (NAS-Bench-201, NAS-Bench-1Shot1, chains of blocks) there is no
+reduction cell, and one input.
+"""
+
+import ast
+import os
+import pathlib
+import reprlib
+import warnings
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rome_jax import errors, files, spaces
+from rome_jax.spaces import published
+
+# Operations without weights of their own (a strided skip has some); their
+# share of a normal cell measures the collapse of a search (RobustDARTS).
+PARAMETERLESS = (
+    'none', 'max_pool_3x3', 'avg_pool_3x3', 'skip_connect', 'noise', 'zero')
+
+_RANGE_LIMIT = 1000  # a `range` in a text form is no longer than this
+
+
+class Genotype(NamedTuple):
+  """A normal and, in most spaces, a reduction cell.
+
+  Attributes:
+    normal: a tuple of nodes; a node is a tuple of (operation, predecessor)
+      pairs, summed; any number of pairs, an edge may come twice (GDAS).
+    normal_concat: the states that form the output, in DARTS' cells nodes
+      whose outputs are concatenated on channels.
+    reduce: like `normal`; pairs that leave an input have stride 2. () where
+      all cells are equal.
+    reduce_concat: like `normal_concat`.
+  """
+
+  normal: tuple
+  normal_concat: tuple
+  reduce: tuple = ()
+  reduce_concat: tuple = ()
+
+  @property
+  def num_inputs(self) -> int:
+    """Input states of a cell."""
+    return 2 if self.reduce else 1
+
+
+class Published(NamedTuple):
+  """A published genotype and where it stands."""
+
+  genotype: Genotype
+  source: str
+
+
+class Record(NamedTuple):
+  """A genotype and what is known of it.
+
+  Attributes:
+    genotype: the value.
+    info: `space`, `seed`, `step` and more from a run's file; `source` of a
+      published one; {} from a bare file.
+  """
+
+  genotype: Genotype
+  info: dict
+
+
+# --- The value
+
+
+def validate(
+    genotype: Genotype,
+    ops=None,
+    *,
+    where: str = 'genotype',
+) -> Genotype:
+  """Checks that the cells are DAGs over known states, and returns them.
+
+  Args:
+    genotype: the value to check.
+    ops: names that are allowed; None allows every name.
+    where: what the message calls the genotype.
+
+  Raises:
+    UserError: naming the cell, the node and the entry that is wrong.
+  """
+  num_inputs = genotype.num_inputs
+  # Only a cell with one input may pass it on to the output.
+  first = num_inputs if num_inputs > 1 else 0
+  for cell in spaces.CELL_TYPES:
+    nodes, concat = cell_of(genotype, cell)
+    if cell == 'reduce' and nodes == concat == ():
+      continue
+    if not isinstance(nodes, (list, tuple)) or not nodes:
+      raise errors.UserError(
+          f'{where}: {cell}={_short(nodes)} must be a list of nodes')
+    for i, node in enumerate(nodes, start=num_inputs):
+      _check_node(node, f'{where}: {cell} node {i}', i - 1, ops)
+    _check_concat(concat, f'{where}: {cell}_concat', first,
+                  num_inputs + len(nodes) - 1)
+  return genotype
+
+
+def cell_of(genotype: Genotype, cell_type: str) -> tuple:
+  """(nodes, concat) of a cell type."""
+  if cell_type == 'reduce':
+    return genotype.reduce, genotype.reduce_concat
+  return genotype.normal, genotype.normal_concat
+
+
+def cell_types(genotype: Genotype) -> tuple[str, ...]:
+  """The cell types it has."""
+  return tuple(t for t in spaces.CELL_TYPES if cell_of(genotype, t)[0])
+
+
+def _check_node(node, name, last, ops):
+  """Checks the pairs of one node, which may read states up to `last`."""
+  if not isinstance(node, (list, tuple)) or not node:
+    raise errors.UserError(
+        f'{name}={_short(node)} must be a list of (operation, predecessor) '
+        'pairs')
+  for pair in node:
+    if not _is_pair(pair):
+      raise errors.UserError(
+          f'{name} has {_short(pair)} where an (operation, predecessor) pair '
+          'of a string and an integer must stand')
+    op, pred = pair
+    if ops is not None and op not in ops:
+      raise errors.UserError(
+          f'{name} has the operation {op!r}; allowed: {", ".join(ops)}'
+          f'{errors.near_miss(op, ops)}')
+    if not 0 <= pred <= last:
+      raise errors.UserError(
+          f'{name} reads state {pred}; allowed: 0 to {last}')
+
+
+def _check_concat(concat, name, low, high):
+  if not isinstance(concat, (list, tuple)) or not concat or any(
+      type(state) is not int for state in concat):
+    raise errors.UserError(
+        f'{name}={_short(concat)} must be a list of integers')
+  for state in concat:
+    if not low <= state <= high:
+      raise errors.UserError(
+          f'{name} has state {state}; allowed: {low} to {high}')
+  if len(set(concat)) < len(concat):
+    raise errors.UserError(f'{name}={_short(concat)} has a node twice')
+
+
+def _is_pair(value):
+  return (
+      isinstance(value, (list, tuple)) and len(value) == 2
+      and isinstance(value[0], str) and type(value[1]) is int)
+
+
+def _short(value):
+  return reprlib.repr(value)
+
+
+def used_ops(genotype) -> set[str]:
+  """Names of the operations of both cells."""
+  return {op for cell in (genotype.normal, genotype.reduce)
+          for node in cell for op, _ in node}
+
+
+def operations(genotype: Genotype, space: spaces.Space | None = None
+               ) -> dict[str, list[str]]:
+  """The operations of each cell that a search has chosen.
+
+  Args:
+    genotype: the value.
+    space: where it is known: a node's own operation then counts once, and an
+      edge that was left out is none.
+  """
+  found = {}
+  for cell in cell_types(genotype):
+    nodes = getattr(genotype, cell)
+    if space is not None and space.sites == 'nodes':
+      nodes = [node[:1] for node in nodes]
+    left_out = '' if space is None or space.absent in space.ops else (
+        space.absent)
+    found[cell] = [
+        op for node in nodes for op, _ in node if not left_out or (
+            op != left_out)]
+  return found
+
+
+def parameterless(genotype: Genotype, space: spaces.Space | None = None
+                  ) -> dict[str, int]:
+  """Counts the operations without weights; arguments as `operations`."""
+  return {cell: sum(op in PARAMETERLESS for op in names)
+          for cell, names in operations(genotype, space).items()}
+
+
+def random(space: spaces.Space, rng: np.random.Generator) -> Genotype:
+  """Draws an architecture of `space` uniformly.
+
+  Every node gets `space.in_degrees` distinct predecessors and, on each of
+  these edges (or on the node), one of its own operations; all choices are
+  equally likely.
+  """
+  drawn = {t: (_random_edges(space, rng), _random_ops(space, t, rng))
+           for t in space.cell_types}
+  return make(space, drawn)
+
+
+def _random_edges(space, rng):
+  return [
+      a + int(i) for (a, b), degree in zip(space.node_edges, space.in_degrees)
+      for i in sorted(rng.choice(b - a, degree, replace=False))]
+
+
+def _random_ops(space, cell_type, rng):
+  drawn = []
+  for names in space.site_ops(cell_type):
+    names = [name for name in names if name not in space.not_derived]
+    drawn.append(names[rng.integers(len(names))])
+  return drawn
+
+
+def make(space: spaces.Space, chosen: dict) -> Genotype:
+  """The genotype of chosen edges and operations.
+
+  Args:
+    space: the space.
+    chosen: {cell type: (edges kept, in rising order; per site a name)}.
+  """
+  cells = {t: _make_cell(space, *chosen[t]) for t in space.cell_types}
+  normal, reduce = cells['normal'], cells.get('reduce', ((), ()))
+  return Genotype(*normal, *reduce)
+
+
+def _make_cell(space, edges, ops):
+  """(nodes, concat) of one cell."""
+  nodes = [[] for _ in range(space.num_nodes)]
+  by_node = space.sites == 'nodes'
+  for e in range(space.num_edges):
+    node, pred = int(space.edge_nodes[e]), int(space.edge_preds[e])
+    if by_node and node == space.num_nodes - 1:
+      op = ''  # The output has no operation.
+    else:
+      op = ops[node if by_node else e]
+    if e in edges:
+      nodes[node].append((op, pred))
+    elif space.absent:
+      nodes[node].append((space.absent, pred))
+  if by_node:
+    concat = tuple(pred for _, pred in nodes.pop())
+  elif space.cell_types == spaces.CELL_TYPES:
+    concat = tuple(range(space.num_inputs, space.num_inputs + space.num_nodes))
+  else:
+    concat = (space.num_inputs + space.num_nodes - 1,)
+  return tuple(map(tuple, nodes)), concat
+
+
+# --- Text and JSON forms
+
+
+def to_text(genotype: Genotype) -> str:
+  """Writes the notation of the DARTS family.
+
+  The pairs stand in one flat list if every node has two of them, as in
+  DARTS; otherwise in a list per node.
+  """
+
+  def cell(nodes):
+    if all(len(node) == 2 for node in nodes):
+      return [pair for node in nodes for pair in node]
+    return [list(node) for node in nodes]
+
+  fields = []
+  for t in cell_types(genotype):
+    nodes, concat = cell_of(genotype, t)
+    fields += [f'{t}={cell(nodes)}', f'{t}_concat={list(concat)}']
+  return f'Genotype({", ".join(fields)})'
+
+
+def from_text(text: str, where: str = 'genotype text') -> Genotype:
+  """Reads `Genotype(normal=[...], ...)`, also after `NAME =`.
+
+  The text is parsed, never evaluated: lists, tuples, strings, integers and
+  `range` of integers are all that it may hold. A flat list of pairs is cut
+  in twos; a list of lists has a node each.
+
+  Raises:
+    UserError: the text is something else, or no valid genotype.
+  """
+  call = _parse_call(text, where)
+  fields = {}
+  for keyword in call.keywords:
+    try:
+      value = _literal(keyword.value)
+    except (ValueError, TypeError, SyntaxError, RecursionError) as error:
+      raise errors.UserError(
+          f'{where}: {keyword.arg} must be a plain list of (operation, '
+          'predecessor) pairs or of integers') from error
+    # GDAS's own texts carry further fields, all None.
+    if value is not None:
+      fields[keyword.arg] = value
+  return _from_fields(fields, where)
+
+
+def _parse_call(text, where):
+  """Returns the syntax tree of the one call of `Genotype` in a text."""
+  try:
+    with warnings.catch_warnings():
+      # A doubtful escape in a string is a mistake here, not a warning.
+      warnings.simplefilter('error')
+      body = ast.parse(text.strip()).body
+  except (SyntaxError, ValueError, RecursionError, MemoryError):
+    body = []
+  value = getattr(body[0], 'value', None) if len(body) == 1 else None
+  name = value.func if isinstance(value, ast.Call) else None
+  name = getattr(name, 'id', getattr(name, 'attr', None))
+  if name != 'Genotype' or value.args:
+    raise errors.UserError(
+        f'{where} must be of the form Genotype(normal=[...], '
+        'normal_concat=..., reduce=[...], reduce_concat=...)')
+  return value
+
+
+def _literal(node):
+  """The value of a literal, or of a short `range` of literal integers."""
+  if isinstance(node, ast.Call):
+    if getattr(node.func, 'id', None) != 'range' or node.keywords:
+      raise ValueError('only range may be called')
+    values = range(*(ast.literal_eval(arg) for arg in node.args))
+    if len(values) > _RANGE_LIMIT:
+      raise ValueError('the range is too long')
+    return list(values)
+  return ast.literal_eval(node)
+
+
+def to_json(genotype: Genotype) -> dict[str, Any]:
+  """Makes a JSON object; cells are lists of nodes, lists of pairs."""
+  return {
+      field: [[list(pair) for pair in node] for node in value]
+      if field in spaces.CELL_TYPES else list(value)
+      for field, value in genotype._asdict().items() if value}
+
+
+def from_json(value, where: str = 'genotype') -> Genotype:
+  """Reads what `to_json` makes; cells may also be flat lists of pairs.
+
+  Raises:
+    UserError: the object has other fields or is no valid genotype.
+  """
+  if not isinstance(value, dict):
+    raise errors.UserError(
+        f'{where} must be a JSON object with the fields '
+        f'{", ".join(Genotype._fields)}')
+  return _from_fields(value, where)
+
+
+def _from_fields(fields, where):
+  """A checked `Genotype` from nested lists or tuples."""
+  for field in fields:
+    if field not in Genotype._fields:
+      raise errors.UserError(
+          f'{where}: unknown field {field!r}; known: '
+          f'{", ".join(Genotype._fields)}'
+          f'{errors.near_miss(field, Genotype._fields)}')
+  if 'reduce' not in fields:
+    fields = {**fields, 'reduce': (), 'reduce_concat': ()}
+  missing = [field for field in Genotype._fields if field not in fields]
+  if missing:
+    raise errors.UserError(f'{where}: {", ".join(missing)} is missing')
+  return validate(Genotype(**{
+      field: _nodes(value, f'{where}: {field}')
+      if field in spaces.CELL_TYPES else _tuple(value)
+      for field, value in fields.items()}), where=where)
+
+
+def _nodes(value, name):
+  """Nodes from a list of nodes or, cut in twos, from a list of pairs."""
+  if not isinstance(value, (list, tuple)):
+    return value  # `validate` says what is wrong with it.
+  if value and all(map(_is_pair, value)):
+    if len(value) % 2:
+      raise errors.UserError(
+          f'{name} has {len(value)} pairs in a flat list, which must come in '
+          'twos; write a list per node instead')
+    value = [value[i:i + 2] for i in range(0, len(value), 2)]
+  return tuple(
+      tuple(map(_tuple, node)) if isinstance(node, (list, tuple)) else node
+      for node in value)
+
+
+def _tuple(value):
+  return tuple(value) if isinstance(value, list) else value
+
+
+PUBLISHED = {
+    name: Published(from_text(text, name), source)
+    for name, (text, source) in published.TEXTS.items()}
+
+
+# --- Files
+
+
+def save(path, genotype: Genotype, *, space, seed, step, **extra):
+  """Writes a run's genotype file: JSON with the value and its origin.
+
+  Args:
+    path: the file; replaced in one step.
+    genotype: the value.
+    space: a `Space` or its name; None if it belongs to none that is known.
+    seed: seed of the search.
+    step: step of the search after which the genotype was derived.
+    **extra: more JSON values to keep.
+
+  Raises:
+    UserError: the file cannot be written.
+  """
+  files.write_json(path, {
+      'genotype': to_json(genotype), 'space': getattr(space, 'name', space),
+      'seed': seed, 'step': step, **extra})
+
+
+def read(path_or_name) -> Record:
+  """Finds a genotype: a published name, a file, or the text form itself.
+
+  A file is the JSON of `save`, the bare JSON of `to_json`, or (any suffix
+  but .json) the text form.
+
+  Raises:
+    UserError: unknown name, missing, unreadable or damaged file.
+  """
+  name = str(path_or_name)
+  if name in PUBLISHED:
+    genotype, source = PUBLISHED[name]
+    return Record(genotype, {'source': source})
+  if name.startswith('Genotype('):
+    return Record(from_text(name), {})
+  path = pathlib.Path(name)
+  # What has neither a folder nor a suffix was meant as a name.
+  if path.name == name and not path.suffix and not os.path.exists(name):
+    raise errors.UserError(
+        f'{name!r} is neither a file nor a published genotype; known: '
+        f'{", ".join(PUBLISHED)}{errors.near_miss(name, PUBLISHED)}')
+  if path.suffix != '.json':
+    return Record(from_text(_read_text(path), name), {})
+  value = files.read_json(path)
+  if not isinstance(value, dict) or 'genotype' not in value:
+    return Record(from_json(value, name), {})
+  info = {key: item for key, item in value.items() if key != 'genotype'}
+  return Record(from_json(value['genotype'], name), info)
+
+
+def load(path_or_name) -> Genotype:
+  """Like `read`, the genotype only."""
+  return read(path_or_name).genotype
+
+
+def _read_text(path):
+  try:
+    return path.read_text(encoding='utf-8')
+  except OSError as error:
+    raise errors.UserError(
+        f'cannot read {path}: {error.strerror or error}') from error
+  except UnicodeDecodeError as error:
+    raise errors.UserError(f'{path} is not a text file') from error

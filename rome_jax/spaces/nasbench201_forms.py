@@ -1,0 +1,303 @@
+"""The written forms of a NAS-Bench-201 cell, and which cells are the same.
+
+A cell (Dong and Yang, ICLR 2020) has an input state 0 and the nodes 1 to 3.
+Six edges, always in the order
+
+  1<-0, 2<-0, 2<-1, 3<-0, 3<-1, 3<-2,
+
+carry one of the five operations `OPS` each: 5^6 = 15,625 cells. The forms:
+
+  ops       (4, 2, 1, 2, 1, 1)    six places in `OPS`, one per edge
+  code      '421211'              the same as digits
+  index     0                     0 to 15,624, the benchmark's own numbering
+  string    '|avg_pool_3x3~0|+|nor_conv_1x1~0|skip_connect~1|+|...|'
+  genotype  genotypes.Genotype    the package's value
+
+Every `to_*` takes any form, every `from_*` its own one and returns ops.
+"""
+
+import functools
+import numbers
+import os
+import random
+import reprlib
+
+from rome_jax import errors, spaces
+from rome_jax.spaces import genotypes
+
+OPS = spaces.NASBENCH201.ops
+NUM_NODES = spaces.NASBENCH201.num_nodes
+EDGES = tuple((node, pred) for node in range(1, NUM_NODES + 1)
+              for pred in range(node))  # (node, the state it reads)
+NUM_CELLS = len(OPS) ** len(EDGES)
+
+_SEED = 88  # of the authors' shuffle, see `_order`
+_CONCAT = (NUM_NODES,)
+
+
+# --- Any form
+
+
+def parse(cell, where: str = 'cell') -> tuple[int, ...]:
+  """Reads a cell in whatever form it comes.
+
+  Args:
+    cell: a string, a code, an index, a genotype, or six places in `OPS`.
+    where: what the message calls the cell.
+
+  Returns:
+    ops: six integers of 0 to 4.
+
+  Raises:
+    UserError: it is none of them.
+  """
+  if isinstance(cell, genotypes.Genotype):
+    return from_genotype(cell, where)
+  if isinstance(cell, str):
+    return (from_string if '|' in cell else from_code)(cell, where)
+  if _is_integer(cell):
+    return from_index(cell, where)
+  try:
+    ops = tuple(cell)
+  except TypeError:
+    ops = ()
+  if len(ops) != len(EDGES) or not all(
+      _is_integer(op) and 0 <= op < len(OPS) for op in ops):
+    raise errors.UserError(
+        f'{where}={_short(cell)} must be a NAS-Bench-201 string, a code of '
+        f'{len(EDGES)} digits, an index, a genotype, or {len(EDGES)} integers '
+        f'of 0 to {len(OPS) - 1}')
+  return tuple(map(int, ops))
+
+
+def _is_integer(value):
+  # Integers of NumPy too; True and False are not cells.
+  return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _short(value):
+  return reprlib.repr(value)
+
+
+# --- The benchmark's string
+
+
+def to_string(cell) -> str:
+  """The benchmark's string, a group per node, an `op~predecessor` per edge."""
+  ops = parse(cell)
+  groups = [''] * NUM_NODES
+  for (node, pred), op in zip(EDGES, ops):
+    groups[node - 1] += f'{OPS[op]}~{pred}|'
+  return '+'.join(f'|{group}' for group in groups)
+
+
+def from_string(text: str, where: str = 'cell') -> tuple[int, ...]:
+  """Reads the benchmark's string.
+
+  Raises:
+    UserError: another number of nodes or edges, an unknown operation.
+  """
+  groups = text.strip().split('+')
+  if len(groups) != NUM_NODES or not all(
+      len(group) > 1 and group[0] == group[-1] == '|' for group in groups):
+    raise errors.UserError(
+        f'{where}={_short(text)} must have {NUM_NODES} groups |op~0|...| '
+        'joined by +')
+  nodes = []
+  for group in groups:
+    pairs = [edge.rpartition('~')[::2] for edge in group[1:-1].split('|')]
+    if not all(name and pred.isascii() and pred.isdigit()
+               for name, pred in pairs):
+      raise errors.UserError(
+          f'{where}={_short(text)} has the group {_short(group)}; an edge is '
+          'written operation~predecessor')
+    nodes.append([(name, int(pred)) for name, pred in pairs])
+  return _from_nodes(nodes, where)
+
+
+def _from_nodes(nodes, where):
+  """Ops of nodes that must hold each of their predecessors once."""
+  ops = []
+  for i, node in enumerate(nodes, start=1):
+    found = {pred: op for op, pred in node}
+    if len(node) != i or set(found) != set(range(i)):
+      raise errors.UserError(
+          f'{where}: node {i} has the edges {_short(node)}; it must read each '
+          f'of the states 0 to {i - 1} once')
+    for pred in range(i):
+      if found[pred] not in OPS:
+        raise errors.UserError(
+            f'{where}: node {i} has the operation {found[pred]!r}; allowed: '
+            f'{", ".join(OPS)}{errors.near_miss(found[pred], OPS)}')
+      ops.append(OPS.index(found[pred]))
+  return tuple(ops)
+
+
+# --- The code
+
+
+def to_code(cell) -> str:
+  """Six digits, the places in `OPS` in the order of `EDGES`."""
+  return ''.join(map(str, parse(cell)))
+
+
+def from_code(text: str, where: str = 'cell') -> tuple[int, ...]:
+  """Reads six digits of 0 to 4.
+
+  Raises:
+    UserError: it is something else.
+  """
+  digits = '01234'[:len(OPS)]
+  if len(text) != len(EDGES) or set(text) - set(digits):
+    raise errors.UserError(
+        f'{where}={_short(text)} must be {len(EDGES)} digits of {digits[0]} '
+        f'to {digits[-1]}, or a string |op~0|+|op~0|op~1|+|op~0|op~1|op~2|')
+  return tuple(map(int, text))
+
+
+# --- The index
+
+
+@functools.cache
+def _order():
+  """(per index the code as a number in base 5, and the inverse).
+
+  The authors list all codes in rising order and shuffle them with Python's
+  generator at seed 88 (AutoDL-Projects, `exps/NAS-Bench-201/main.py:
+  generate_meta_info`). Python does not promise that `shuffle` stays as it
+  is; the table's own list of cells is checked against this one.
+  """
+  order = list(range(NUM_CELLS))
+  random.Random(_SEED).shuffle(order)
+  inverse = [0] * NUM_CELLS
+  for index, number in enumerate(order):
+    inverse[number] = index
+  return tuple(order), tuple(inverse)
+
+
+def to_index(cell) -> int:
+  """The benchmark's number of the cell, 0 to 15,624."""
+  number = 0
+  for op in parse(cell):
+    number = number * len(OPS) + op
+  return _order()[1][number]
+
+
+def from_index(index: int, where: str = 'cell') -> tuple[int, ...]:
+  """Reads the benchmark's number.
+
+  Raises:
+    UserError: it is out of range.
+  """
+  if not _is_integer(index) or not 0 <= index < NUM_CELLS:
+    raise errors.UserError(
+        f'{where}={index!r} must be an index of 0 to {NUM_CELLS - 1}')
+  number = _order()[0][index]
+  ops = []
+  for _ in EDGES:
+    number, op = divmod(number, len(OPS))
+    ops.append(op)
+  return tuple(reversed(ops))
+
+
+# --- The genotype
+
+
+def to_genotype(cell) -> genotypes.Genotype:
+  """The package's value: each node with all its predecessors."""
+  nodes = [[] for _ in range(NUM_NODES)]
+  for (node, pred), op in zip(EDGES, parse(cell)):
+    nodes[node - 1].append((OPS[op], pred))
+  return genotypes.Genotype(
+      tuple(map(tuple, nodes)), _CONCAT, reduce=(), reduce_concat=())
+
+
+def from_genotype(genotype: genotypes.Genotype,
+                  where: str = 'cell') -> tuple[int, ...]:
+  """Reads a genotype of the space `nasbench201`.
+
+  Raises:
+    UserError: it has another cell than one of NAS-Bench-201.
+  """
+  nodes = genotype.normal
+  if len(nodes) != NUM_NODES or tuple(genotype.normal_concat) != _CONCAT:
+    raise errors.UserError(
+        f'{where}: a NAS-Bench-201 cell has {NUM_NODES} nodes and '
+        f'normal_concat={list(_CONCAT)}; this one has {len(nodes)} and '
+        f'{_short(genotype.normal_concat)}')
+  if genotype.reduce or genotype.reduce_concat:
+    raise errors.UserError(
+        f'{where}: a NAS-Bench-201 network has one cell; reduce and '
+        'reduce_concat must be empty')
+  return _from_nodes(nodes, where)
+
+
+def read(text: str) -> genotypes.Record:
+  """`genotypes.read`, which also takes the string, the code and the index.
+
+  Six digits are a code, other digits an index. A file of that name goes
+  first.
+
+  Raises:
+    UserError: it is no cell, or what `genotypes.read` refuses.
+  """
+  digits = text.isascii() and text.isdigit()
+  if not (digits or text.startswith('|')) or os.path.exists(text):
+    return genotypes.read(text)
+  index = digits and len(text) != len(EDGES)
+  ops = parse(int(text) if index else text, 'genotype')
+  return genotypes.Record(
+      to_genotype(ops), {'space': spaces.NASBENCH201.name})
+
+
+def covers(space: spaces.Space) -> bool:
+  """Whether every architecture of a space is a cell of the benchmark."""
+  known = spaces.NASBENCH201
+  same = ('skeleton', 'num_nodes', 'num_inputs', 'cell_types', 'sites',
+          'parents')
+  return (
+      all(getattr(space, name) == getattr(known, name) for name in same)
+      and set(space.ops) <= set(OPS)
+      and (space.absent == known.absent or not space.has_topology))
+
+
+# --- Cells that are the same
+
+
+def to_unique_string(cell) -> str:
+  """What the cell computes, by the benchmark's own rule.
+
+  A node is the sorted sum of its edges: `#` for `none` and for what reads
+  only nothing, the state itself for `skip_connect`, `(state)@op` otherwise.
+  Cells with equal texts are isomorphic; 6,466 texts differ (Dong and Yang,
+  ICLR 2020). The rule is theirs, also in what it leaves apart: it keeps the
+  zeros of a sum, so some equal cells have different texts.
+
+  Source: AutoDL-Projects, `CellStructure.to_unique_str(consider_zero=True)`.
+  """
+  states = ['0']
+  edges = iter(parse(cell))
+  for node in range(1, NUM_NODES + 1):
+    terms = []
+    for pred in range(node):
+      op = OPS[next(edges)]
+      if op == 'none' or states[pred] == '#':
+        terms.append('#')
+      elif op == 'skip_connect':
+        terms.append(states[pred])
+      else:
+        terms.append(f'({states[pred]})@{op}')
+    states.append('+'.join(sorted(terms)))
+  return states[-1]
+
+
+@functools.cache
+def _representatives():
+  first = {}
+  return tuple(first.setdefault(to_unique_string(index), index)
+               for index in range(NUM_CELLS))
+
+
+def to_canonical(cell) -> int:
+  """The least index of the cells that are isomorphic to this one."""
+  return _representatives()[to_index(cell)]

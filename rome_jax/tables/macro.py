@@ -1,0 +1,88 @@
+"""NAS-Bench-Macro, complete: 6,561 chains of eight blocks on CIFAR-10.
+
+X. Su et al., Prioritized Architecture Sampling with Monto-Carlo Tree Search,
+CVPR 2021. A network is eight digits, one per block: 0 is the identity (a
+strided 1x1 convolution where the block changes size), 1 an MBConv of kernel
+3 and expansion 3, 2 one of kernel 5 and expansion 6. The blocks form stages
+of 2, 3 and 3, the first of each with stride 2.
+
+The forms of a network are the code '22212202', its index (the code as a
+number in base 3) and eight integers.
+"""
+
+import functools
+import numbers
+import reprlib
+
+from rome_jax import errors
+from rome_jax.tables import table
+
+FILE = 'macro.npz'
+BLOCKS = ('identity', 'mbconv_k3_e3', 'mbconv_k5_e6')
+STAGES = (2, 3, 3)
+NUM_BLOCKS = sum(STAGES)
+NUM_NETWORKS = len(BLOCKS) ** NUM_BLOCKS
+
+
+def parse(network, where: str = 'cell') -> tuple[int, ...]:
+  """Reads a network in any of its forms.
+
+  Returns:
+    eight integers of 0 to 2.
+
+  Raises:
+    UserError: it is none of them.
+  """
+  if isinstance(network, numbers.Integral) and not isinstance(network, bool):
+    if not 0 <= network < NUM_NETWORKS:
+      raise errors.UserError(
+          f'{where}={network!r} must be an index of 0 to {NUM_NETWORKS - 1}')
+    digits, number = [], int(network)
+    for _ in range(NUM_BLOCKS):
+      number, digit = divmod(number, len(BLOCKS))
+      digits.append(digit)
+    return tuple(reversed(digits))
+  try:
+    digits = [str(digit) for digit in network]
+  except TypeError:
+    digits = []
+  if len(digits) != NUM_BLOCKS or set(digits) - set('012'):
+    raise errors.UserError(
+        f'{where}={reprlib.repr(network)} must be {NUM_BLOCKS} digits of 0 to '
+        f'{len(BLOCKS) - 1}, or an index')
+  return tuple(map(int, digits))
+
+
+def to_code(network) -> str:
+  """Eight digits."""
+  return ''.join(map(str, parse(network)))
+
+
+def to_index(network) -> int:
+  """The code as a number in base 3, 0 to 6,560."""
+  return int(to_code(network), len(BLOCKS))
+
+
+def to_canonical(network) -> str:
+  """The code under which the authors trained this network.
+
+  An identity after the first block of its stage does nothing, so they moved
+  it to the stage's end and trained each of 3,969 networks once
+  (`get_real_arch` of `train_benchmark.py`).
+  """
+  digits, code = to_code(network), ''
+  for length in STAGES:
+    first, rest = digits[0], digits[1:length].replace('0', '')
+    code += (first + rest).ljust(length, '0')
+    digits = digits[length:]
+  return code
+
+
+@functools.cache
+def load() -> table.Table:
+  """The table; read once, its checksum verified.
+
+  Raises:
+    UserError: the package's file is missing or damaged.
+  """
+  return table.unpack(table.DATA / FILE, to_index, to_code)

@@ -1,0 +1,1 @@
+"""Search and retraining: the loop, its checkpoints and its metrics."""

@@ -1,0 +1,373 @@
+"""Checkpoints that survive a kill at any moment and say when one is damaged.
+
+A checkpoint is a folder `<directory>/<step, 8 digits>` with the arrays (an
+orbax checkpoint, folder `state`) and `manifest.json`: the SHA-256 of every
+file and the name, shape and dtype of every leaf. It is written as
+`<step>.partial` and renamed when complete, so a folder without that suffix is
+whole unless something damaged it later; the manifest shows that, a flipped
+bit included.
+"""
+
+import concurrent.futures
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import re
+import shutil
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from rome_jax import errors, files
+from rome_jax.devices import mesh as mesh_lib
+
+_MANIFEST = 'manifest.json'
+_STATE = 'state'
+_PARTIAL = '.partial'
+_logger = logging.getLogger(__name__)
+
+
+class _DamagedError(Exception):
+  """A checkpoint that cannot be used; the message says why."""
+
+
+class Checkpoints:
+  """The newest `keep` checkpoints of one run, in one folder.
+
+  Saving happens in a thread and one save at a time; an error of it is raised
+  by the next `save`, `wait` or `close`. Also a context manager that closes.
+
+  Attributes:
+    damaged: (step, reason) of the checkpoints that `restore` passed over.
+  """
+
+  def __init__(self, directory, keep=2):
+    """Nothing is read or written yet.
+
+    Args:
+      directory: the folder of the checkpoints; made by the first save.
+      keep: how many checkpoints stay, at least 1; with 1 there is none to
+        fall back to.
+    """
+    if keep < 1:
+      raise errors.UserError(f'keep_checkpoints={keep} must be at least 1')
+    self.directory = pathlib.Path(directory).absolute()
+    self.keep = keep
+    self.damaged = ()
+    self._thread = concurrent.futures.ThreadPoolExecutor(1, 'checkpoint')
+    self._saving = None
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *exception):
+    self.close()
+
+  def steps(self) -> list[int]:
+    """Steps of the complete checkpoints, oldest first (damaged ones too)."""
+    try:
+      names = os.listdir(self.directory)
+    except FileNotFoundError:
+      return []
+    except OSError as error:
+      raise errors.UserError(
+          f'cannot read {self.directory}: {error.strerror}') from error
+    return sorted(int(name) for name in names if re.fullmatch(r'\d{8,}', name))
+
+  def save(self, step: int, state) -> None:
+    """Starts to save; returns when `state` is copied to the host.
+
+    The caller may donate or change the arrays afterwards. Waits for the save
+    before this one, so at most one copy of a state is held. A checkpoint of
+    the same step is replaced.
+
+    Args:
+      step: nonnegative.
+      state: pytree of arrays and Python or NumPy numbers.
+
+    Raises:
+      UserError: this or an earlier save cannot be written.
+      TypeError: a leaf is a typed PRNG key (save its key data instead).
+    """
+    self.wait()
+    arrays = _to_host(state)
+    self._saving = self._thread.submit(self._write, step, arrays)
+
+  def wait(self) -> None:
+    """Returns when nothing is being saved.
+
+    Raises:
+      UserError: the save failed (disk full, folder read-only).
+    """
+    saving, self._saving = self._saving, None
+    if saving is not None:
+      saving.result()
+
+  def close(self) -> None:
+    """Like `wait`, and ends the thread."""
+    try:
+      self.wait()
+    finally:
+      self._thread.shutdown()
+
+  def restore(self, target):
+    """Reads the newest usable checkpoint.
+
+    A damaged one is passed over with one warning in the log and noted in
+    `damaged`; the next save that succeeds deletes it.
+
+    Args:
+      target: pytree of the structure saved. A `jax.Array` or
+        `jax.ShapeDtypeStruct` leaf comes back as an array with its sharding
+        (default device if it has none), a NumPy array as one, a number as a
+        number. No value of it is read.
+
+    Returns:
+      (step, state), or None where nothing was ever saved.
+
+    Raises:
+      UserError: every checkpoint is damaged, or the newest usable one holds
+        a different structure, shape or dtype.
+    """
+    self.wait()
+    self.damaged = ()
+    for step in reversed(self.steps()):
+      try:
+        return step, _read(self._path(step), target)
+      except _DamagedError as error:
+        self.damaged += ((step, str(error)),)
+        _logger.warning(
+            'checkpoint %s is damaged (%s); trying the one before it',
+            self._path(step), error)
+    if self.damaged:
+      raise errors.UserError(
+          f'every checkpoint in {self.directory} is damaged '
+          f'({self.damaged[0][1]}); put a backup there or delete that folder '
+          'to start from the beginning')
+    return None
+
+  def read(self, step: int, target):
+    """Reads one checkpoint, in the form of `restore`'s target.
+
+    Raises:
+      UserError: it is missing, damaged, or of a different structure.
+    """
+    try:
+      return _read(self._path(step), target)
+    except _DamagedError as error:
+      raise errors.UserError(
+          f'cannot use checkpoint {self._path(step)}: {error}') from error
+
+  def _path(self, step):
+    return self.directory / f'{step:08d}'
+
+  def _write(self, step, arrays):
+    path = self._path(step)
+    partial = path.with_name(path.name + _PARTIAL)
+    try:
+      self.directory.mkdir(parents=True, exist_ok=True)
+      for left_over in self.directory.glob('*' + _PARTIAL):
+        shutil.rmtree(left_over)
+      _write_folder(partial, step, arrays)
+      _replace_folder(partial, path)
+      self._prune()
+    # Orbax and TensorStore report a full disk as ValueError, OSError or
+    # others; whichever it is, the run can't be made safe.
+    except Exception as error:
+      shutil.rmtree(partial, ignore_errors=True)
+      raise errors.UserError(
+          f'cannot write checkpoint {path}: {_reason(error)}') from error
+
+  def _prune(self):
+    refused = {step for step, _ in self.damaged}
+    kept = [step for step in self.steps() if step not in refused][-self.keep:]
+    for step in set(self.steps()) - set(kept):
+      shutil.rmtree(self._path(step))
+
+
+def _named_leaves(tree):
+  """[(name, leaf)] in the pytree's order; names like 'params.conv.kernel'."""
+  leaves = [
+      (jax.tree_util.keystr(path, simple=True, separator='.'), leaf)
+      for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]]
+  names = [name for name, _ in leaves]
+  if len(set(names)) < len(names):
+    raise ValueError(f'two leaves of the state share a name: {names}')
+  return leaves
+
+
+def digest(state) -> str:
+  """SHA-256 of a state's leaves with their names: equal if all bits are."""
+  found = hashlib.sha256()
+  for name, array in _to_host(state).items():
+    found.update(f'{name} {array.dtype} {array.shape}'.encode())
+    found.update(array.tobytes())
+  return found.hexdigest()
+
+
+def _to_host(state):
+  """{name: NumPy array that shares no memory with `state`}."""
+  leaves = _named_leaves(state)
+  for name, leaf in leaves:
+    if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(
+        leaf.dtype, jax.dtypes.prng_key):
+      raise TypeError(f'{name} is a PRNG key; save jax.random.key_data of it')
+  # device_get starts all transfers before it waits for one; on the CPU
+  # backend it may return a view of the device's buffer, hence the copy.
+  return {name: np.array(leaf) for name, leaf in jax.device_get(leaves)}
+
+
+@contextlib.contextmanager
+def _checkpointer():
+  """Orbax without its log, which prints a traceback per thread that fails."""
+  def not_orbax(record):
+    return 'orbax' not in pathlib.Path(record.pathname).parts
+  absl_logger = logging.getLogger('absl')
+  absl_logger.addFilter(not_orbax)
+  # Of several processes each reads by itself, and one writes.
+  here = jax.process_index()
+  alone = ocp.options.MultiprocessingOptions(
+      primary_host=here, active_processes={here},
+      barrier_sync_key_prefix=f'rome_jax_{here}')
+  try:
+    with ocp.Checkpointer(
+        ocp.StandardCheckpointHandler(multiprocessing_options=alone),
+        multiprocessing_options=alone) as checkpointer:
+      yield checkpointer
+  finally:
+    absl_logger.removeFilter(not_orbax)
+
+
+def _write_folder(folder, step, arrays):
+  # Orbax refuses arrays without elements; the manifest alone describes them.
+  with _checkpointer() as checkpointer:
+    checkpointer.save(folder / _STATE, args=ocp.args.StandardSave(
+        {name: array for name, array in arrays.items() if array.size}))
+  body = {
+      'step': step,
+      'leaves': [[name, list(array.shape), array.dtype.name]
+                 for name, array in arrays.items()],
+      'files': {str(path.relative_to(folder)): _digest(path, sync=True)
+                for path in sorted(folder.rglob('*')) if path.is_file()}}
+  files.write_json(
+      folder / _MANIFEST, {'sha256': _body_digest(body), 'body': body})
+
+
+def _replace_folder(source, target):
+  if target.exists():
+    old = target.with_name(target.name + '.old' + _PARTIAL)
+    os.rename(target, old)
+    os.rename(source, target)
+    shutil.rmtree(old)
+  else:
+    os.rename(source, target)
+  folder = os.open(target.parent, os.O_RDONLY)
+  try:
+    os.fsync(folder)
+  finally:
+    os.close(folder)
+
+
+def _read(folder, target):
+  """The state in a checkpoint folder, in the form of `target`.
+
+  Raises:
+    _DamagedError: a file is missing or changed.
+    UserError: the state there has another structure, shape or dtype.
+  """
+  stored = [tuple(leaf) for leaf in _verified_manifest(folder)['leaves']]
+  leaves = _named_leaves(target)
+  _check_leaves(folder, stored, leaves)
+  # Orbax is asked for host arrays: it knows nothing of devices.
+  arrays = {name: np.empty(np.shape(leaf), _dtype(leaf))
+            for name, leaf in leaves}
+  try:
+    with _checkpointer() as checkpointer:
+      arrays |= checkpointer.restore(
+          folder / _STATE, args=ocp.args.StandardRestore({
+              name: array for name, array in arrays.items() if array.size}))
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise _DamagedError(_reason(error)) from error
+  restored = [_like(leaf, arrays[name]) for name, leaf in leaves]
+  return jax.tree.unflatten(jax.tree.structure(target), restored)
+
+
+def _verified_manifest(folder):
+  try:
+    manifest = files.read_json(folder / _MANIFEST)
+    body = manifest['body']
+    if manifest['sha256'] != _body_digest(body):
+      raise _DamagedError(f'{_MANIFEST} was changed')
+  except (errors.UserError, KeyError, TypeError) as error:
+    raise _DamagedError(f'{_MANIFEST} is missing or unreadable') from error
+  for name, digest in body['files'].items():
+    try:
+      found = _digest(folder / name)
+    except OSError as error:
+      raise _DamagedError(f'{name}: {error.strerror}') from error
+    if found != digest:
+      raise _DamagedError(f'{name} was changed or cut short')
+  return body
+
+
+def _check_leaves(folder, stored, leaves):
+  stored = {name: (tuple(shape), dtype) for name, shape, dtype in stored}
+  wanted = {name: (np.shape(leaf), _dtype(leaf).name) for name, leaf in leaves}
+  # In the order of the state, so that the first difference is the one named.
+  for name in {**wanted, **stored}:
+    if stored.get(name) != wanted.get(name):
+      raise errors.UserError(
+          f'checkpoint {folder} holds another state: {name} is '
+          f'{_described(stored.get(name))} there and '
+          f'{_described(wanted.get(name))} here; use another workdir or '
+          'delete that folder')
+
+
+def _described(shape_and_dtype):
+  if shape_and_dtype is None:
+    return 'absent'
+  shape, dtype = shape_and_dtype
+  return f'{dtype}[{",".join(map(str, shape))}]'
+
+
+def _dtype(leaf):
+  return leaf.dtype if hasattr(leaf, 'dtype') else np.asarray(leaf).dtype
+
+
+def _like(leaf, value):
+  """A NumPy array as the kind of thing that `leaf` is."""
+  if isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct)):
+    return mesh_lib.place(value, leaf.sharding or (
+        jax.sharding.SingleDeviceSharding(jax.local_devices()[0])))
+  if isinstance(leaf, (bool, int, float, complex)):
+    return type(leaf)(value)
+  return value
+
+
+def _digest(path, sync=False):
+  """SHA-256 of a file; with `sync` its bytes also reach the disk."""
+  digest = hashlib.sha256()
+  with open(path, 'rb') as file:
+    while chunk := file.read(1 << 20):
+      digest.update(chunk)
+    if sync:
+      os.fsync(file.fileno())
+  return digest.hexdigest()
+
+
+def _body_digest(body):
+  return hashlib.sha256(
+      json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _reason(error):
+  """The first line of an error, short enough for one sentence."""
+  if isinstance(error, OSError) and error.strerror:
+    return error.strerror
+  if code := re.search(r"os_error_code='(\d+)'", str(error)):  # TensorStore's.
+    return os.strerror(int(code[1]))
+  return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

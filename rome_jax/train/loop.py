@@ -1,0 +1,313 @@
+"""The loop that search and retraining share.
+
+It compiles a step, feeds it batches read ahead, writes metrics and
+checkpoints, and stops cleanly on request. All that a later result depends on
+is in the carry, which is what a checkpoint holds; so a run that was killed
+ends where the uninterrupted run ends, bit for bit, its metrics too.
+"""
+
+import math
+import pathlib
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rome_jax import data, errors
+from rome_jax.devices import hosts
+from rome_jax.devices import mesh as mesh_lib
+from rome_jax.train import checkpoint, metrics
+
+
+class Program(NamedTuple):
+  """A compiled step.
+
+  Attributes:
+    call: (carry, batch) -> carry; the carry is donated.
+    compile_seconds: tracing and compiling.
+    temp_bytes: temporary memory of the program, or None.
+    needed_bytes: that and its arguments and results, or None.
+  """
+
+  call: Callable
+  compile_seconds: float
+  temp_bytes: int | None
+  needed_bytes: int | None = None
+
+
+class Carry(NamedTuple):
+  """What a checkpoint holds.
+
+  Attributes:
+    state: the phase's own state.
+    window: sums of the metrics since the last line was logged.
+    count: int32, steps in the window.
+    memo: what `Phase.observe` compares with.
+  """
+
+  state: Any
+  window: dict[str, jax.Array]
+  count: jax.Array
+  memo: Any
+
+
+class Phase(NamedTuple):
+  """One training: the search, or a retraining.
+
+  Attributes:
+    name: 'search' or 'evaluate/<name>'.
+    steps: number of steps.
+    steps_per_epoch: of the data that counts epochs.
+    images_per_step: images through a network in one step, for images/s.
+    batches: step -> batch, pure.
+    observe: (state, means, memo) -> (scalars to log, memo), on the host.
+    memo: its initial memo, a pytree of arrays.
+    test: state -> scalars, or None.
+    test_every: steps between two tests (the last step is tested too).
+    on_checkpoint: (step, state) -> None, called before each save with the
+      state on the host, or None.
+  """
+
+  name: str
+  steps: int
+  steps_per_epoch: int
+  images_per_step: int
+  batches: Callable
+  observe: Callable
+  memo: Any = ()
+  test: Callable | None = None
+  test_every: int = 1
+  on_checkpoint: Callable | None = None
+
+
+class Settings(NamedTuple):
+  """What the loop needs of a config; see the fields of that name."""
+
+  workdir: pathlib.Path
+  log_every: int
+  checkpoint_every: int
+  keep_checkpoints: int
+
+
+class Outcome(NamedTuple):
+  """What became of a phase.
+
+  Attributes:
+    finished: False if a signal ended it early (its state is saved).
+    state: the last state.
+    scalars: the last line logged.
+    figures: seconds and images_per_second over all its processes, tests
+      included; compile_seconds and temp_bytes of this one; steps; resumed_at
+      (the step this process began with, or None).
+  """
+
+  finished: bool
+  state: Any
+  scalars: dict[str, float]
+  figures: dict[str, Any]
+
+
+class Placement(NamedTuple):
+  """Where a program's arrays lie on a mesh.
+
+  Attributes:
+    carry: sharding of everything in the carry.
+    batch: sharding of a batch's arrays.
+  """
+
+  carry: Any
+  batch: Any
+
+
+def init_carry(step: Callable, state, batch, memo=(),
+               placement: Placement | None = None) -> Carry:
+  """The carry before the first step of `step`: (state, batch) -> ..."""
+  shapes = jax.eval_shape(step, state, batch)[1]
+  window = {name: jnp.zeros(s.shape, s.dtype) for name, s in shapes.items()}
+  carry = Carry(state, window, jnp.zeros((), jnp.int32), memo)
+  return mesh_lib.place(carry, placement.carry) if placement else carry
+
+
+def compile_step(step: Callable, carry: Carry, batch, label='',
+                 placement: Placement | None = None) -> Program:
+  """Compiles (state, batch) -> (state, metrics) with its window of metrics.
+
+  Args:
+    step: the step.
+    carry, batch: examples.
+    label: what to tell the user who waits, on stderr; '' for nothing.
+    placement: for a mesh of devices; None for one.
+  """
+  if label:
+    print(f'{label}: compiling', file=sys.stderr, flush=True)
+
+  def advance(carry, batch):
+    state, scalars = step(carry.state, batch)
+    window = {k: carry.window[k] + v for k, v in scalars.items()}
+    return carry._replace(state=state, window=window, count=carry.count + 1)
+
+  began = time.perf_counter()
+  shardings = {} if placement is None else dict(
+      in_shardings=tuple(placement), out_shardings=placement.carry)
+  compiled = jax.jit(advance, donate_argnums=0, **shardings).lower(
+      carry, batch).compile()
+  seconds = time.perf_counter() - began
+  hosts.wait_for_all('compiled')
+  analysis = compiled.memory_analysis()
+  if analysis is None:
+    return Program(compiled, seconds, None)
+  needed = (analysis.temp_size_in_bytes + analysis.argument_size_in_bytes
+            + analysis.output_size_in_bytes - analysis.alias_size_in_bytes)
+  return Program(compiled, seconds, analysis.temp_size_in_bytes, needed)
+
+
+def run(phase: Phase, program: Program, carry: Carry, settings: Settings,
+        writer: metrics.MetricsWriter, stop) -> Outcome:
+  """Runs a phase to its end, or from its newest checkpoint to its end.
+
+  Args:
+    phase: what to run.
+    program: its compiled step.
+    carry: the carry before the first step.
+    settings: see `Settings`.
+    writer: for metrics; rewound to the checkpoint that is resumed.
+    stop: object whose `requested` becomes true when the run should end.
+
+  Raises:
+    DivergedError: a metric is no longer finite; nothing is saved of that.
+    UserError: a checkpoint or file cannot be read or written.
+  """
+  folder = settings.workdir / 'checkpoints' / phase.name
+  with checkpoint.Checkpoints(folder, settings.keep_checkpoints) as store:
+    found = _restore(store, carry)
+    start, carry = found or (0, carry)
+    writer.rewind(phase.name, start if found else -1)
+    return _Runner(phase, program, settings, writer, stop, store).run(
+        start, carry, resumed=found is not None)
+
+
+def _restore(store, carry):
+  """(step, carry) of the checkpoint that process 0 chooses, or None."""
+  found = store.restore(carry) if hosts.is_first() else None
+  step = hosts.from_first(lambda: found and found[0])
+  if step is None:
+    return None
+  return found or (step, store.read(step, carry))
+
+
+class _Runner:
+  """The mutable part of one `run`: clocks and the line being collected."""
+
+  def __init__(self, phase, program, settings, writer, stop, store):
+    self.phase, self.program, self.settings = phase, program, settings
+    self.writer, self.stop, self.store = writer, stop, store
+    self.scalars = {}
+    self.saved = None
+
+  def run(self, start, carry, resumed):
+    phase, settings = self.phase, self.settings
+    self.saved = start if resumed else None
+    self.began = self.logged_at = time.perf_counter()
+    self.logged_step, self.logged_wait = start, 0.
+    step = start
+    # Time goes on from the last line that the checkpoint knows of.
+    self.scalars = self._last_line() if resumed else {}
+    self.seconds_before = self.scalars.get('seconds', 0.)
+    with (metrics.Progress(phase.steps, label=phase.name, initial=start,
+                           images_per_unit=phase.images_per_step) as progress,
+          data.prefetch(phase.batches, start, phase.steps) as batches):
+      for batch in batches:
+        carry = self.program.call(carry, batch)
+        step += 1
+        last = step == phase.steps
+        if step % settings.log_every == 0 or last or self._tests_at(step):
+          carry = self._log(step, carry, batches.wait_seconds)
+        progress.update(step, **{
+            k: v for k, v in self.scalars.items() if k.endswith('accuracy')})
+        if step % settings.checkpoint_every == 0 or last:
+          self._save(step, carry)
+        if self.stop.requested and not last:
+          break
+    if self.saved != step:
+      self._save(step, carry)
+    self.store.wait()
+    jax.block_until_ready(carry)
+    seconds = self.seconds_before + time.perf_counter() - self.began
+    return Outcome(step == phase.steps, carry.state, self.scalars, {
+        'seconds': seconds, 'steps': phase.steps,
+        'images_per_second':
+            step * phase.images_per_step / max(seconds, 1e-9),
+        'compile_seconds': self.program.compile_seconds,
+        'temp_bytes': self.program.temp_bytes,
+        'resumed_at': start if resumed else None})
+
+  def _tests_at(self, step):
+    phase = self.phase
+    return phase.test is not None and (
+        step % phase.test_every == 0 or step == phase.steps)
+
+  def _log(self, step, carry, wait):
+    phase = self.phase
+    means = _means(phase.name, step, carry)
+    now = time.perf_counter()
+    steps, seconds = step - self.logged_step, now - self.logged_at
+    scalars, memo = phase.observe(carry.state, means, carry.memo)
+    if self._tests_at(step):
+      scalars |= _finite(phase.name, step, phase.test(carry.state))
+    scalars = {
+        'epoch': step / phase.steps_per_epoch, **scalars,
+        'seconds': self.seconds_before + now - self.began,
+        'images_per_second': steps * phase.images_per_step / seconds,
+        'step_ms': 1e3 * seconds / steps,
+        'input_wait_ms': 1e3 * (wait - self.logged_wait) / steps}
+    self.writer.write(phase.name, step, scalars)
+    self.scalars = scalars
+    # Testing is not training: its time is in no step's.
+    self.logged_at, self.logged_step = time.perf_counter(), step
+    self.logged_wait = wait
+    return carry._replace(
+        window=jax.tree.map(jnp.zeros_like, carry.window),
+        count=jnp.zeros_like(carry.count), memo=memo)
+
+  def _last_line(self):
+    lines = [row for row in metrics.read(self.settings.workdir)
+             if row['phase'] == self.phase.name]
+    return {k: v for k, v in lines[-1].items()
+            if k not in ('phase', 'step', 'time')} if lines else {}
+
+  def _save(self, step, carry):
+    if int(carry.count):
+      _means(self.phase.name, step, carry)  # Never save a diverged state.
+    carry = jax.device_get(carry)
+    if hosts.several():
+      hosts.compare(f'state at step {step}', checkpoint.digest(carry))
+    if self.phase.on_checkpoint is not None:
+      self.phase.on_checkpoint(step, carry.state)
+    self.writer.sync()
+    if hosts.is_first():
+      self.store.save(step, carry)
+    self.saved = step
+
+
+def _means(name, step, carry):
+  """Host floats: the window's means; DivergedError if one is not finite."""
+  count = max(int(carry.count), 1)
+  means = {k: float(np.asarray(v)) / count
+           for k, v in jax.device_get(carry.window).items()}
+  return _finite(name, step, means)
+
+
+def _finite(name, step, scalars):
+  """The same scalars; DivergedError if one is not finite."""
+  bad = [k for k, v in scalars.items() if not math.isfinite(v)]
+  if bad:
+    raise errors.DivergedError(
+        f'{name} diverged: {bad[0]} is {scalars[bad[0]]} by step {step}; lower '
+        'the learning rate or change the seed, in another --workdir')
+  return scalars
+
+
