@@ -106,7 +106,7 @@ def _config(row, size):
   config.method = row.method if row.method in ('rome_v2', 'gdas') else 'gdas'
   config.search.update(
       cells=size.cells, channels=size.channels, batch_size=row.batch, k=row.k,
-      parallel=row.samples, dtype=row.dtype)
+      samples=row.samples, dtype=row.dtype)
   return config
 
 

@@ -54,7 +54,7 @@ def _config(cell):
   config.image_size = cell['image_size']
   config.search.update(
       cells=cell['cells'], channels=cell['channels'],
-      batch_size=cell['batch'], k=cell['k'], parallel=cell['parallel'])
+      batch_size=cell['batch'], k=cell['k'], samples=cell['parallel'])
   checks.validate(config)
   return config
 

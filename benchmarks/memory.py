@@ -50,7 +50,7 @@ def make_step(column: str, cells: int, channels: int, batch: int,
   """(problem, the step, the state before it) of a column."""
   kind, k, _ = COLUMNS[column]
   config = fields.defaults()
-  config.search.update(k=k, parallel='scan')
+  config.search.update(k=k, samples='scan')
   if kind in table.METHODS:
     network = darts.Supernet(
         spaces.S0, cells, channels, search_step.NUM_CLASSES)

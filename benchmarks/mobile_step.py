@@ -44,7 +44,7 @@ def make_problem(args) -> search_step.Problem:
 def measure(args) -> dict:
   """The numbers of the module's docstring."""
   config = fields.defaults()
-  config.search.update(k=args.k, parallel=args.parallel)
+  config.search.update(k=args.k, samples=args.parallel)
   problem, row = make_problem(args), {}
   search_step.fill_step(row, problem, config, args.repeats)
   return {
@@ -71,7 +71,7 @@ def _parse(argv):
   for name, default, choices in (
       ('space', 'mobile', None), ('method', 'rome_v2', list(table.METHODS)),
       ('stem', 'cifar', ['cifar', 'imagenet']),
-      ('parallel', 'scan', list(sums.PARALLEL))):
+      ('parallel', 'scan', list(sums.WAYS))):
     parser.add_argument(f'--{name}', default=default, choices=choices,
                         help=f'({default})')
   return parser.parse_args(argv)

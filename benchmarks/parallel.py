@@ -3,7 +3,7 @@
   python -m benchmarks.parallel [--json] [--out=FILE] [--limit-seconds=N]
       [--ways=scan,vmap,devices] [--k=1,4,7,14] [--batch=64,256,1024] ...
 
-Ways are those of `rome_jax.gradients.PARALLEL` and `devices`: one sample per
+Ways are those of `rome_jax.gradients.WAYS` and `devices`: one sample per
 device (`mesh.sample` = K). On the CPU these are forced devices that share the
 cores and the memory of one machine: a test of the form, not of its speed.
 
@@ -30,7 +30,7 @@ from rome_jax.devices import mesh as mesh_lib
 from rome_jax.engine import sums
 
 DEVICES = 'devices'
-WAYS = (*sums.PARALLEL, DEVICES)
+WAYS = (*sums.WAYS, DEVICES)
 COLUMNS = {'way': '', 'k': 'd', 'batch': 'd', 'compile_seconds': '.1f',
            'temp_bytes': ',d', 'gradient_seconds': '.2e'}
 
@@ -41,7 +41,7 @@ def _config(cell):
   config.search.update(
       cells=cell['cells'], channels=cell['channels'],
       batch_size=cell['batch'], k=cell['k'],
-      parallel='scan' if cell['way'] == DEVICES else cell['way'])
+      samples='scan' if cell['way'] == DEVICES else cell['way'])
   checks.validate(config)
   return config
 
@@ -74,7 +74,7 @@ def _fill(row, config):
   groups = search_step.sample_groups(problem, config, row['architectures'])
   gradient, _, _ = _compile(
       row, mesh,
-      search_step.make_gradient(problem, config.search.parallel, mesh),
+      search_step.make_gradient(problem, config.search.samples, mesh),
       problem.theta, groups[0], problem.batches[0])
   search_step.check_memory(gradient, row['devices'])
   theta, batch, *groups = _placed(

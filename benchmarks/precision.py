@@ -49,7 +49,7 @@ SMALL = spaces.Space(
 TINY = spaces.Space('tiny', ('skip_connect', 'sep_conv_3x3'), num_nodes=1)
 SEARCH_ROWS = (
     dict(), dict(dtype='bfloat16'), dict(accumulate=2), dict(accumulate=4),
-    dict(parallel='vmap'))
+    dict(samples='vmap'))
 EVALUATE_ROWS = (
     dict(), dict(dtype='bfloat16'), dict(accumulate=2), dict(accumulate=4),
     dict(remat='cells'), dict(remat='cells', dtype='bfloat16'))
@@ -68,7 +68,7 @@ def search_row(args, changes) -> dict:
   config.image_size = args.image_size
   config.search.update(
       cells=args.cells, channels=args.channels, batch_size=args.batch,
-      k=args.k, parallel='scan')
+      k=args.k, samples='scan')
   config.search.update(changes)
   checks.validate(config)
   space = spaces.get_space(args.space)
@@ -88,7 +88,7 @@ def evaluate_row(args, changes) -> dict:
   """The same of a step of retraining DARTS_V2's network."""
   section = fields.defaults().evaluate
   section.update(
-      cells=args.cells, channels=args.evaluate_channels,
+      cells=args.cells, channels=args.retrain_channels,
       batch_size=args.batch, auxiliary=False)
   section.update(changes)
   network = _network(section)
@@ -181,12 +181,12 @@ def run_config(args, dtype, seed):
   config.log_every, config.checkpoint_every = 20, 1000
   config.compilation_cache = args.cache
   config.space = args.space
-  for part in (config.search, config.evaluate):
+  for part in (config.search, config.retrain):
     part.update(cells=1 if args.quick else 3, channels=4, batch_size=32,
                 dtype=dtype, augment='shift', epochs=6)
   config.search.update(k=2, max_steps=6 if args.quick else args.search_steps,
                        tau_per='step', lr_per='step', alpha_lr=.03)
-  config.evaluate.update(
+  config.retrain.update(
       lr=.05, auxiliary=False, cutout=0, drop_path=0., eval_every=100,
       epochs=1 if args.quick else args.epochs, eval_batch_size=200)
   return config
@@ -249,7 +249,7 @@ def _parse(argv):
   args = parser.parse_args(argv)
   if args.quick:
     for name, value in (
-        ('cells', 1), ('channels', 4), ('evaluate_channels', 4), ('batch', 4),
+        ('cells', 1), ('channels', 4), ('retrain_channels', 4), ('batch', 4),
         ('image_size', 8), ('k', 1), ('repeats', 1), ('seeds', 1),
         ('space', TINY.name)):
       setattr(args, name, value)

@@ -300,12 +300,12 @@ def make_step(problem: Problem, config, mesh=None):
   Args:
     problem: what the search begins with.
     config: its `search` section is read.
-    mesh: of `rome_jax.parallel`, or None for one device.
+    mesh: of `rome_jax.devices.mesh`, or None for one device.
   """
   search = config.search
   optimisers = make_optimisers(config)
   options = step_lib.Options(
-      k=search.k, parallel=search.parallel, accumulate=search.accumulate,
+      k=search.k, samples=search.samples, accumulate=search.accumulate,
       clip_norm=search.clip_norm)
 
   def tau(step):
@@ -343,8 +343,8 @@ def make_gradient(problem: Problem, way: str, mesh=None):
 
   Args:
     problem: what the search begins with.
-    way: a name of gradients.PARALLEL.
-    mesh: of `rome_jax.parallel`, or None for one device.
+    way: a name of gradients.WAYS.
+    mesh: of `rome_jax.devices.mesh`, or None for one device.
   """
 
   def total(archs, theta, batch):
@@ -475,7 +475,7 @@ def _fill(row, space, config, repeats, architectures, with_torch):
       2 * k * config.search.batch_size / row['step_seconds'])
   groups = sample_groups(problem, config, architectures)
   gradient, _, _ = compile_cold(
-      make_gradient(problem, config.search.parallel), problem.theta,
+      make_gradient(problem, config.search.samples), problem.theta,
       groups[0], problem.batches[0])
   check_memory(gradient)
   seconds = _time_samples(
@@ -512,7 +512,7 @@ def measure(
   """
   search = config.search
   row = {
-      'parallel': search.parallel, 'k': search.k, 'batch': search.batch_size,
+      'parallel': search.samples, 'k': search.k, 'batch': search.batch_size,
       **dict.fromkeys(MEASURED),
       'cells': search.cells, 'channels': search.channels,
       'image_size': config.image_size, 'space': space.name,
@@ -562,7 +562,7 @@ def _parse(argv):
   parser.add_argument('--k', type=grid.numbers, default=[1, 4, 7],
                       help='architectures per half step, comma-separated')
   parser.add_argument('--parallel', type=grid.names,
-                      default=list(sums.PARALLEL),
+                      default=list(sums.WAYS),
                       help='ways of evaluating them, comma-separated')
   for name, default, meaning in (
       ('batch', 64, 'images per step'),
@@ -580,7 +580,7 @@ def _parse(argv):
   return parser.parse_args(argv)
 
 
-def _config(args, parallel, k):
+def _config(args, way, k):
   """The validated config of one row.
 
   The space is not in it: it may be one of the caller's own.
@@ -589,7 +589,7 @@ def _config(args, parallel, k):
   config.method, config.image_size = args.method, args.image_size
   config.search.update(
       cells=args.cells, channels=args.channels, batch_size=args.batch, k=k,
-      parallel=mesh_lib)
+      samples=way)
   checks.validate(config)
   return config
 
@@ -607,12 +607,12 @@ def _check(args):
 def _run(args):
   space = spaces.get_space(args.space)
   _check(args)
-  configs = [_config(args, mesh_lib, k)
-             for parallel in args.parallel for k in args.k]
+  configs = [_config(args, way, k)
+             for way in args.parallel for k in args.k]
   jax.config.update('jax_enable_compilation_cache', False)
   rows = []
   for config in configs:
-    print(f'{config.search.parallel}, K={config.search.k} ...',
+    print(f'{config.search.samples}, K={config.search.k} ...',
           file=sys.stderr, flush=True)
     rows.append(measure(
         space, config, repeats=args.repeats, architectures=args.architectures,

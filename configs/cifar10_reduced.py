@@ -44,13 +44,13 @@ def get_config(text=''):
   search.lr_per = search.tau_per = 'step'
   search.alpha_lr = 3e-4 * 19_500 / STEPS[method]
 
-  evaluate = config.evaluate
-  evaluate.cells = 5
-  evaluate.channels = 8
-  evaluate.epochs = 1
-  evaluate.lr = .05
-  evaluate.auxiliary = False
-  evaluate.cutout = 0
-  evaluate.drop_path = 0.
-  evaluate.eval_batch_size = 200
+  retrain = config.retrain
+  retrain.cells = 5
+  retrain.channels = 8
+  retrain.epochs = 1
+  retrain.lr = .05
+  retrain.auxiliary = False
+  retrain.cutout = 0
+  retrain.drop_path = 0.
+  retrain.eval_batch_size = 200
   return config

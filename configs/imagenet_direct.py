@@ -11,7 +11,7 @@ to 0.5 GPU-days for the search).
 Published score: 75.5 % top-1 (ROME-c, ROME, Table 5). This code: not run.
 
 ROME says cosine; PC-DARTS, whose recipe it follows otherwise, decays linearly
-(`--config.evaluate.lr_schedule=linear`).
+(`--config.retrain.lr_schedule=linear`).
 """
 
 from rome_jax import config as config_lib
@@ -33,16 +33,16 @@ def get_config():
   search.fraction_alpha = .1
   search.augment = 'imagenet'
 
-  evaluate = config.evaluate
-  evaluate.cells = 14
-  evaluate.channels = 48
-  evaluate.epochs = 250
-  evaluate.batch_size = 1024
-  evaluate.lr = .5
-  evaluate.warmup_epochs = 5
-  evaluate.weight_decay = 3e-5
-  evaluate.label_smoothing = .1
-  evaluate.drop_path = 0.
-  evaluate.cutout = 0
-  evaluate.augment = 'imagenet'
+  retrain = config.retrain
+  retrain.cells = 14
+  retrain.channels = 48
+  retrain.epochs = 250
+  retrain.batch_size = 1024
+  retrain.lr = .5
+  retrain.warmup_epochs = 5
+  retrain.weight_decay = 3e-5
+  retrain.label_smoothing = .1
+  retrain.drop_path = 0.
+  retrain.cutout = 0
+  retrain.augment = 'imagenet'
   return config

@@ -48,17 +48,17 @@ def get_config():
   search.fraction_alpha = .039
   search.augment = 'imagenet'
 
-  evaluate = config.evaluate
-  evaluate.cells = 21
-  evaluate.channels = 32
-  evaluate.epochs = 300
-  evaluate.batch_size = 256
-  evaluate.lr = .05
-  evaluate.nesterov = True
-  evaluate.weight_decay = 4e-5
-  evaluate.label_smoothing = .1
-  evaluate.drop_path = 0.
-  evaluate.auxiliary = False
-  evaluate.cutout = 0
-  evaluate.augment = 'imagenet'
+  retrain = config.retrain
+  retrain.cells = 21
+  retrain.channels = 32
+  retrain.epochs = 300
+  retrain.batch_size = 256
+  retrain.lr = .05
+  retrain.nesterov = True
+  retrain.weight_decay = 4e-5
+  retrain.label_smoothing = .1
+  retrain.drop_path = 0.
+  retrain.auxiliary = False
+  retrain.cutout = 0
+  retrain.augment = 'imagenet'
   return config

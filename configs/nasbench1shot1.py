@@ -45,14 +45,14 @@ def get_config(text=''):
     search.lr = .025
     search.tau_end = 1.  # The authors' GDAS.
 
-  evaluate = config.evaluate
-  evaluate.cells = 9
-  evaluate.channels = 16
-  evaluate.epochs = 108
-  evaluate.batch_size = 256
-  evaluate.lr = .1
-  evaluate.weight_decay = 1e-4
-  evaluate.drop_path = 0.
-  evaluate.auxiliary = False
-  evaluate.cutout = 0
+  retrain = config.retrain
+  retrain.cells = 9
+  retrain.channels = 16
+  retrain.epochs = 108
+  retrain.batch_size = 256
+  retrain.lr = .1
+  retrain.weight_decay = 1e-4
+  retrain.drop_path = 0.
+  retrain.auxiliary = False
+  retrain.cutout = 0
   return config

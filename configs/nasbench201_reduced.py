@@ -51,8 +51,8 @@ def get_config(text=''):
   search.lr_per = search.tau_per = 'step'
   search.alpha_lr = 3e-4 * 19_500 / STEPS[method]
 
-  config.evaluate.cells = 15
-  config.evaluate.channels = 16
-  config.evaluate.seeds = 0
-  config.evaluate.auxiliary = False
+  config.retrain.cells = 15
+  config.retrain.channels = 16
+  config.retrain.seeds = 0
+  config.retrain.auxiliary = False
   return config

@@ -32,17 +32,17 @@ def get_config():
   search.alpha_lr = .02
   search.augment = 'shift'
 
-  evaluate = config.evaluate
-  evaluate.cells = 4
-  evaluate.channels = 8
-  evaluate.epochs = 10
-  evaluate.batch_size = 64
-  evaluate.lr = .05
-  evaluate.augment = 'shift'
+  retrain = config.retrain
+  retrain.cells = 4
+  retrain.channels = 8
+  retrain.epochs = 10
+  retrain.batch_size = 64
+  retrain.lr = .05
+  retrain.augment = 'shift'
   # The 2x2 maps at 2/3 of the depth are too small for a second classifier.
-  evaluate.auxiliary = False
-  evaluate.cutout = 0
-  evaluate.drop_path = 0.
-  evaluate.seeds = 3
-  evaluate.random_architectures = 3
+  retrain.auxiliary = False
+  retrain.cutout = 0
+  retrain.drop_path = 0.
+  retrain.seeds = 3
+  retrain.random_architectures = 3
   return config

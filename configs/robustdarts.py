@@ -46,14 +46,14 @@ def get_config(text=''):
   config.dataset = args.dataset
   config.method = args.method
 
-  search, evaluate = config.search, config.evaluate
+  search, retrain = config.search, config.retrain
   if args.method == 'gdas':
     search.k, search.epochs = 1, 350
     # One sample a step: DARTS' rate; ROME doubles it for the sum of K.
     search.lr = .025
   augment = 'svhn' if args.dataset == 'svhn' else 'cifar'
-  search.augment = evaluate.augment = augment
-  evaluate.cells, evaluate.channels = size(args)
+  search.augment = retrain.augment = augment
+  retrain.cells, retrain.channels = size(args)
   return config
 
 

@@ -50,5 +50,5 @@ def get_config(text=''):
   search.lr_per = search.tau_per = 'step'
   search.alpha_lr = 3e-4 * 19_500 / STEPS[method]
 
-  config.evaluate.seeds = 0
+  config.retrain.seeds = 0
   return config

@@ -42,7 +42,7 @@ def search_step(name, cells, way):
   arch_tx = optim.arch_adam(section)
   update = step_lib.make_update(
       method, space, search.make_loss(net), theta_tx, arch_tx,
-      lambda step: 1., step_lib.Options(k=2, parallel=way))
+      lambda step: 1., step_lib.Options(k=2, samples=way))
   state = step_lib.init_state(
       weights_lib.init_supernet(net, 0, SIZE, 3),
       method_lib.init_arch(method, space, jax.random.key(0)), theta_tx, arch_tx)

@@ -127,17 +127,17 @@ def test_config_runs_two_steps(path, tmp_path, monkeypatch):
     monkeypatch.setitem(spaces.SPACES, config.space, SMALL[config.space])
   config.compilation_cache = ''
   config.stem = 'imagenet' if config.dataset == 'imagenet' else 'cifar'
-  search_part, evaluate_part = config.search, config.evaluate
-  search_part.cells = evaluate_part.cells = (
+  search_part, retrain_part = config.search, config.retrain
+  search_part.cells = retrain_part.cells = (
       2 if config.space == 'mobile' else 3)
-  search_part.channels = evaluate_part.channels = 2
-  search_part.batch_size = evaluate_part.batch_size = 4
+  search_part.channels = retrain_part.channels = 2
+  search_part.batch_size = retrain_part.batch_size = 4
   search_part.fraction_theta = search_part.fraction_alpha = .5
   search_part.max_steps = 2
-  evaluate_part.epochs = 1
-  evaluate_part.warmup_epochs = 0
-  evaluate_part.seeds = min(1, evaluate_part.seeds)
-  evaluate_part.random_architectures = 0
+  retrain_part.epochs = 1
+  retrain_part.warmup_epochs = 0
+  retrain_part.seeds = min(1, retrain_part.seeds)
+  retrain_part.random_architectures = 0
   size = 64 if config.dataset == 'imagenet' else 32
   dataset = fake(config, 8, size if config.dataset != 'digits' else 8)
   assert run_lib.run(config, tmp_path / 'run', dataset) == 0
@@ -146,7 +146,7 @@ def test_config_runs_two_steps(path, tmp_path, monkeypatch):
     assert result['search']['steps'] == 2
   for evaluation in result['evaluations']:
     assert np.isfinite(evaluation['test_loss'])
-  assert len(result['evaluations']) == evaluate_part.seeds
+  assert len(result['evaluations']) == retrain_part.seeds
   assert ('table' in result) == (config.space == 'nasbench201')
 
 
@@ -159,11 +159,11 @@ def test_every_argument_gives_a_config_of_its_own(stem):
   known = []
   for args, config in combinations(stem):
     space = checks.space(config)
-    for name in ('search', 'evaluate'):
+    for name in ('search', 'retrain'):
       part = config[name]
       families.check(
           space, name, cells=part.cells, channels=part.channels, stem='cifar',
-          auxiliary=name == 'evaluate' and part.auxiliary)
+          auxiliary=name == 'retrain' and part.auxiliary)
     assert config.method == args['method']
     assert config.dataset == args.get('dataset', 'cifar10')
     assert config.search.k * config.search.epochs == (
@@ -209,7 +209,7 @@ def test_bad_arguments(argument, words):
 def test_robustdarts_sizes():
   """The note of ROME's Table 6, in its words."""
   for args, config in combinations('robustdarts'):
-    part = config.evaluate
+    part = config.retrain
     if args['evaluation'] == 'sdarts':
       expected = 20, 36
     elif args['dataset'] in ('cifar100', 'svhn'):
@@ -251,7 +251,7 @@ def supernet_params(config):
 def test_nasbench201_recipe():
   """AutoDL-Projects, configs/nas-benchmark; counts of its networks."""
   for args, config in combinations('nasbench201'):
-    search_part, part = config.search, config.evaluate
+    search_part, part = config.search, config.retrain
     assert (search_part.cells, search_part.channels, search_part.batch_size,
             search_part.lr_end, search_part.weight_decay,
             search_part.nesterov) == (15, 16, 64, .001, 5e-4, True)
@@ -297,12 +297,12 @@ def test_mobile_recipe():
                              0)
   assert len(theta) + len(alpha) == len(labels)
   assert len(alpha) == pytest.approx(50_000, rel=.001)
-  part = config.evaluate
+  part = config.retrain
   assert (part.epochs, part.batch_size, part.lr, part.weight_decay,
           part.label_smoothing, part.nesterov, part.auxiliary) == (
               300, 256, .05, 4e-5, .1, True, False)
   space = checks.space(config)
-  for name in ('search', 'evaluate'):
+  for name in ('search', 'retrain'):
     families.check(space, name, cells=config[name].cells,
                     channels=config[name].channels, stem='imagenet')
   cpu = mobile.PROXYLESS['proxyless_cpu'].genotype
@@ -376,8 +376,8 @@ def test_the_table_of_spaces_is_right():
     assert int(edges) == space.num_edges
     assert int(ops) == space.num_choices
     assert number(architectures) == pytest.approx(num_cells(space), rel=.005)
-    blocks = space.skeleton == 'mobile'
-    cells, channels = sizes.get(space.skeleton, (space.num_nodes, 32))
+    blocks = space.family == 'mobile'
+    cells, channels = sizes.get(space.family, (space.num_nodes, 32))
     assert size == f'{cells} / {channels}'
     assert number(params) == families.get(space).count_supernet(
         space, cells=cells, channels=channels,
@@ -454,12 +454,12 @@ def test_full_size_search_runs_two_steps(path):
 def test_full_size_retraining_runs_two_steps(path):
   """At the config's depth, width and image size, and a batch of 4."""
   config = load(path, RUN.get(path.stem, ''))
-  config.evaluate.batch_size = 4
+  config.retrain.batch_size = 4
   dataset = fake(config, 8)
   trainer = retrain.Trainer(config, dataset)
   genotype = genotypes.PUBLISHED['DARTS_V2'].genotype
   space = checks.space(config)
-  if space.skeleton != 'darts':
+  if space.family != 'darts':
     genotype = genotypes.random(space, np.random.default_rng(0))
   network = retrain.make_network(config, dataset, genotype)
   program, test, carry = trainer._program(network, trainer._init(network, 0))

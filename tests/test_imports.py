@@ -18,9 +18,9 @@ ORDER = [
     'errors', 'files', 'interrupt', 'hosts', 'spaces', 'published', 'genotypes',
     'nasbench201_forms', 'counting', 'kernels', 'choice', 'ops', 'sampling',
     'cells', 'networks', 'nasbench201', 'nasbench1shot1', 'mobile',
-    'skeletons', 'gradients', 'methods', 'training', 'config', 'parallel',
+    'families', 'gradients', 'methods', 'training', 'config', 'parallel',
     'data', 'benchmarks', 'checkpoint', 'metrics', 'plotting', 'report', 'loop',
-    'preflight', 'search', 'evaluate', 'describe', 'main',
+    'preflight', 'search', 'retrain', 'describe', 'main',
     'sweep']
 # The bilevel step is proven on quadratics, without networks.
 INDEPENDENT = {'gradients': {'networks', 'cells', 'ops', 'kernels'},
@@ -88,7 +88,7 @@ def test_the_configs_choices_are_the_tables_rows():
   from rome_jax import data
   assert fields.METHODS == tuple(table.METHODS)
   assert set(fields.AUGMENTATIONS) == set(data.KINDS)
-  assert set(fields.FIELDS['search.parallel'].choices) == {
-      'auto', *sums.PARALLEL}
-  assert set(fields.FIELDS['evaluate.lr_schedule'].choices) == set(
+  assert set(fields.FIELDS['search.samples'].choices) == {
+      'auto', *sums.WAYS}
+  assert set(fields.FIELDS['retrain.lr_schedule'].choices) == set(
       optim.SCHEDULES)

@@ -29,7 +29,7 @@ TWO_EDGES = dict(in_degree=2, drop_none=True)
 
 
 def cells_of(space):
-  return space.num_nodes if space.skeleton == 'mobile' else 3
+  return space.num_nodes if space.family == 'mobile' else 3
 
 
 def combinations():

@@ -23,9 +23,9 @@ ROOT = pathlib.Path(__file__).parents[1]
 PAGE = (ROOT / 'docs' / 'own_space.md').read_text()
 # The page's run is for a person; a test needs two steps of it.
 TINY = ['--config.search.max_steps=2', '--config.search.channels=2',
-        '--config.search.cells=1', '--config.evaluate.cells=1',
-        '--config.evaluate.channels=2', '--config.evaluate.epochs=1',
-        '--config.evaluate.batch_size=700', '--config.compilation_cache=']
+        '--config.search.cells=1', '--config.retrain.cells=1',
+        '--config.retrain.channels=2', '--config.retrain.epochs=1',
+        '--config.retrain.batch_size=700', '--config.compilation_cache=']
 
 
 def blocks(language):
@@ -214,11 +214,11 @@ def test_an_operation_in_the_skeleton_of_nasbench201(tables, tmp_path):
       name='own', ops=('none', 'skip_connect', 'mine'))
   config = fields.defaults()
   config.space, config.compilation_cache = 'own', ''
-  for part in (config.search, config.evaluate):
+  for part in (config.search, config.retrain):
     part.cells, part.channels, part.augment = 3, 2, 'none'
   config.search.k, config.search.max_steps = 1, 2
-  config.evaluate.epochs, config.evaluate.batch_size = 1, 700
-  config.evaluate.auxiliary = False
+  config.retrain.epochs, config.retrain.batch_size = 1, 700
+  config.retrain.auxiliary = False
   assert run_lib.run(config, tmp_path / 'run') == 0
   result = json.loads((tmp_path / 'run' / 'result.json').read_text())
   assert 'table' not in result and result['evaluations']

@@ -32,7 +32,7 @@ def tiny_config(**changes):
   config = fields.defaults()
   config.compilation_cache = ''
   config.space = 'tiny'
-  for part in (config.search, config.evaluate):
+  for part in (config.search, config.retrain):
     part.cells, part.channels, part.batch_size = 1, 2, 4
     part.epochs = 1
   config.search.k, config.search.max_steps = 1, 2
@@ -64,7 +64,7 @@ def write_photographs(folder, sizes=((40, 60), (64, 48), (33, 90), (50, 50))):
 def found(tmp_path_factory):
   """The genotype file of a search on images shaped like CIFAR's."""
   config = tiny_config(method='rome_v2', dataset='cifar10', seed=5)
-  config.evaluate.seeds = 0
+  config.retrain.seeds = 0
   workdir = tmp_path_factory.mktemp('found') / 'run'
   assert run_lib.run(config, workdir, cifar_shaped()) == 0
   return workdir / 'genotype.json'
@@ -75,7 +75,7 @@ def test_from_cifar_to_imagenet(found, tmp_path, capsys):
   config = tiny_config(
       dataset='imagenet', data_dir=str(tmp_path / 'photographs'),
       image_size=32, stem='imagenet', genotype=str(found))
-  part = config.evaluate
+  part = config.retrain
   part.augment, part.label_smoothing, part.auxiliary = 'imagenet', .1, True
   part.cutout, part.drop_path = 0, 0.
   assert run_lib.run(config, tmp_path / 'run') == 0
@@ -120,7 +120,7 @@ def test_from_cifar_to_imagenet(found, tmp_path, capsys):
 
 def test_a_published_genotype_says_where_it_is_from(tmp_path):
   config = tiny_config(genotype='PDARTS', space='s0')
-  config.evaluate.seeds = 0
+  config.retrain.seeds = 0
   assert run_lib.run(config, tmp_path, cifar_shaped()) == 0
   origin = json.loads((tmp_path / 'result.json').read_text())['origin']
   assert origin['source'].startswith('PDARTS (')
@@ -132,8 +132,8 @@ def test_a_published_genotype_says_where_it_is_from(tmp_path):
 @pytest.mark.parametrize('text', [CELL, '333132', '6111'])
 def test_cells_of_nasbench201(text, tmp_path, capsys):
   config = tiny_config(genotype=text, space='nasbench201')
-  config.evaluate.cells, config.evaluate.channels = 15, 16
-  config.evaluate.seeds, config.evaluate.auxiliary = 0, False
+  config.retrain.cells, config.retrain.channels = 15, 16
+  config.retrain.seeds, config.retrain.auxiliary = 0, False
   dataset = cifar_shaped()._replace(image_size=32)
   assert run_lib.run(config, tmp_path, dataset) == 0
   result = json.loads((tmp_path / 'result.json').read_text())
@@ -149,7 +149,7 @@ def test_cells_of_nasbench201(text, tmp_path, capsys):
 @pytest.mark.slow
 def test_a_cell_of_nasbench201_is_retrained(tmp_path):
   config = tiny_config(genotype=CELL, space='nasbench201')
-  config.evaluate.cells, config.evaluate.auxiliary = 3, False
+  config.retrain.cells, config.retrain.auxiliary = 3, False
   assert run_lib.run(config, tmp_path, cifar_shaped()) == 0
   result = json.loads((tmp_path / 'result.json').read_text())
   assert np.isfinite(result['evaluations'][0]['test_loss'])

@@ -121,7 +121,7 @@ def _parse(argv):
 def _sizes(args, space):
   """The flags' sizes, the recipe's where a flag is not given."""
   # A skeleton of the user's own has no recipe here; its flags can be given.
-  recipes = RECIPES.get(space and space.skeleton, RECIPES['darts'])
+  recipes = RECIPES.get(space and space.family, RECIPES['darts'])
   stem = args.stem or next(iter(recipes))
   if stem not in recipes:
     raise errors.UserError(
@@ -156,11 +156,11 @@ def _find_space(args, record):
     return space, recorded or (space and space.name)
   space = spaces.get_space(name)
   where = f'{args.target} in space {name}'
-  if space.skeleton == 'darts':
+  if space.family == 'darts':
     _check_cells(space, record.genotype, where)
     genotypes.validate(record.genotype, space.ops, where=where)
   else:
-    _skeletons().check_genotype(space, record.genotype, where)
+    _families().check_genotype(space, record.genotype, where)
   return space, name
 
 
@@ -197,16 +197,16 @@ def _check_cells(space, genotype, where):
         f'space has {", ".join(space.cell_types)}')
 
 
-def _skeletons():
+def _families():
   # Loads JAX, which takes a second that DARTS' networks need not.
   pass
   return table
 
 
 def _count(space, genotype, sizes):
-  if space is None or space.skeleton == 'darts':
+  if space is None or space.family == 'darts':
     return counting.count(genotype, **sizes)
-  return _skeletons().get(space).count(space, genotype, **sizes)
+  return _families().get(space).count(space, genotype, **sizes)
 
 
 def summary(record: genotypes.Record, space=None, **sizes) -> dict:
@@ -220,7 +220,7 @@ def summary(record: genotypes.Record, space=None, **sizes) -> dict:
   genotype = record.genotype
   count = _count(space, genotype, sizes)
   values = {**sizes, 'params': count.params, 'macs': count.macs}
-  if space is None or space.skeleton == 'darts':
+  if space is None or space.family == 'darts':
     values['auxiliary_params'] = counting.auxiliary_params(genotype, **{
         name: sizes[name]
         for name in ('cells', 'channels', 'num_classes', 'stem')})

@@ -47,8 +47,8 @@ def main(argv=None) -> int:
       print(loaded.options.help)
       return 0
     with hosts.joined(loaded.options):
-      if loaded.options.plan:
-        return show_plan(loaded.config)
+      if loaded.options.dry_run:
+        return show_cost(loaded.config)
       return run(loaded.config, loaded.workdir)
   except (errors.UserError, errors.DivergedError) as error:
     print(f'rome_jax: {error}', file=sys.stderr)
@@ -92,7 +92,7 @@ def run(config, workdir, dataset=None) -> int:
   return 0
 
 
-def show_plan(config, dataset=None) -> int:
+def show_cost(config, dataset=None) -> int:
   """Says what a run would cost and writes nothing; returns the exit code.
 
   The network that is retrained is that of the given genotype, or of a random
@@ -181,7 +181,7 @@ def _check_operations(config, given):
 
 def _load(config):
   # Random crops want the original images, not ones already fitted.
-  whole = 'imagenet' in (config.search.augment, config.evaluate.augment)
+  whole = 'imagenet' in (config.search.augment, config.retrain.augment)
   return data.load(
       config.dataset, config.data_dir, image_size=config.image_size,
       test_fraction=config.test_fraction, seed=config.seed,
@@ -207,13 +207,13 @@ def _only_one(workdir):
 def _check_data(config, dataset, given):
   """What can only be checked with the data at hand, before compiling."""
   space, stem = checks.space(config), search.stem(config, dataset)
-  retrains = config.evaluate.seeds or config.evaluate.random_architectures
-  for name in ('search', 'evaluate'):
+  retrains = config.retrain.seeds or config.retrain.random_architectures
+  for name in ('search', 'retrain'):
     part = config[name]
-    if name == 'evaluate' or given is None:
+    if name == 'retrain' or given is None:
       families.check(
           space, f'config.{name}', cells=part.cells, channels=part.channels,
-          stem=stem, auxiliary=name == 'evaluate' and part.auxiliary)
+          stem=stem, auxiliary=name == 'retrain' and part.auxiliary)
   if given is None:
     search.make_batches(config, dataset)
   if retrains:

@@ -104,8 +104,8 @@ def _run(folder, texts, flags):
       f'--{"" if field == "config" else "config."}{field}={text}'
       for field, text in texts.items()]
   loaded = command_line.load(argv)
-  if loaded.options.plan:
-    raise errors.UserError('--plan is for one run: rome_jax.main --plan')
+  if loaded.options.dry_run:
+    raise errors.UserError('--dry-run is for one run: rome_jax.main --dry-run')
   values = {
       field: text if field == 'config'
       else operator.attrgetter(field)(loaded.config)

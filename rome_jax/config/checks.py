@@ -42,8 +42,8 @@ def validate(config) -> None:
           f'config.{name} is missing; start from rome_jax.config.defaults()')
     check_value(name, values[name], field)
   _check_search(config)
-  _check_evaluate(config)
-  for name in ('search', 'evaluate'):
+  _check_retrain(config)
+  for name in ('search', 'retrain'):
     size, parts = config[name].batch_size, config[name].accumulate
     if size % parts:
       raise errors.UserError(
@@ -121,12 +121,12 @@ def _check_search(config):
         f'fraction_alpha={search.fraction_alpha} must add up to at most 1')
 
 
-def _check_evaluate(config):
-  evaluate = config.evaluate
-  if evaluate.epochs and evaluate.warmup_epochs >= evaluate.epochs:
+def _check_retrain(config):
+  retrain = config.retrain
+  if retrain.epochs and retrain.warmup_epochs >= retrain.epochs:
     raise errors.UserError(
-        f'config.evaluate.warmup_epochs={evaluate.warmup_epochs} must be '
-        f'below config.evaluate.epochs={evaluate.epochs}')
+        f'config.retrain.warmup_epochs={retrain.warmup_epochs} must be '
+        f'below config.retrain.epochs={retrain.epochs}')
 
 
 def space(config) -> spaces.Space:

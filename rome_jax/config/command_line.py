@@ -33,7 +33,7 @@ class Options(NamedTuple):
 
   Attributes:
     help: the text to print and end with, or ''.
-    plan: whether only to say what the run would cost.
+    dry_run: whether only to say what the run would cost.
     distributed: whether the run has several processes.
     coordinator: HOST:PORT of process 0; '': as the cluster says.
     processes: how many there are; None: as the cluster says.
@@ -42,7 +42,7 @@ class Options(NamedTuple):
   """
 
   help: str = ''
-  plan: bool = False
+  dry_run: bool = False
   distributed: bool = False
   coordinator: str = ''
   processes: int | None = None
@@ -56,7 +56,7 @@ def load(argv: list[str]) -> Loaded:
   `--config=PATH[:ARGUMENT]` (a bare name is looked for in configs/ too; how
   most files read theirs: `arguments`),
   `--config.FIELD=VALUE` any number of times, `--workdir=DIR` (default:
-  runs/<name of the config file>), `--plan`, `--help`. `=` may be a space.
+  runs/<name of the config file>), `--dry-run`, `--help`. `=` may be a space.
   For several processes (`hosts`): `--distributed`, or `--coordinator=HOST:PORT
   --processes=N --process=I`; with either, `--heartbeat=SECONDS`.
 
@@ -85,7 +85,7 @@ def load(argv: list[str]) -> Loaded:
   stem = path.stem + re.sub(r'\W+', '_', f'_{argument}' if argument else '')
   return Loaded(
       config, named.get('workdir') or os.path.join('runs', stem),
-      Options(plan='plan' in named, **_hosts_options(named)))
+      Options(dry_run='dry-run' in named, **_hosts_options(named)))
 
 
 def _hosts_options(named):
@@ -128,7 +128,7 @@ def _whole(named, name, low, high):
 _EXPLICIT = ('coordinator', 'processes', 'process')
 
 
-_SWITCHES = ('plan', 'distributed')  # flags without a value
+_SWITCHES = ('dry-run', 'distributed')  # flags without a value
 
 
 _VALUES = ('config', 'workdir', *_EXPLICIT, 'heartbeat')
@@ -150,7 +150,7 @@ def _flags(argv):
     if not word.startswith('--'):
       raise errors.UserError(
           f'{word!r} is no flag; flags are --config, --config.FIELD, '
-          '--workdir, --plan and --help')
+          '--workdir, --dry-run and --help')
     if name not in _VALUES and not name.startswith('config.'):
       known = [*_VALUES, *_SWITCHES, 'help',
                *(f'config.{n}' for n in fields.FIELDS)]
@@ -302,7 +302,7 @@ def help_text() -> str:
   """How to call the program, and every field."""
   lines = [
       'usage: python -m rome_jax.main --config=PATH[:KEY=VALUE,...] '
-      '[--workdir=DIR] [--config.FIELD=VALUE ...] [--plan]', '',
+      '[--workdir=DIR] [--config.FIELD=VALUE ...] [--dry-run]', '',
       'Several processes, which share the workdir: --distributed (SLURM, Open '
       'MPI,', 'Kubernetes, Cloud TPU), or --coordinator=HOST:PORT '
       '--processes=N --process=I;', '[--heartbeat=SECONDS] after which a '

@@ -143,7 +143,7 @@ _SEARCH = {
         'table)'),
     'k': _at_least(
         1, 7, 'K, architectures sampled a step (Algorithm 1); 1 in GDAS'),
-    'parallel': _choice(
+    'samples': _choice(
         'auto', "the K samples one after another in the memory of one "
         "('scan') or batched ('vmap'); 'auto': as the device and its memory "
         "suggest", ('auto', 'scan', 'vmap')),
@@ -199,7 +199,7 @@ _SEARCH = {
 }
 
 
-_EVALUATE = {
+_RETRAIN = {
     'cells': _at_least(1, 20, 'cells of the discrete network (DARTS)'),
     'channels': _at_least(1, 36, 'channels of the first cell (DARTS)'),
     'epochs': _at_least(0, 600, 'passes over the training images (DARTS)'),
@@ -253,7 +253,7 @@ _MESH = {
 }
 
 
-SECTIONS = {'search': _SEARCH, 'evaluate': _EVALUATE, 'mesh': _MESH}
+SECTIONS = {'search': _SEARCH, 'retrain': _RETRAIN, 'mesh': _MESH}
 
 
 # {'seed': Field, ..., 'search.cells': Field, ...}
@@ -290,7 +290,7 @@ def near_field(name):
   if not near:
     return ''
   found = full_names[near[0]]
-  # A section spelled right decides between search.lr and evaluate.lr.
+  # A section spelled right decides between search.lr and retrain.lr.
   found = [full for full in found if full.startswith(f'{section}.')] or found
   return f'; did you mean {" or ".join(map(repr, found))}?'
 

@@ -64,7 +64,7 @@ def from_config(config) -> Mesh | None:
   if mesh.size == 1:
     return None
   searches = not config.genotype
-  retrains = config.evaluate.seeds or config.evaluate.random_architectures
+  retrains = config.retrain.seeds or config.retrain.random_architectures
   shape = (f'a mesh of config.mesh.data={mesh.shape[DATA]} by '
            f'config.mesh.sample={mesh.shape[SAMPLE]} devices')
   if searches and config.search.k % mesh.shape[SAMPLE]:
@@ -72,7 +72,7 @@ def from_config(config) -> Mesh | None:
         f'config.search.k={config.search.k} must be a multiple of '
         f'{mesh.shape[SAMPLE]} on {shape}')
   for used, name, devices in ((searches, 'search', mesh.shape[DATA]),
-                              (retrains, 'evaluate', mesh.size)):
+                              (retrains, 'retrain', mesh.size)):
     size, accumulate = config[name].batch_size, config[name].accumulate
     if used and size % (devices * accumulate):
       also = (f' with config.{name}.accumulate={accumulate}'

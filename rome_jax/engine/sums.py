@@ -2,7 +2,7 @@
 
 Eq. 20 and 21 are sums over K.
 
-`parallel` names how the K samples are evaluated:
+`samples` names how the K samples are evaluated:
 
 * 'scan': one after the other, the gradient summed on the way. Memory is that
   of one sample, whatever K.
@@ -75,22 +75,22 @@ def mean_over_parts(function, state, batch, parts):
   return state, jax.tree.map(lambda a: a / parts, total)
 
 
-PARALLEL = {'scan': _scan, 'vmap': _vmap}
+WAYS = {'scan': _scan, 'vmap': _vmap}
 
 
-def sum_over_samples(function, samples, parallel='scan'):
+def sum_over_samples(function, samples, way='scan'):
   """The sum of function(sample) over the leading axis of `samples`.
 
   Args:
     function: sample -> pytree of arrays (say, a loss and its gradient).
     samples: pytree whose leaves have a leading axis of K.
-    parallel: a name of PARALLEL.
+    way: a name of WAYS.
 
   Raises:
-    UserError: `parallel` is unknown.
+    UserError: `way` is unknown.
   """
-  if parallel not in PARALLEL:
+  if way not in WAYS:
     raise errors.UserError(
-        f'parallel={parallel!r} is unknown; known: {", ".join(PARALLEL)}'
-        f'{errors.near_miss(parallel, PARALLEL)}')
-  return PARALLEL[parallel](function, samples)
+        f'samples={way!r} is unknown; known: {", ".join(WAYS)}'
+        f'{errors.near_miss(way, WAYS)}')
+  return WAYS[way](function, samples)

@@ -162,7 +162,7 @@ def check(space: Space, *, cells: int, channels: int):
   if (space.sites, space.num_inputs, space.parents, len(
       space.cell_types)) != ('nodes', 1, 'all', 1) or space.num_nodes < 2:
     raise errors.UserError(
-        f'space {space.name}: skeleton=nasbench1shot1 needs sites=nodes, '
+        f'space {space.name}: family=nasbench1shot1 needs sites=nodes, '
         'num_inputs=1, parents=all, at least 2 nodes and one cell type')
   if cells < STACKS or cells % STACKS:
     raise errors.UserError(

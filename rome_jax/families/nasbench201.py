@@ -145,7 +145,7 @@ def check(space: Space, *, cells: int, channels: int) -> None:
   shape = space.num_inputs, space.cell_types, space.sites, space.parents
   if shape != (1, ('normal',), 'edges', 'all'):
     raise errors.UserError(
-        f"space {space.name}: with skeleton='nasbench201' a space has "
+        f"space {space.name}: with family='nasbench201' a space has "
         "num_inputs=1, cell_types=('normal',), sites='edges' and "
         "parents='all'")
   if cells % STAGES:

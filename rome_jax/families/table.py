@@ -15,7 +15,7 @@ from rome_jax.families import darts, mobile, nasbench1shot1, nasbench201
 from rome_jax.spaces import Space, counting, genotypes
 
 
-class Skeleton(NamedTuple):
+class Family(NamedTuple):
   """One row.
 
   Attributes:
@@ -67,37 +67,37 @@ def _mobile_network(space, genotype, cells, channels, num_classes, stem,
       space, genotype, channels, num_classes, stem, remat)
 
 
-SKELETONS: dict[str, Skeleton] = {
-    'darts': Skeleton(
+FAMILIES: dict[str, Family] = {
+    'darts': Family(
         darts.Supernet, _darts_network,
         lambda space, genotype, **sizes: counting.count(genotype, **sizes),
         counting.supernet, counting.check,
         stems=('cifar', 'imagenet'), auxiliary=True),
-    'nasbench201': Skeleton(
+    'nasbench201': Family(
         nasbench201.Supernet, _plain(nasbench201.Network), nasbench201.count,
         nasbench201.count_supernet, nasbench201.check),
-    'nasbench1shot1': Skeleton(
+    'nasbench1shot1': Family(
         nasbench1shot1.Supernet, _plain(nasbench1shot1.Network),
         nasbench1shot1.count, nasbench1shot1.count_supernet,
         nasbench1shot1.check, knows=nasbench1shot1.knows),
-    'mobile': Skeleton(
+    'mobile': Family(
         mobile.Supernet, _mobile_network, mobile.count, mobile.count_supernet,
         mobile.check, stems=('cifar', 'imagenet'), knows=mobile.knows),
 }
 
 
-def get(space: Space) -> Skeleton:
+def get(space: Space) -> Family:
   """The row of a space.
 
   Raises:
     UserError: the space names a skeleton that is not in the table.
   """
-  if space.skeleton not in SKELETONS:
+  if space.family not in FAMILIES:
     raise errors.UserError(
-        f'space {space.name}: skeleton={space.skeleton!r} must be one of '
-        f'{", ".join(SKELETONS)}'
-        f'{errors.near_miss(space.skeleton, SKELETONS)}')
-  return SKELETONS[space.skeleton]
+        f'space {space.name}: family={space.family!r} must be one of '
+        f'{", ".join(FAMILIES)}'
+        f'{errors.near_miss(space.family, FAMILIES)}')
+  return FAMILIES[space.family]
 
 
 def check(space: Space, where: str, *, cells: int, channels: int, stem: str,
@@ -122,7 +122,7 @@ def check(space: Space, where: str, *, cells: int, channels: int, stem: str,
         f'{where}.auxiliary must be false with space={space.name}, whose '
         'networks have no auxiliary head')
   # DARTS' ImageNet stem has half of the channels in its first layer.
-  if stem == 'imagenet' and space.skeleton == 'darts' and channels % 2:
+  if stem == 'imagenet' and space.family == 'darts' and channels % 2:
     raise errors.UserError(
         f'{where}.channels={channels} must be even with the ImageNet stem')
   try:
@@ -150,7 +150,7 @@ def check_genotype(space: Space, genotype: genotypes.Genotype,
     raise errors.UserError(
         f'{where}: the genotype has the cells {", ".join(types)}, but '
         f'space={space.name} has {", ".join(space.cell_types)}')
-  if space.skeleton == 'darts':
+  if space.family == 'darts':
     genotypes.validate(genotype, tuple(operations.OPS), where=where)
     return
   absent = {space.absent} - {'', *space.ops}
@@ -201,4 +201,4 @@ def check_operations(space: Space) -> None:
     if not row.knows(name):
       raise errors.UserError(
           f'space {space.name}: operation {name!r} is not known to '
-          f'skeleton={space.skeleton}{errors.near_miss(name, operations.OPS)}')
+          f'family={space.family}{errors.near_miss(name, operations.OPS)}')

@@ -44,7 +44,7 @@ class Options(NamedTuple):
 
   Attributes:
     k: K.
-    parallel: how K samples are evaluated, a name of gradients.PARALLEL.
+    samples: how K samples are evaluated, a name of sums.WAYS.
     accumulate: parts of a batch, evaluated one after another.
     sampler: 'iid', or 'strict_fair' operations in the weight step.
     order: 'alpha_first' (Algorithm 1) or 'theta_first' (GDAS).
@@ -53,7 +53,7 @@ class Options(NamedTuple):
   """
 
   k: int = 7
-  parallel: str = 'scan'
+  samples: str = 'scan'
   accumulate: int = 1
   sampler: str = 'iid'
   order: str = 'alpha_first'
@@ -83,7 +83,7 @@ def make_update(method: method_lib.Method, space: Space, loss_fn: Callable,
     tau_fn: step -> temperature.
     options: see `Options`.
     spread: wraps the sum over K samples, (samples, shared, batch) -> sums, to
-      run on many devices; see `parallel.spread`.
+      run on many devices; see `mesh.spread`.
 
   Returns:
     update(state, batch_theta, batch_alpha) -> (state, metrics), to be jitted.
@@ -192,7 +192,7 @@ def _over_samples(one, samples, rng, shared, batch, options, spread):
         sample, key = sampled
         return one(sample, fold(jax.random.wrap_key_data(key)), shared, part)
       return state, sums.sum_over_samples(
-          function, samples, options.parallel)
+          function, samples, options.samples)
     return sums.mean_over_parts(
         part_of, (), batch, options.accumulate)[1]
 

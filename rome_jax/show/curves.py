@@ -134,7 +134,7 @@ def _kind(name):
 
 
 def save_training(path_stem, rows, title='Training from scratch'):
-  """Draws the curves of the runs 'evaluate/<name>', SVG and PNG.
+  """Draws the curves of the runs 'retrain/<name>', SVG and PNG.
 
   Runs whose names differ in a final number only ('random-0', 'random-1') share
   a colour and an entry of the legend.
@@ -153,8 +153,8 @@ def save_training(path_stem, rows, title='Training from scratch'):
   runs = {}
   for row in rows:
     phase = row.get('phase', '')
-    if phase.startswith('evaluate/'):
-      runs.setdefault(phase.removeprefix('evaluate/'), []).append(row)
+    if phase.startswith('retrain/'):
+      runs.setdefault(phase.removeprefix('retrain/'), []).append(row)
   kinds = sorted({_kind(name) for name in runs})
   with figures.style():
     figure, panels = _panels(len(_TRAINING_PANELS), 4, title)
@@ -223,6 +223,6 @@ def save_run(workdir, rows, genotype=None):
                            num_inputs=genotype.num_inputs)
   if 'search' in phases:
     paths += save_search(stems['search'], rows)
-  if 'evaluate' in phases:
+  if 'retrain' in phases:
     paths += save_training(stems['training'], rows)
   return paths

@@ -146,7 +146,7 @@ OP_COUNTS: dict[str, Callable[[int, int, int, bool], Cost]] = {
 }
 
 
-# --- Skeleton
+# --- Family
 
 
 class _State(NamedTuple):
@@ -268,7 +268,7 @@ def check(space: spaces.Space, *, cells: int, channels: int) -> None:
     if value != wanted:
       raise errors.UserError(
           f'space {space.name}: {field}={value!r} must be {wanted!r} with '
-          f'skeleton={spaces.S0.skeleton}')
+          f'family={spaces.S0.family}')
 
 
 def supernet(

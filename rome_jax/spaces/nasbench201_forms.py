@@ -253,7 +253,7 @@ def read(text: str) -> genotypes.Record:
 def covers(space: spaces.Space) -> bool:
   """Whether every architecture of a space is a cell of the benchmark."""
   known = spaces.NASBENCH201
-  same = ('skeleton', 'num_nodes', 'num_inputs', 'cell_types', 'sites',
+  same = ('family', 'num_nodes', 'num_inputs', 'cell_types', 'sites',
           'parents')
   return (
       all(getattr(space, name) == getattr(known, name) for name in same)

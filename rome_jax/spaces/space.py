@@ -49,7 +49,7 @@ class Space:
     parents: what a node may read: 'all' states before it, or only the
       'previous' one, as in a chain of blocks.
     skeleton: the network around the cells, a name of
-      `skeletons.SKELETONS`.
+      `families.FAMILIES`.
     layout: what the skeleton needs besides; for 'mobile' the stages.
   """
 
@@ -64,7 +64,7 @@ class Space:
   absent: str = ''
   sites: str = 'edges'
   parents: str = 'all'
-  skeleton: str = 'darts'
+  family: str = 'darts'
   layout: tuple[tuple[int, ...], ...] = ()
 
   def __post_init__(self):
@@ -248,7 +248,7 @@ NASBENCH201 = Space(
     'nasbench201',
     ('none', 'skip_connect', 'nor_conv_1x1', 'nor_conv_3x3', 'avg_pool_3x3'),
     num_nodes=3, num_inputs=1, in_degree=0, cell_types=('normal',),
-    absent='none', skeleton='nasbench201')
+    absent='none', family='nasbench201')
 
 
 def _one_shot_1(number, parents, ops=('max_pool_3x3', 'conv_3x3', 'conv_1x1')):
@@ -256,7 +256,7 @@ def _one_shot_1(number, parents, ops=('max_pool_3x3', 'conv_3x3', 'conv_1x1')):
   return Space(
       f'nasbench1shot1_{number}', ops, num_nodes=len(parents), num_inputs=1,
       in_degree=parents, cell_types=('normal',), sites='nodes',
-      skeleton='nasbench1shot1')
+      family='nasbench1shot1')
 
 
 _SHOT = [_one_shot_1(1, (1, 2, 2, 2, 2)), _one_shot_1(2, (1, 1, 2, 2, 3)),
@@ -286,7 +286,7 @@ def mobile(name: str, stages: tuple[tuple[int, int, int], ...],
   return Space(
       name, (*ops, 'zero'), num_nodes=len(rows), num_inputs=1, in_degree=1,
       cell_types=('normal',), edge_ops=(tuple(rows),), parents='previous',
-      skeleton='mobile', layout=stages)
+      family='mobile', layout=stages)
 
 
 MOBILE = mobile('mobile', (

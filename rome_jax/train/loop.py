@@ -59,7 +59,7 @@ class Phase(NamedTuple):
   """One training: the search, or a retraining.
 
   Attributes:
-    name: 'search' or 'evaluate/<name>'.
+    name: 'search' or 'retrain/<name>'.
     steps: number of steps.
     steps_per_epoch: of the data that counts epochs.
     images_per_step: images through a network in one step, for images/s.

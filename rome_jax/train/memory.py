@@ -2,7 +2,7 @@
 
 Memory is that of the compiled program (XLA's own figures), time that of one
 step on a copy of the state. Before anything is compiled there is an estimate
-only, by which `search.parallel='auto'` is decided.
+only, by which `search.samples='auto'` is decided.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from rome_jax.devices import hosts
 from rome_jax.train import loop
 
 
-class Plan(NamedTuple):
+class Cost(NamedTuple):
   """The cost of one phase.
 
   Attributes:
@@ -119,8 +119,8 @@ def image_bytes(loss: Callable, theta, shape: tuple[int, ...]) -> int:
   return int(KEPT_FACTOR * (kept(2) - kept(1)))
 
 
-def parallel(k: int, sample_bytes: int, total_bytes: int | None) -> str:
-  """What `search.parallel='auto'` stands for.
+def samples(k: int, sample_bytes: int, total_bytes: int | None) -> str:
+  """What `search.samples='auto'` stands for.
 
   On a CPU 'scan': there batching saves no time and costs K times the memory.
   On an accelerator 'vmap', whose fewer and larger operations keep a device
@@ -146,7 +146,7 @@ class Size(NamedTuple):
   """What the memory of a program follows from.
 
   Attributes:
-    section: of the config, 'search' or 'evaluate'.
+    section: of the config, 'search' or 'retrain'.
     batch_size, accumulate, dtype, channels, remat: its fields.
     image_size: side of the images in pixels.
     data_parts, groups: devices that share the batch, and the K samples.
@@ -192,7 +192,7 @@ def _candidates(size, share):
   field = f'config.{size.section}'
   found = []
   if size.way == 'vmap' and size.k > size.groups:
-    found.append((f"{field}.parallel='scan'", size.groups / size.k))
+    found.append((f"{field}.samples='scan'", size.groups / size.k))
   if size.remat == 'none' and jax.default_backend() != 'cpu':
     found.append((f"{field}.remat='cells'", REMAT_FACTOR))
   if size.dtype == 'float32':
@@ -250,8 +250,8 @@ def check_memory(name: str, program: loop.Program, size: Size) -> None:
       f'fit: {", ".join(smaller_settings(size, share))}')
 
 
-def plan(phase: loop.Phase, program: loop.Program, carry, batch,
-         way: str = '') -> Plan:
+def cost(phase: loop.Phase, program: loop.Program, carry, batch,
+         way: str = '') -> Cost:
   """Times one step on a copy of the carry, which stays as it is."""
   available = available_bytes()
 
@@ -265,7 +265,7 @@ def plan(phase: loop.Phase, program: loop.Program, carry, batch,
   # What is quick is dominated by the first call's own costs. All processes
   # run a step or none.
   again = hosts.from_first(lambda: once < 1)
-  return Plan(phase.name, phase.steps, program.compile_seconds,
+  return Cost(phase.name, phase.steps, program.compile_seconds,
               program.needed_bytes, available,
               seconds() if again else once, way)
 
@@ -279,7 +279,7 @@ def announce(what: str, phase: loop.Phase, program: loop.Program, carry,
     phase, program, carry, batch: of `plan`.
   """
   check_memory(what, program, size)
-  print(plan(phase, program, carry, batch, size.way), file=sys.stderr,
+  print(cost(phase, program, carry, batch, size.way), file=sys.stderr,
         flush=True)
 
 

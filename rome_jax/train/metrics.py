@@ -110,7 +110,7 @@ class MetricsWriter:
     """Appends one line, which a reader sees at once.
 
     Args:
-      phase: 'search' or 'evaluate/<name>'.
+      phase: 'search' or 'retrain/<name>'.
       step: steps done in this phase.
       scalars: {name: Python, NumPy or JAX scalar}; reading a JAX scalar waits
         for it. NaN and infinity are written as null, so that the file is

@@ -22,7 +22,7 @@ class Job(NamedTuple):
   """One retraining.
 
   Attributes:
-    name: 'derived-0', say; its phase is 'evaluate/<name>'.
+    name: 'derived-0', say; its phase is 'retrain/<name>'.
     kind: 'derived', 'given' or 'random'.
     genotype: what is trained.
     seed: of weights, data order, augmentation and drop path.
@@ -57,7 +57,7 @@ def init_state(variables, tx, seed: int = 0) -> State:
 
 def jobs(config, genotype) -> list[Job]:
   """The retrainings a config asks for, the architecture's own first."""
-  section, seed = config.evaluate, config.seed
+  section, seed = config.retrain, config.seed
   kind = 'given' if config.genotype else 'derived'
   found = [Job(f'{kind}-{i}', kind, genotype, (seed + i) % 2**32)
            for i in range(section.seeds)]
@@ -70,8 +70,8 @@ def jobs(config, genotype) -> list[Job]:
 
 
 def make_network(config, dataset, genotype):
-  """The network of the config's `evaluate` section, a flax module."""
-  section = config.evaluate
+  """The network of the config's `retrain` section, a flax module."""
+  section = config.retrain
   space = checks.space(config)
   return families.get(space).network(
       space, genotype, section.cells, section.channels, dataset.num_classes,
@@ -83,7 +83,7 @@ def make_step(network, section, tx, steps, steps_per_epoch):
 
   Args:
     network: the module.
-    section: config.evaluate.
+    section: config.retrain.
     tx: Optax transformation.
     steps: of the whole training.
     steps_per_epoch: drop path rises once an epoch, linearly to its end.
@@ -203,7 +203,7 @@ class Trainer:
   """Compiles each genotype once and trains it with any seed."""
 
   def __init__(self, config, dataset, mesh=None):
-    section = config.evaluate
+    section = config.retrain
     self.config, self.dataset = config, dataset
     self.devices = mesh.size if mesh else 1
     self.placement = mesh and loop.Placement(
@@ -214,8 +214,8 @@ class Trainer:
     self.steps = section.epochs * self.per_epoch
     if self.steps < 1:
       raise errors.UserError(
-          f'config.evaluate.epochs={section.epochs} gives no steps; use at '
-          'least 1, or config.evaluate.seeds=0 to skip the retraining')
+          f'config.retrain.epochs={section.epochs} gives no steps; use at '
+          'least 1, or config.retrain.seeds=0 to skip the retraining')
     self.schedule = optim.SCHEDULES[section.lr_schedule](
         section.lr, section.lr_end, self.steps, steps_per_epoch=self.per_epoch,
         warmup_steps=section.warmup_epochs * self.per_epoch)
@@ -224,7 +224,7 @@ class Trainer:
 
   def _batches(self, seed):
     return data.Batches(self.dataset.train, None,
-                        self.config.evaluate.batch_size, seed, self.transform)
+                        self.config.retrain.batch_size, seed, self.transform)
 
   def _placed(self, batches):
     return mesh_lib.sharded(batches, self.placement and self.placement.batch,
@@ -238,7 +238,7 @@ class Trainer:
 
   def _program(self, network, state, label=''):
     """(compiled step, test, carry) of a network."""
-    section = self.config.evaluate
+    section = self.config.retrain
     step = make_step(network, section, self.tx, self.steps, self.per_epoch)
     batch = self._placed(self._batches(0))(0)
     carry = loop.init_carry(step, state, batch, placement=self.placement)
@@ -261,7 +261,7 @@ class Trainer:
     Raises:
       UserError: the program needs more memory than there is.
     """
-    section = self.config.evaluate
+    section = self.config.retrain
     network = make_network(self.config, self.dataset, job.genotype)
     known = network in self._programs
     program, test, carry = self._program(
@@ -275,13 +275,13 @@ class Trainer:
               drop_path_at(section, last, self.per_epoch))}, memo
 
     phase = loop.Phase(
-        name=f'evaluate/{job.name}', steps=self.steps,
+        name=f'retrain/{job.name}', steps=self.steps,
         steps_per_epoch=self.per_epoch, images_per_step=section.batch_size,
         batches=self._placed(self._batches(job.seed)), observe=observe,
         test=test, test_every=section.eval_every * self.per_epoch)
     if not known:
       size = memory.Size(
-          'evaluate', section.batch_size, section.accumulate, section.dtype,
+          'retrain', section.batch_size, section.accumulate, section.dtype,
           section.channels, self.dataset.image_size, self.devices,
           remat=section.remat)
       memory.announce(
@@ -292,7 +292,7 @@ class Trainer:
 
 def count(config, dataset, genotype) -> counting.Count:
   """Exact parameters (without the auxiliary head) and multiply-adds."""
-  section = config.evaluate
+  section = config.retrain
   space = checks.space(config)
   return families.get(space).count(
       space, genotype, cells=section.cells, channels=section.channels,

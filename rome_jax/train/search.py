@@ -43,13 +43,13 @@ class Search(NamedTuple):
     phase: for `loop.run`.
     update: (state, (batch_theta, batch_alpha)) -> (state, metrics).
     state: before the first step.
-    parallel: how the K samples are evaluated, a name of gradients.PARALLEL.
+    way: how the K samples are evaluated, a name of sums.WAYS.
   """
 
   phase: loop.Phase
   update: object
   state: step_lib.State
-  parallel: str
+  way: str
 
 
 def stem(config, dataset) -> str:
@@ -116,15 +116,15 @@ def make_tau(section, steps, steps_per_epoch):
   return tau
 
 
-def choose_parallel(section, network, theta, image_size, image_channels,
+def choose_samples(section, network, theta, image_size, image_channels,
                     mesh=None) -> str:
-  """What `parallel='auto'` is on this device; see `preflight.parallel`.
+  """What `samples='auto'` is on this device; see `memory.samples`.
 
   Args:
     section: config.search.
     network, theta: the supernet and its weights.
     image_size, image_channels: of the data.
-    mesh: of `parallel.make_mesh`; None for one device.
+    mesh: of `mesh.make_mesh`; None for one device.
   """
   total = memory.accelerator_bytes()
   if total is None:
@@ -140,7 +140,7 @@ def choose_parallel(section, network, theta, image_size, image_channels,
   images = section.batch_size // (section.accumulate * data_parts)
   each = memory.image_bytes(
       loss, theta, (image_size, image_size, image_channels))
-  return memory.parallel(section.k // groups, images * each, total)
+  return memory.samples(section.k // groups, images * each, total)
 
 
 def build(config, dataset, on_checkpoint=None, mesh=None) -> Search:
@@ -150,7 +150,7 @@ def build(config, dataset, on_checkpoint=None, mesh=None) -> Search:
     config: validated.
     dataset: a `data.Dataset`.
     on_checkpoint: see `loop.Phase`.
-    mesh: of `parallel.make_mesh`; None for one device.
+    mesh: of `mesh.make_mesh`; None for one device.
   """
   section = config.search
   space = checks.space(config)
@@ -173,9 +173,9 @@ def build(config, dataset, on_checkpoint=None, mesh=None) -> Search:
   theta = weights_lib.init_supernet(
       network, config.seed, dataset.image_size, dataset.image_channels)
 
-  parallel_way = section.parallel
-  if parallel_way == 'auto':
-    parallel_way = choose_parallel(
+  way = section.samples
+  if way == 'auto':
+    way = choose_samples(
         section, network, theta, dataset.image_size, dataset.image_channels,
         mesh)
   schedule = optim.cosine(
@@ -187,7 +187,7 @@ def build(config, dataset, on_checkpoint=None, mesh=None) -> Search:
   update = step_lib.make_update(
       method, space, make_loss(network, section.dtype), theta_tx, arch_tx, tau,
       step_lib.Options(
-          k=section.k, parallel=parallel_way,
+          k=section.k, samples=way,
           accumulate=section.accumulate, sampler=section.sampler,
           order=section.order, theta_reduce=section.theta_reduce,
           alpha_reduce=section.alpha_reduce, clip_norm=section.clip_norm),
@@ -220,7 +220,7 @@ def build(config, dataset, on_checkpoint=None, mesh=None) -> Search:
       on_checkpoint=on_checkpoint)
   state = step_lib.init_state(theta, arch, theta_tx, arch_tx, config.seed)
   return Search(
-      phase, lambda state, batch: update(state, *batch), state, parallel_way)
+      phase, lambda state, batch: update(state, *batch), state, way)
 
 
 def _changes(before, after):
@@ -243,7 +243,7 @@ def run(config, dataset, workdir, writer, stop, mesh=None):
     workdir: folder of the run.
     writer: `metrics.MetricsWriter`.
     stop: see `loop.run`.
-    mesh: of `parallel.make_mesh`; None for one device.
+    mesh: of `mesh.make_mesh`; None for one device.
 
   Returns:
     (outcome, genotype).
@@ -265,7 +265,7 @@ def run(config, dataset, workdir, writer, stop, mesh=None):
   outcome = loop.run(
       search.phase, program, carry, settings(config, workdir), writer, stop)
   outcome = outcome._replace(
-      figures=outcome.figures | {'parallel': search.parallel})
+      figures=outcome.figures | {'samples': search.way})
   return outcome, derive_lib.derive(method, space, outcome.state.arch)
 
 
@@ -289,7 +289,7 @@ def prepare(config, dataset, mesh=None, on_checkpoint=None):
   size = memory.Size(
       'search', section.batch_size, section.accumulate, section.dtype,
       section.channels, dataset.image_size, *mesh_lib.sizes(mesh), section.k,
-      search.parallel)
+      search.way)
   memory.announce(
       'the search', search.phase, program, carry, batch, size)
   return search, program, carry

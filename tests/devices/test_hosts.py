@@ -228,7 +228,7 @@ def test_bad_flags(flags, words):
 def test_flags():
   options = command_line.load([
       '--config=quickstart', '--coordinator=[::1]:80', '--processes=4',
-      '--process', '3', '--heartbeat=7', '--plan']).options
+      '--process', '3', '--heartbeat=7', '--dry-run']).options
   assert options == command_line.Options(
       plan=True, distributed=True, coordinator='[::1]:80', processes=4,
       process=3, heartbeat=7)

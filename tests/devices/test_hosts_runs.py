@@ -37,14 +37,14 @@ def get_config():
   search.max_steps = 12
   search.augment = 'shift'
   search.alpha_lr = .05
-  evaluate = config.evaluate
-  evaluate.cells = 2
-  evaluate.channels = 2
-  evaluate.epochs = 1
-  evaluate.batch_size = 48
-  evaluate.augment = 'shift'
-  evaluate.auxiliary = False
-  evaluate.seeds = 0
+  retrain = config.retrain
+  retrain.cells = 2
+  retrain.channels = 2
+  retrain.epochs = 1
+  retrain.batch_size = 48
+  retrain.augment = 'shift'
+  retrain.auxiliary = False
+  retrain.seeds = 0
   return config
 """
 LONG = '--config.search.max_steps=400'
@@ -285,7 +285,7 @@ def test_sigterm_to_one_stops_all_at_the_same_step(
 @pytest.mark.slow
 def test_four_processes_search_and_retrain(config_file, tmp_path):
   """Meshes of 2x2 with one device each, and of one process."""
-  flags = ['--config.mesh.sample=2', '--config.evaluate.seeds=1']
+  flags = ['--config.mesh.sample=2', '--config.retrain.seeds=1']
   run = Run(4, config_file, tmp_path / 'four', *flags)
   assert run.end() == [0] * 4, run.ends
   run = Run(1, config_file, tmp_path / 'one', *flags, devices=4)

@@ -180,7 +180,7 @@ def noises_of(params, k, step):
     ('rome_v1', step_lib.Options(k=3)),
     ('rome_v2', step_lib.Options(k=3)),
     ('rome_v2', step_lib.Options(
-        k=3, parallel='vmap', order='theta_first', theta_reduce='mean',
+        k=3, samples='vmap', order='theta_first', theta_reduce='mean',
         alpha_reduce='sum')),
     ('gdas', step_lib.Options(k=1, order='theta_first'))])
 def test_update_equals_numpy(name, options, quick_jit):
@@ -287,7 +287,7 @@ def test_same_seed_and_step_same_result(step):
 def test_scan_equals_vmap(step, quick_jit):
   update, state = step
   other = quick_jit(make(
-      'rome_v2', step_lib.Options(k=2, parallel='vmap'), *transformations()))
+      'rome_v2', step_lib.Options(k=2, samples='vmap'), *transformations()))
   batches = np.float32([1.]), np.float32([2.])
   jax.tree.map(lambda a, b: np.testing.assert_allclose(
       a, b, rtol=1e-5, atol=1e-6), update(state, *batches),
@@ -377,7 +377,7 @@ def test_variance_falls_as_one_over_k(quick_jit):
       lambda a: np.random.default_rng(a.size).normal(size=a.shape), params)
 
   def estimate(k):
-    options = step_lib.Options(k=k, parallel='vmap')
+    options = step_lib.Options(k=k, samples='vmap')
     txs = optax.sgd(0.), optax.sgd(1.)  # The update is minus the gradient.
     update = make('rome_v2', options, *txs)
     state = step_lib.init_state(theta, params, *txs)

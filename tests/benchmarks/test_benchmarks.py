@@ -40,7 +40,7 @@ def small_config(k=2):
   config = fields.defaults()
   config.image_size = 8
   config.search.update(
-      cells=3, channels=4, batch_size=4, k=k, parallel='scan')
+      cells=3, channels=4, batch_size=4, k=k, samples='scan')
   return config
 
 
@@ -121,7 +121,7 @@ def test_both_networks_are_equal():
 
 @pytest.mark.parametrize('flag,message', [
     ('--k=0', 'config.search.k=0'),
-    ('--parallel=scam', "config.search.parallel='scam'"),
+    ('--parallel=scam', "config.search.samples='scam'"),
     ('--space=s9', "space='s9'"),
     ('--image-size=5', 'multiple of 2'),
     ('--repeats=0', '--repeats=0 must be at least 1')])

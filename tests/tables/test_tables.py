@@ -16,7 +16,7 @@ from rome_jax import errors
 from rome_jax.spaces import genotypes, nasbench201_forms
 from rome_jax.tables import macro, nasbench201, table
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 DATASETS = nasbench201.DATASETS
 
 

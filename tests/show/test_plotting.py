@@ -289,7 +289,7 @@ def test_save_search_without_beta_nulls_and_nothing(tmp_path):
 
 
 def test_save_training_groups_runs(tmp_path):
-  rows = [{'phase': f'evaluate/{name}', 'step': step, 'train_loss': 1.0}
+  rows = [{'phase': f'retrain/{name}', 'step': step, 'train_loss': 1.0}
           for name in ('random-0', 'random-1', 'DARTS_V1') for step in (1, 2)]
   words = texts(curves.save_training(tmp_path / 'training', rows)[0])
   assert 'random (2 runs)' in words and 'DARTS_V1' in words
@@ -298,7 +298,7 @@ def test_save_training_groups_runs(tmp_path):
 
 def test_save_run_draws_what_there_is(tmp_path):
   assert curves.save_run(tmp_path, []) == ()
-  rows = search_rows() + [{'phase': 'evaluate/a', 'step': 1, 'test_loss': 1.}]
+  rows = search_rows() + [{'phase': 'retrain/a', 'step': 1, 'test_loss': 1.}]
   curves.save_run(tmp_path, rows)
   assert sorted(path.name for path in tmp_path.iterdir()) == [
       'search.png', 'search.svg', 'training.png', 'training.svg']

@@ -185,7 +185,7 @@ def temp_bytes(jit, count, whole):
   config = fields.defaults()
   config.image_size = 16
   config.search.update(
-      cells=1, channels=8, batch_size=64, k=1, parallel='scan')
+      cells=1, channels=8, batch_size=64, k=1, samples='scan')
   space = growth.space_of(count)
   if not whole:
     space = space.restrict(num_nodes=1)

@@ -24,7 +24,7 @@ def one(sample):
   return jax.value_and_grad(loss)(jnp.asarray(THETA), sample)
 
 
-@pytest.mark.parametrize('parallel', sums.PARALLEL)
+@pytest.mark.parametrize('parallel', sums.WAYS)
 def test_closed_form(parallel):
   value, grad = jax.jit(
       lambda samples: sums.sum_over_samples(one, samples, parallel))(
@@ -35,7 +35,7 @@ def test_closed_form(parallel):
       grad, residual @ SAMPLES['a'], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize('parallel', sums.PARALLEL)
+@pytest.mark.parametrize('parallel', sums.WAYS)
 def test_python_loop(parallel):
   values, grads = zip(*(
       jax.value_and_grad(loss)(
@@ -46,7 +46,7 @@ def test_python_loop(parallel):
   np.testing.assert_allclose(grad, sum(grads), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize('parallel', sums.PARALLEL)
+@pytest.mark.parametrize('parallel', sums.WAYS)
 def test_one_sample_and_any_tree(parallel):
   out = sums.sum_over_samples(
       lambda s: {'n': s['i'], 'pair': (s['x'], jnp.ones(2))},

@@ -37,16 +37,16 @@ def get_config():
   search.max_steps = 30
   search.augment = 'shift'
   search.alpha_lr = .05
-  evaluate = config.evaluate
-  evaluate.cells = 2
-  evaluate.channels = 2
-  evaluate.epochs = 1
-  evaluate.batch_size = 48
-  evaluate.augment = 'shift'
-  evaluate.auxiliary = False
-  evaluate.cutout = 2
-  evaluate.seeds = 1
-  evaluate.drop_path = .2
+  retrain = config.retrain
+  retrain.cells = 2
+  retrain.channels = 2
+  retrain.epochs = 1
+  retrain.batch_size = 48
+  retrain.augment = 'shift'
+  retrain.auxiliary = False
+  retrain.cutout = 2
+  retrain.seeds = 1
+  retrain.drop_path = .2
   return config
 """
 
@@ -87,7 +87,7 @@ def finished(config_file, tmp_path_factory):
   """An uninterrupted run with a random architecture beside the derived."""
   workdir = tmp_path_factory.mktemp('finished') / 'run'
   code, out, err = run(config_file, workdir,
-                       '--config.evaluate.random_architectures=1')
+                       '--config.retrain.random_architectures=1')
   assert code == 0, err
   return workdir, out
 
@@ -152,7 +152,7 @@ def test_a_finished_run_does_nothing(config_file, finished):
   workdir, _ = finished
   before = {p: p.stat().st_mtime_ns for p in workdir.rglob('*')}
   code, out, _ = run(config_file, workdir,
-                     '--config.evaluate.random_architectures=1')
+                     '--config.retrain.random_architectures=1')
   assert code == 0
   assert 'finished' in out
   assert before == {p: p.stat().st_mtime_ns for p in workdir.rglob('*')}
@@ -182,15 +182,15 @@ def test_killed_runs_end_as_the_uninterrupted_one(config_file, finished,
   """kill -9 in the search and again in the retraining; equal to the bit."""
   whole, _ = finished
   workdir = tmp_path / 'run'
-  flags = ['--config.evaluate.random_architectures=1']
-  for place in ('search/00000008', 'evaluate/derived-0/00000012'):
+  flags = ['--config.retrain.random_architectures=1']
+  for place in ('search/00000008', 'retrain/derived-0/00000012'):
     process = start(config_file, workdir, *flags)
     kill_when(process, workdir / 'checkpoints' / place)
     assert process.returncode == -signal.SIGKILL
     assert not (workdir / 'result.json').exists()
   code, _, err = run(config_file, workdir, *flags)
   assert code == 0, err
-  for phase in ('search', 'evaluate/derived-0', 'evaluate/random-0'):
+  for phase in ('search', 'retrain/derived-0', 'retrain/random-0'):
     assert final_arrays(workdir, phase) == final_arrays(whole, phase)
   assert timeless(workdir) == timeless(whole)
   assert (workdir / 'genotype.json').read_text() == (
@@ -205,7 +205,7 @@ def test_killed_runs_end_as_the_uninterrupted_one(config_file, finished,
 def test_sigterm_saves_and_a_damaged_checkpoint_falls_back(
     config_file, finished, tmp_path):
   workdir = tmp_path / 'run'
-  flags = ['--config.evaluate.random_architectures=1']
+  flags = ['--config.retrain.random_architectures=1']
   process = start(config_file, workdir, *flags)
   target = workdir / 'checkpoints' / 'search' / '00000008'
   deadline = time.monotonic() + 240
@@ -278,7 +278,7 @@ def test_a_genotype_of_no_known_space(config_file, tmp_path, tiny_registered):
   workdir = tmp_path / 'run'
   assert run_lib.main([
       f'--config={config_file}', f'--workdir={workdir}',
-      '--config.genotype=NASNet', '--config.evaluate.seeds=0']) == 0
+      '--config.genotype=NASNet', '--config.retrain.seeds=0']) == 0
   assert json.loads((workdir / 'genotype.json').read_text())['space'] is None
   result = json.loads((workdir / 'result.json').read_text())
   assert result['params'] > 0 and result['evaluations'] == []

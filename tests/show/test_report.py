@@ -102,7 +102,7 @@ def make_run(workdir):
       out.write('search', step, {
           'epoch': step / 2, 'train_loss': 1 / step, 'tau': math.nan,
           'alpha_entropy_normal': 1.25})
-      out.write('evaluate/derived-0', step, {'train_loss': 1 / step})
+      out.write('retrain/derived-0', step, {'train_loss': 1 / step})
   curves.save_run(workdir, metrics.read(workdir), genotype)
   return workdir
 
@@ -137,7 +137,7 @@ def test_unfinished_run(run):
   page = read_page(run)
   assert page.headings == [
       'State', 'Cells', 'Curves', 'Collapse diagnostics', 'Configuration']
-  assert 'not finished' in page.text and 'evaluate/derived-0' in page.text
+  assert 'not finished' in page.text and 'retrain/derived-0' in page.text
 
 
 def test_empty_folder(tmp_path):

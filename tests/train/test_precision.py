@@ -36,15 +36,15 @@ def batch(seed=0, count=B):
 
 
 def supernet(space):
-  cells = space.num_nodes if space.skeleton == 'mobile' else 3
+  cells = space.num_nodes if space.family == 'mobile' else 3
   net = families.get(space).supernet(space, cells, 4, CLASSES, 'cifar')
   return net, weights_lib.init_supernet(net, 0, SIDE, 3)
 
 
 def network(space, remat='none'):
-  cells = space.num_nodes if space.skeleton == 'mobile' else 3
+  cells = space.num_nodes if space.family == 'mobile' else 3
   genotype = genotypes.random(space, np.random.default_rng(0))
-  auxiliary = space.skeleton == 'darts'
+  auxiliary = space.family == 'darts'
   net = families.get(space).network(
       space, genotype, cells, 4, CLASSES, 'cifar', auxiliary, remat)
   return net, weights_lib.initialise(net, 0, jnp.zeros((2, SIDE, SIDE, 3)))
@@ -267,7 +267,7 @@ def test_search_step_is_the_mean_of_its_parts(
   updates = {
       accumulate: quick_jit(step_lib.make_update(
           method, tiny, loss_fn, sgd, sgd, lambda step: 1.,
-          step_lib.Options(k=2, parallel=parallel, accumulate=accumulate)))
+          step_lib.Options(k=2, samples=parallel, accumulate=accumulate)))
       for accumulate in (1, 3)}
 
   def step(accumulate, batch):
@@ -400,11 +400,11 @@ def small_run():
   config = fields.defaults()
   config.space = 'tiny'
   config.checkpoint_every = config.log_every = 2
-  for part in (config.search, config.evaluate):
+  for part in (config.search, config.retrain):
     part.update(cells=1, channels=2, batch_size=8, accumulate=2,
                 dtype='bfloat16', epochs=1, augment='none', cutout=0)
   config.search.update(k=2, epochs=3, max_steps=5)
-  config.evaluate.update(auxiliary=False, remat='cells', drop_path=.3)
+  config.retrain.update(auxiliary=False, remat='cells', drop_path=.3)
   rng = np.random.default_rng(0)
   split = data.ArraySplit(rng.integers(0, 256, (40, 8, 8, 3), np.uint8),
                           np.arange(40, dtype=np.int32) % 4)

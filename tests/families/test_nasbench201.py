@@ -223,7 +223,7 @@ def test_bad_sizes():
   with pytest.raises(errors.UserError, match='config.search.cells=4 must'):
     families.check(SPACE, 'config.search', cells=4, channels=4, stem='cifar')
   with pytest.raises(errors.UserError, match='has no auxiliary|have no aux'):
-    families.check(SPACE, 'config.evaluate', cells=3, channels=4,
+    families.check(SPACE, 'config.retrain', cells=3, channels=4,
                     stem='cifar', auxiliary=True)
   with pytest.raises(errors.UserError, match="stem='imagenet' must be cifar"):
     families.check(SPACE, 'config.search', cells=3, channels=4,

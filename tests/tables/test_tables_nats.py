@@ -16,7 +16,7 @@ from rome_jax import errors
 from rome_jax.spaces import nasbench201_forms as forms
 from rome_jax.tables import nats, plain
 
-DOCS = pathlib.Path(__file__).parents[1] / 'docs' / 'tables.md'
+DOCS = pathlib.Path(__file__).parents[2] / 'docs' / 'tables.md'
 CELLS = ['333311', '421211', '000000']
 STRINGS = [forms.to_string(code) for code in CELLS]
 

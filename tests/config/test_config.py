@@ -10,7 +10,7 @@ import pytest
 from rome_jax import errors, families, spaces
 from rome_jax.config import checks, command_line, fields
 
-REPOSITORY = pathlib.Path(__file__).parents[1]
+REPOSITORY = pathlib.Path(__file__).parents[2]
 CONFIGS = sorted((REPOSITORY / 'configs').glob('*.py'))
 
 
@@ -44,16 +44,16 @@ def test_defaults_are_valid_and_locked():
 def test_defaults_are_the_published_search_and_retraining():
   # DARTS train_search.py and train.py, ROME Section 4: not read from the code.
   config = fields.defaults()
-  search, evaluate = config.search, config.evaluate
+  search, retrain = config.search, config.retrain
   assert (search.cells, search.channels, search.batch_size, search.epochs,
           search.k) == (8, 16, 64, 50, 7)
   assert (search.lr, search.lr_end, search.weight_decay, search.clip_norm) == (
       .05, .001, 3e-4, 5.)
   assert (search.alpha_lr, search.alpha_b1, search.alpha_b2,
           search.alpha_weight_decay) == (3e-4, .5, .999, 1e-3)
-  assert (evaluate.cells, evaluate.channels, evaluate.batch_size,
-          evaluate.epochs, evaluate.cutout) == (20, 36, 96, 600, 16)
-  assert (evaluate.lr, evaluate.drop_path, evaluate.auxiliary_weight) == (
+  assert (retrain.cells, retrain.channels, retrain.batch_size,
+          retrain.epochs, retrain.cutout) == (20, 36, 96, 600, 16)
+  assert (retrain.lr, retrain.drop_path, retrain.auxiliary_weight) == (
       .025, .2, .4)
 
 
@@ -89,14 +89,14 @@ def test_every_config_says_what_it_costs_and_reaches(path):
 
 def test_imagenet_recipe():
   config = load_config('imagenet_direct')
-  search, evaluate = config.search, config.evaluate
+  search, retrain = config.search, config.retrain
   assert (search.cells, search.channels, search.k, search.epochs,
           search.batch_size, search.fraction_theta, search.fraction_alpha) == (
               8, 16, 3, 30, 256, .1, .1)
-  assert (evaluate.cells, evaluate.channels, evaluate.batch_size, evaluate.lr,
-          evaluate.warmup_epochs, evaluate.weight_decay,
-          evaluate.label_smoothing, evaluate.epochs, evaluate.drop_path,
-          evaluate.cutout, evaluate.auxiliary_weight) == (
+  assert (retrain.cells, retrain.channels, retrain.batch_size, retrain.lr,
+          retrain.warmup_epochs, retrain.weight_decay,
+          retrain.label_smoothing, retrain.epochs, retrain.drop_path,
+          retrain.cutout, retrain.auxiliary_weight) == (
               14, 48, 1024, .5, 5, 3e-5, .1, 250, 0., 0, .4)
   assert config.image_size == 224
 
@@ -104,15 +104,15 @@ def test_imagenet_recipe():
 def test_overrides_are_typed_by_the_field():
   config = quickstart(
       '--config.search.k=3', '--config.search.lr=1', '--config.seed', '5',
-      '--config.evaluate.nesterov=true', '--config.evaluate.auxiliary=False',
+      '--config.retrain.nesterov=true', '--config.retrain.auxiliary=False',
       '--config.data_dir=a=b', '--config.search.alpha_lr=1e-2',
       '--config.search.k=2')
   assert config.search.k == 2
   assert type(config.search.lr) is float and config.search.lr == 1
   assert config.search.alpha_lr == .01
   assert config.seed == 5
-  assert config.evaluate.nesterov is True
-  assert config.evaluate.auxiliary is False
+  assert config.retrain.nesterov is True
+  assert config.retrain.auxiliary is False
   assert config.data_dir == 'a=b'
 
 
@@ -216,7 +216,7 @@ def test_commands_with_arguments():
     (['--config=quickstart', '--config.serach.k=3'],
      "did you mean 'search.k'?"),
     (['--config=quickstart', '--config.cells=3'],
-     "did you mean 'search.cells' or 'evaluate.cells'?"),
+     "did you mean 'search.cells' or 'retrain.cells'?"),
     (['--config=quickstart', '--config.tau_strat=3'],
      "did you mean 'search.tau_start'?"),
     (['--config=quickstart', '--config.search=3'],
@@ -227,7 +227,7 @@ def test_commands_with_arguments():
      'must be a whole number'),
     (['--config=quickstart', '--config.search.lr=fast'],
      "config.search.lr='fast' must be a number"),
-    (['--config=quickstart', '--config.evaluate.auxiliary=maybe'],
+    (['--config=quickstart', '--config.retrain.auxiliary=maybe'],
      "='maybe' must be true or false"),
     (['--config=quickstart', '--config.search.k'], 'needs a value'),
 ])
@@ -249,15 +249,15 @@ def test_bad_command_lines(flags, words, monkeypatch):
     ('search.cells', 0, 'at least 1'),
     ('search.epochs', -1, 'at least 0'),
     ('search.max_steps', -1, 'at least 0'),
-    ('search.parallel', 'vmpa', "auto, scan, vmap; did you mean 'vmap'?"),
+    ('search.samples', 'vmpa', "auto, scan, vmap; did you mean 'vmap'?"),
     ('search.dtype', 'bf16', 'float32, bfloat16'),
-    ('evaluate.dtype', 'float16', 'float32, bfloat16'),
-    ('evaluate.remat', 'all', 'none, cells'),
+    ('retrain.dtype', 'float16', 'float32, bfloat16'),
+    ('retrain.remat', 'all', 'none, cells'),
     ('search.accumulate', 0, 'at least 1'),
     ('search.accumulate', 7,
      'batch_size=64 must be a multiple of config.search.accumulate=7'),
-    ('evaluate.accumulate', 5,
-     'batch_size=96 must be a multiple of config.evaluate.accumulate=5'),
+    ('retrain.accumulate', 5,
+     'batch_size=96 must be a multiple of config.retrain.accumulate=5'),
     ('search.sampler', 'fair', 'iid, strict_fair'),
     ('search.order', 'alpha', 'alpha_first, theta_first'),
     ('search.theta_reduce', 'max', 'sum, mean'),
@@ -274,12 +274,12 @@ def test_bad_command_lines(flags, words, monkeypatch):
     ('dataset', '', 'must name a data set'),
     ('test_fraction', 1., 'above 0 and below 1'),
     ('keep_checkpoints', 0, 'at least 1'),
-    ('evaluate.drop_path', 1., 'below 1'),
-    ('evaluate.epochs', -5, 'at least 0'),
-    ('evaluate.warmup_epochs', 600, 'below config.evaluate.epochs=600'),
-    ('evaluate.label_smoothing', -.1, 'at least 0'),
-    ('evaluate.seeds', -1, 'at least 0'),
-    ('evaluate.random_architectures', -1, 'at least 0'),
+    ('retrain.drop_path', 1., 'below 1'),
+    ('retrain.epochs', -5, 'at least 0'),
+    ('retrain.warmup_epochs', 600, 'below config.retrain.epochs=600'),
+    ('retrain.label_smoothing', -.1, 'at least 0'),
+    ('retrain.seeds', -1, 'at least 0'),
+    ('retrain.random_architectures', -1, 'at least 0'),
 ])
 def test_bad_values(name, value, words):
   section, _, last = name.rpartition('.')
@@ -311,18 +311,18 @@ def test_strict_fair_needs_whole_rounds_of_the_operations():
 
 @pytest.mark.parametrize('space, sizes, words', [
     ('s0', dict(channels=35, stem='imagenet'),
-     'config.evaluate.channels=35 must be even with the ImageNet stem'),
+     'config.retrain.channels=35 must be even with the ImageNet stem'),
     ('nasbench201', dict(cells=15, stem='imagenet'),
      "stem='imagenet' must be cifar with space=nasbench201"),
-    ('nasbench201', dict(cells=20), 'config.evaluate.cells=20 must be a'),
+    ('nasbench201', dict(cells=20), 'config.retrain.cells=20 must be a'),
     ('nasbench1shot1_1', dict(cells=15, auxiliary=True),
-     'config.evaluate.auxiliary must be false with space=nasbench1shot1_1'),
-    ('mobile', dict(cells=20), 'config.evaluate.cells=20 must be 21')])
+     'config.retrain.auxiliary must be false with space=nasbench1shot1_1'),
+    ('mobile', dict(cells=20), 'config.retrain.cells=20 must be 21')])
 def test_sizes_that_a_network_cannot_have(space, sizes, words):
   good = dict(cells=21 if space == 'mobile' else 15, channels=36, stem='cifar')
-  families.check(spaces.SPACES[space], 'config.evaluate', **good)
+  families.check(spaces.SPACES[space], 'config.retrain', **good)
   with pytest.raises(errors.UserError, match=re.escape(words)):
-    families.check(spaces.SPACES[space], 'config.evaluate', **(good | sizes))
+    families.check(spaces.SPACES[space], 'config.retrain', **(good | sizes))
 
 
 def test_one_architecture_a_step_is_gdas():
@@ -423,7 +423,7 @@ def test_fields_that_a_version_lacks_are_named(tmp_path):
   (tmp_path / 'config.json').write_text(json.dumps(values))
   with pytest.raises(errors.UserError) as caught:
     checks.check_workdir(tmp_path, quickstart())
-  assert 'search.parallel (absent there, "auto" now)' in str(caught.value)
+  assert 'search.samples (absent there, "auto" now)' in str(caught.value)
   assert 'old ("absent" there, absent now)' in str(caught.value)
 
 

@@ -13,7 +13,7 @@ import time
 import pytest
 import yaml
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 LAUNCH = ROOT / 'launch'
 SHELLCHECK = shutil.which('shellcheck') or shutil.which(
     'shellcheck', path=str(pathlib.Path(sys.executable).parent))

@@ -27,7 +27,7 @@ NAMES = [f'nasbench1shot1_{i}{tail}' for i in (1, 2, 3)
 RICH = spaces.Space(
     'rich_nodes', ('max_pool_3x3', 'conv_3x3', 'conv_1x1', 'skip_connect'),
     num_nodes=4, num_inputs=1, in_degree=(1, 1, 2, 2), cell_types=('normal',),
-    sites='nodes', skeleton='nasbench1shot1')
+    sites='nodes', family='nasbench1shot1')
 # (parents per node, output's last; operations): loose ends, state 0 to the
 # output, and two that share no operation.
 ARCHS = {

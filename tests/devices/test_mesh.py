@@ -48,9 +48,9 @@ def test_micro_batches_are_those_of_one_device():
     ('search', 'batch_size=64 must be a multiple of 128 on a mesh of '
      'config.mesh.data=4 by config.mesh.sample=1 devices with '
      'config.search.accumulate=32'),
-    ('evaluate', 'batch_size=96 must be a multiple of 128 on a mesh of '
+    ('retrain', 'batch_size=96 must be a multiple of 128 on a mesh of '
      'config.mesh.data=4 by config.mesh.sample=1 devices with '
-     'config.evaluate.accumulate=32')])
+     'config.retrain.accumulate=32')])
 def test_parts_that_devices_cannot_share(section, words, monkeypatch):
   mesh = types.SimpleNamespace(size=4, shape={'data': 4, 'sample': 1})
   monkeypatch.setattr(mesh_lib, 'make_mesh', lambda *sizes: mesh)

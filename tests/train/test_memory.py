@@ -37,7 +37,7 @@ def test_what_does_not_fit_is_refused(monkeypatch):
     (dict(), .9, ["config.search.dtype='bfloat16'",
                   'config.search.accumulate=2',
                   'config.search.batch_size=57']),
-    (dict(way='vmap', k=7), .2, ["config.search.parallel='scan'",
+    (dict(way='vmap', k=7), .2, ["config.search.samples='scan'",
                                  'config.search.accumulate=8',
                                  'config.search.batch_size=12']),
     # Two groups of devices with three samples each.
@@ -45,9 +45,9 @@ def test_what_does_not_fit_is_refused(monkeypatch):
         'config.search.accumulate=4', 'config.search.batch_size=19',
         'config.search.channels=4']),
     # On a CPU recomputation saves nothing.
-    (dict(section='evaluate', remat='none'), .6, [
-        'config.evaluate.accumulate=2', 'config.evaluate.batch_size=38',
-        'config.evaluate.channels=8']),
+    (dict(section='retrain', remat='none'), .6, [
+        'config.retrain.accumulate=2', 'config.retrain.batch_size=38',
+        'config.retrain.channels=8']),
     # Devices that share the batch: parts and batches that they can share.
     (dict(batch_size=48, data_parts=4, accumulate=2, dtype='bfloat16'), .4, [
         'config.search.accumulate=6', 'config.search.batch_size=16',
@@ -65,9 +65,9 @@ def test_three_settings_that_are_enough(changes, share, settings):
 
 def test_recomputation_is_a_setting_of_accelerators(monkeypatch):
   monkeypatch.setattr(memory.jax, 'default_backend', lambda: 'gpu')
-  retraining = SEARCH._replace(section='evaluate', remat='none')
+  retraining = SEARCH._replace(section='retrain', remat='none')
   assert memory.smaller_settings(retraining, .6)[0] == (
-      "config.evaluate.remat='cells'")
+      "config.retrain.remat='cells'")
 
 
 @pytest.mark.slow
@@ -81,7 +81,7 @@ def test_the_settings_make_a_search_fit(tiny, monkeypatch):
   config = fields.defaults()
   config.space = 'tiny'
   config.search.update(cells=2, channels=16, batch_size=32, k=4, epochs=1,
-                       parallel='vmap', augment='none')
+                       samples='vmap', augment='none')
   needed = []
   check = memory.check_memory
   monkeypatch.setattr(memory, 'check_memory', lambda name, program, size: (
@@ -108,7 +108,7 @@ def test_the_settings_make_a_search_fit(tiny, monkeypatch):
     (7, 1, None, 'scan'), (7, 10, 140, 'vmap'), (7, 10, 139, 'scan'),
     (1, 69, 139, 'vmap')])
 def test_way_of_evaluating_k(k, sample, total, way):
-  assert memory.parallel(k, sample, total) == way
+  assert memory.samples(k, sample, total) == way
 
 
 def test_image_bytes_of_a_network_that_keeps_known_arrays():
@@ -134,7 +134,7 @@ def test_auto_asks_the_device(tiny, monkeypatch):
 
   def chosen(total):
     monkeypatch.setattr(memory, 'accelerator_bytes', lambda: total)
-    return search.choose_parallel(section, network, theta, 8, 3)
+    return search.choose_samples(section, network, theta, 8, 3)
 
   assert memory.accelerator_bytes() is None and chosen(None) == 'scan'
   assert chosen(10**9) == 'vmap' and chosen(10**6) == 'scan'
@@ -178,9 +178,9 @@ def test_timing_leaves_the_state_alone():
 
 
 def test_the_flag():
-  loaded = command_line.load(['--config=quickstart', '--plan'])
-  assert loaded.options.plan
-  assert not command_line.load(['--config=quickstart']).options.plan
+  loaded = command_line.load(['--config=quickstart', '--dry-run'])
+  assert loaded.options.dry_run
+  assert not command_line.load(['--config=quickstart']).options.dry_run
 
 
 @pytest.mark.slow
@@ -188,9 +188,9 @@ def test_plan_of_a_whole_run(tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
   config = command_line.load(['--config=quickstart']).config
   config.compilation_cache = ''
-  config.search.cells = config.evaluate.cells = 3
-  config.search.channels = config.evaluate.channels = 2
-  assert run_lib.show_plan(config) == 0
+  config.search.cells = config.retrain.cells = 3
+  config.search.channels = config.retrain.channels = 2
+  assert run_lib.show_cost(config) == 0
   lines = capsys.readouterr().err
-  assert 'search: compiled in' in lines and 'evaluate/derived-0' in lines
+  assert 'search: compiled in' in lines and 'retrain/derived-0' in lines
   assert not list(tmp_path.iterdir())

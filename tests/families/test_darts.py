@@ -257,7 +257,7 @@ def test_scan_vmap_and_loop_agree(cells, fill, cell_arch, quick_jit):
   loop = jax.tree.map(lambda *a: sum(a), *(
       single(params, jax.tree.map(lambda a, k=k: a[k], samples))
       for k in range(3)))
-  for parallel in sums.PARALLEL:
+  for parallel in sums.WAYS:
     actual = quick_jit(
         lambda params, samples, parallel=parallel: sums.sum_over_samples(
             functools.partial(one, params), samples, parallel))(

@@ -16,7 +16,7 @@ from launch import sweep_ray
 from rome_jax import errors
 from rome_jax.cli import sweep
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = f'--config={ROOT / "configs" / "quickstart.py"}'
 
 needs_ray = pytest.mark.skipif(
@@ -120,7 +120,7 @@ def test_the_config_file_can_vary():
     ([CONFIG, '--seeds=1,x'], "config.seed='x'"),
     ([CONFIG, '--vary=method=rome_v2,darts'], "config.method='darts'"),
     ([CONFIG, '--seed=1', '--seeds=1'], 'config.seed'),
-    ([CONFIG, '--seeds=1', '--plan'], '--plan')])
+    ([CONFIG, '--seeds=1', '--dry-run'], '--dry-run')])
 def test_mistakes_are_found_before_anything_runs(flags, words, tmp_path):
   with pytest.raises(errors.UserError, match=words):
     planned(*flags)

@@ -89,7 +89,7 @@ def test_a_line_is_there_at_once(tmp_path):
 @pytest.mark.parametrize('half', [b'', b'{"phase": "evaluate/a", "st', b'\n'])
 def test_resumed_file_equals_uninterrupted(tmp_path, half):
   plan = [('search', s) for s in range(1, 6)]
-  plan += [('evaluate/a', s) for s in range(1, 6)]
+  plan += [('retrain/a', s) for s in range(1, 6)]
 
   def run(workdir, steps, resume_step=None):
     with writer(workdir, resume_step, tensorboard=False) as out:
@@ -100,7 +100,7 @@ def test_resumed_file_equals_uninterrupted(tmp_path, half):
   whole = run(tmp_path / 'whole', plan)
   cut = run(tmp_path / 'cut', plan[:9])  # killed after evaluate/a step 4
   cut.write_bytes(cut.read_bytes() + half)
-  run(tmp_path / 'cut', plan[7:], {'evaluate/a': 2})
+  run(tmp_path / 'cut', plan[7:], {'retrain/a': 2})
   assert untimed(cut.parent) == untimed(whole.parent)
   assert cut.read_bytes().count(b'\n') == 10
 
@@ -149,10 +149,10 @@ def test_unwritable_folder_is_one_sentence(tmp_path):
 def test_tensorboard_events_and_purge(tmp_path):
   with writer(tmp_path) as out:
     for step in (1, 2, 3):
-      out.write('evaluate/a', step, {'loss': float(step), 'bad': math.nan})
-    out.rewind('evaluate/a', 1)
-    out.write('evaluate/a', 2, {'loss': 20.0})
-  records = event_records(tmp_path, 'evaluate/a')
+      out.write('retrain/a', step, {'loss': float(step), 'bad': math.nan})
+    out.rewind('retrain/a', 1)
+    out.write('retrain/a', 2, {'loss': 20.0})
+  records = event_records(tmp_path, 'retrain/a')
   assert [r for r in records if r[1] != 'session'] == [
       (1, 'loss', 1.0), (2, 'loss', 2.0), (3, 'loss', 3.0), (2, 'loss', 20.0)]
   assert (2, 'session', 1) in records  # START: hides the old steps 2 and 3

@@ -13,7 +13,7 @@ from jax import lax
 
 from benchmarks import scaling
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 
 # On a mesh of 2x2: 3 floats over 'sample' once; 5 floats over 'data' in each
 # of 6 turns; in one of two branches 7 floats over 'data', in the other none.
