@@ -36,7 +36,7 @@ def batch():
 def search_step(name, cells, way):
   space, method = spaces.get_space(name), table.METHODS['rome_v2']
   net = families.get(space).supernet(
-      space, cells or space.num_nodes, C, CLASSES, 'cifar')
+      space, spaces.Sizes(cells or space.num_nodes, C, CLASSES), 'cifar')
   section = fields.defaults().search
   theta_tx = optim.sgd(lambda step: .05, section)
   arch_tx = optim.arch_adam(section)

@@ -54,7 +54,8 @@ def problem(accumulate=1):
   """A tiny search: (update of a mesh, state, batches)."""
   space = spaces.Space(
       'tiny', ('skip_connect', 'sep_conv_3x3', 'avg_pool_3x3'), num_nodes=2)
-  net = families.get(space).supernet(space, 2, 4, 3, 'cifar')
+  net = families.get(space).supernet(
+      space, spaces.Sizes(2, 4, 3), 'cifar')
   method, section = table.METHODS['rome_v2'], fields.defaults().search
   theta_tx = optim.sgd(lambda step: .05, section)
   arch_tx = optim.arch_adam(section)

@@ -162,7 +162,7 @@ def test_every_argument_gives_a_config_of_its_own(stem):
     for name in ('search', 'retrain'):
       part = config[name]
       families.check(
-          space, name, cells=part.cells, channels=part.channels, stem='cifar',
+          space, name, spaces.Sizes(part.cells, part.channels, 10), 'cifar',
           auxiliary=name == 'retrain' and part.auxiliary)
     assert config.method == args['method']
     assert config.dataset == args.get('dataset', 'cifar10')
@@ -243,9 +243,9 @@ def supernet_params(config):
   space, part = checks.space(config), config.search
   _, channels, classes = SHAPES[config.dataset]
   return families.get(space).count_supernet(
-      space, cells=part.cells, channels=part.channels, num_classes=classes,
-      image_size=config.image_size or 32, image_channels=channels,
-      stem='imagenet' if config.dataset == 'imagenet' else 'cifar').params
+      space, spaces.Sizes(part.cells, part.channels, classes,
+                          config.image_size or 32, channels),
+      'imagenet' if config.dataset == 'imagenet' else 'cifar').params
 
 
 def test_nasbench201_recipe():
@@ -303,8 +303,9 @@ def test_mobile_recipe():
               300, 256, .05, 4e-5, .1, True, False)
   space = checks.space(config)
   for name in ('search', 'retrain'):
-    families.check(space, name, cells=config[name].cells,
-                    channels=config[name].channels, stem='imagenet')
+    part = config[name]
+    families.check(space, name, spaces.Sizes(
+        part.cells, part.channels, 1000, 224), 'imagenet')
   cpu = mobile.PROXYLESS['proxyless_cpu'].genotype
   families.check_genotype(space, cpu, 'proxyless_cpu')
 
@@ -380,9 +381,9 @@ def test_the_table_of_spaces_is_right():
     cells, channels = sizes.get(space.family, (space.num_nodes, 32))
     assert size == f'{cells} / {channels}'
     assert number(params) == families.get(space).count_supernet(
-        space, cells=cells, channels=channels,
-        num_classes=1000 if blocks else 10, image_size=224 if blocks else 32,
-        stem='imagenet' if blocks else 'cifar').params
+        space, spaces.Sizes(cells, channels, 1000 if blocks else 10,
+                            224 if blocks else 32),
+        'imagenet' if blocks else 'cifar').params
 
 
 @pytest.mark.parametrize('space, expected', [

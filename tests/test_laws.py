@@ -244,10 +244,10 @@ def test_two_updates(space, name, monkeypatch, tmp_path):
     'nasbench201', pytest.param('nasbench1shot1_2', marks=pytest.mark.slow),
     pytest.param('mobile_tiny', marks=pytest.mark.slow)])
 def test_weights_without_a_gradient(name, quick_jit):
-  """With `trained` False candidates' kernels have none; all else is equal."""
+  """With False candidates' kernels have none; all else is equal."""
   space = spaces.SPACES[name]
-  net = families.get(space).supernet(space, cells_of(space), C, CLASSES,
-                                      'cifar')
+  net = families.get(space).supernet(
+      space, spaces.Sizes(cells_of(space), C, CLASSES), 'cifar')
   rng = np.random.default_rng(0)
   images = rng.normal(size=(2, 8, 8, 3)).astype(np.float32)
   # No operation without weights, or there would be nothing to see.
@@ -259,11 +259,11 @@ def test_weights_without_a_gradient(name, quick_jit):
   arch = method_lib.sample(method, space, params, noise, 1., ops)
   theta = weights_lib.init_supernet(net, 0, 8, 3)
 
-  def gradients_of(trained):
+  def gradients_of(wanted):
     def loss(theta, gates):
-      cells = {t: cell._replace(gates=gates[t], trained=trained)
+      cells = {t: cell._replace(gates=gates[t])
                for t, cell in arch.items()}
-      logits = net.apply({'params': theta}, images, cells)
+      logits = net.apply({'params': theta}, images, cells, wanted)
       return (logits * jnp.arange(1., 1 + CLASSES)).sum() / logits.size
     return jax.grad(loss, (0, 1))(
         theta, {t: cell.gates for t, cell in arch.items()})

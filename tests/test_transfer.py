@@ -92,8 +92,8 @@ def test_from_cifar_to_imagenet(found, tmp_path, capsys):
   assert row['kind'] == 'given' and np.isfinite(row['test_loss'])
   # Two classes; the three strided convolutions of the ImageNet stem.
   assert second['params'] == describe.summary(
-      genotypes.read(found), TINY, cells=1, channels=2, num_classes=2,
-      image_size=32, image_channels=3, stem='imagenet')['params']
+      genotypes.read(found), TINY, spaces.Sizes(1, 2, 2),
+      'imagenet')['params']
 
   record = genotypes.read(tmp_path / 'run' / 'genotype.json')
   assert record.genotype == genotypes.load(found)

@@ -1,10 +1,10 @@
 """Describes a genotype: its cells as text, its size, its free operations.
 
-  python -m rome_jax.describe runs/c10/genotype.json --cells=20 --channels=36
-  python -m rome_jax.describe DARTS_V2 --stem=imagenet --json
-  python -m rome_jax.describe '|nor_conv_3x3~0|+|none~0|...'
-  python -m rome_jax.describe runs/own/genotype.json --config=my_search.py
-  python -m rome_jax.describe --list
+  python -m rome_jax describe runs/c10/genotype.json --cells=20 --channels=36
+  python -m rome_jax describe DARTS_V2 --stem=imagenet --json
+  python -m rome_jax describe '|nor_conv_3x3~0|+|none~0|...'
+  python -m rome_jax describe runs/own/genotype.json --config=my_search.py
+  python -m rome_jax describe --list
 
 The target is a run's genotype file, a text file with `Genotype(...)` in the
 notation of DARTS, that text itself, a published name, or a string, code or
@@ -18,8 +18,7 @@ import json
 import sys
 
 from rome_jax import errors, spaces
-from rome_jax.families import table
-from rome_jax.spaces import counting, genotypes, nasbench201_forms
+from rome_jax.spaces import Sizes, Space, counting, genotypes, nasbench201_forms
 from rome_jax.tables import nasbench201
 
 # The evaluation networks of the papers, per skeleton and stem: what a flag is
@@ -27,17 +26,17 @@ from rome_jax.tables import nasbench201
 # has as many cells as its space has nodes.
 RECIPES = {
     'darts': {
-        'cifar': dict(cells=20, channels=36, num_classes=10, image_size=32),
-        'imagenet': dict(
+        'cifar': Sizes(cells=20, channels=36, num_classes=10),
+        'imagenet': Sizes(
             cells=14, channels=48, num_classes=1000, image_size=224)},
     'nasbench201': {
-        'cifar': dict(cells=15, channels=16, num_classes=10, image_size=32)},
+        'cifar': Sizes(cells=15, channels=16, num_classes=10)},
     'nasbench1shot1': {
-        'cifar': dict(cells=9, channels=16, num_classes=10, image_size=32)},
+        'cifar': Sizes(cells=9, channels=16, num_classes=10)},
     'mobile': {
-        'imagenet': dict(
+        'imagenet': Sizes(
             cells=21, channels=32, num_classes=1000, image_size=224),
-        'cifar': dict(cells=21, channels=32, num_classes=10, image_size=32)},
+        'cifar': Sizes(cells=21, channels=32, num_classes=10)},
 }
 _HELP = {
     'cells': 'number of cells',
@@ -66,7 +65,7 @@ def _at_least_one(text):
 
 def _parser():
   parser = _Parser(
-      prog='python -m rome_jax.describe', allow_abbrev=False,
+      prog='python -m rome_jax describe', allow_abbrev=False,
       description='Draws and counts a genotype without running it.')
   parser.add_argument(
       'target', nargs='?', metavar='PATH|NAME',
@@ -85,7 +84,7 @@ def _parser():
       'imagenet: strided')
   for name, text in _HELP.items():
     defaults = '; '.join(
-        f'{skeleton}, {stem}: {sizes[name]}'
+        f'{skeleton}, {stem}: {getattr(sizes, name)}'
         for skeleton, stems in RECIPES.items()
         for stem, sizes in stems.items())
     parser.add_argument(
@@ -119,7 +118,7 @@ def _parse(argv):
 
 
 def _sizes(args, space):
-  """The flags' sizes, the recipe's where a flag is not given."""
+  """(Sizes, stem) of the flags, the recipe's where a flag is not given."""
   # A skeleton of the user's own has no recipe here; its flags can be given.
   recipes = RECIPES.get(space and space.family, RECIPES['darts'])
   stem = args.stem or next(iter(recipes))
@@ -127,12 +126,12 @@ def _sizes(args, space):
     raise errors.UserError(
         f'--stem={stem} must be {" or ".join(recipes)} with '
         f'space={space.name}')
-  recipe = dict(recipes[stem], image_channels=3)
+  recipe = recipes[stem]
   if space and space.parents == 'previous':
-    recipe['cells'] = space.num_nodes
-  given = {name: getattr(args, name) for name in recipe}
-  return {name: recipe[name] if value is None else value
-          for name, value in given.items()} | {'stem': stem}
+    recipe = recipe._replace(cells=space.num_nodes)
+  given = {name: getattr(args, name) for name in Sizes._fields}
+  return recipe._replace(**{
+      name: value for name, value in given.items() if value is not None}), stem
 
 
 def _find_space(args, record):
@@ -199,31 +198,33 @@ def _check_cells(space, genotype, where):
 
 def _families():
   # Loads JAX, which takes a second that DARTS' networks need not.
-  pass
-  return table
+  from rome_jax import families
+  return families
 
 
-def _count(space, genotype, sizes):
+def _count(space, genotype, sizes, stem):
   if space is None or space.family == 'darts':
-    return counting.count(genotype, **sizes)
-  return _families().get(space).count(space, genotype, **sizes)
+    return counting.count(genotype, sizes, stem)
+  return _families().get(space).count(space, genotype, sizes, stem)
 
 
-def summary(record: genotypes.Record, space=None, **sizes) -> dict:
+def summary(record: genotypes.Record, space: Space | None, sizes: Sizes,
+            stem: str) -> dict:
   """Counts of a genotype as a JSON object.
 
   Args:
     record: the genotype and its origin.
     space: its `Space`, which decides on the network; None: that of DARTS.
-    **sizes: `cells`, `channels` and more arguments of `counting.count`.
+    sizes: of the network.
+    stem: 'cifar' or 'imagenet'.
   """
   genotype = record.genotype
-  count = _count(space, genotype, sizes)
-  values = {**sizes, 'params': count.params, 'macs': count.macs}
+  count = _count(space, genotype, sizes, stem)
+  values = {**sizes._asdict(), 'stem': stem, 'params': count.params,
+            'macs': count.macs}
   if space is None or space.family == 'darts':
-    values['auxiliary_params'] = counting.auxiliary_params(genotype, **{
-        name: sizes[name]
-        for name in ('cells', 'channels', 'num_classes', 'stem')})
+    values['auxiliary_params'] = counting.auxiliary_params(
+        genotype, sizes, stem)
   values |= {
       'parameterless': genotypes.parameterless(genotype, space),
       'genotype': genotypes.to_json(genotype),
@@ -317,11 +318,11 @@ def _table_lines(table):
   return [*lines, '']
 
 
-def _list(sizes, as_json):
+def _list(sizes, stem, as_json):
   """All published genotypes with their counts at one size."""
   rows = []
   for name, (genotype, source) in genotypes.PUBLISHED.items():
-    count = counting.count(genotype, **sizes)
+    count = counting.count(genotype, sizes, stem)
     rows.append({
         'name': name, 'params': count.params, 'macs': count.macs,
         'source': source})
@@ -337,15 +338,13 @@ def _list(sizes, as_json):
 
 def _report(args):
   if args.config is not None:
-    from rome_jax.config import (
-      load as command_line,  # Only here: its packages take a while.
-    )
+    from rome_jax.config import command_line  # Takes a while to import.
     command_line.load([f'--config={args.config}'])
   if args.list:
-    return _list(_sizes(args, None), args.json)
+    return _list(*_sizes(args, None), args.json)
   record = nasbench201_forms.read(args.target)
   space, name = _find_space(args, record)
-  values = summary(record, space, **_sizes(args, space))
+  values = summary(record, space, *_sizes(args, space))
   if args.json:
     return json.dumps(
         {'target': args.target, 'space': name, **values}, indent=2)
@@ -360,7 +359,3 @@ def main(argv=None) -> int:
     print(error, file=sys.stderr)
     return error.exit_code
   return 0
-
-
-if __name__ == '__main__':
-  sys.exit(main())

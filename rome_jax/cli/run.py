@@ -212,8 +212,8 @@ def _check_data(config, dataset, given):
     part = config[name]
     if name == 'retrain' or given is None:
       families.check(
-          space, f'config.{name}', cells=part.cells, channels=part.channels,
-          stem=stem, auxiliary=name == 'retrain' and part.auxiliary)
+          space, f'config.{name}', search.sizes(part, dataset), stem,
+          auxiliary=name == 'retrain' and part.auxiliary)
   if given is None:
     search.make_batches(config, dataset)
   if retrains:

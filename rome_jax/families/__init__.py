@@ -7,7 +7,9 @@ from rome_jax.families.table import (
     check_genotype,
     check_operations,
     get,
+    resolve_stem,
 )
+from rome_jax.spaces import Sizes
 
-__all__ = ['FAMILIES', 'Family', 'check', 'check_genotype',
-           'check_operations', 'get']
+__all__ = ['FAMILIES', 'Family', 'Sizes', 'check', 'check_genotype',
+           'check_operations', 'get', 'resolve_stem']

@@ -95,8 +95,11 @@ class Supernet(nn.Module):
   stem: str = 'cifar'
 
   @nn.compact
-  def __call__(self, images, arch):
-    """Logits [B,classes] of images [B,H,W,.] at arch {'normal','reduce'}."""
+  def __call__(self, images, arch, want_weight_grads=None):
+    """Logits [B,classes] of images [B,H,W,.] at arch {'normal','reduce'}.
+
+    See `cells.run_cells` for `want_weight_grads`.
+    """
     chex.assert_rank(images, 4)
 
     def make_cell(i, features, reduction, reduction_prev):
@@ -105,7 +108,9 @@ class Supernet(nn.Module):
 
     def run(cells, *states):
       kind = 'reduce' if cells[0].reduction else 'normal'
-      return cells_lib.run_cells(cells, *states, arch=arch[kind])
+      return cells_lib.run_cells(
+          cells, *states, arch=arch[kind],
+          want_weight_grads=want_weight_grads)
 
     outputs = stack(
         images, stem=self.stem, channels=self.channels, cells=self.cells,

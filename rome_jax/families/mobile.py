@@ -43,7 +43,7 @@ from jax import lax
 from rome_jax import errors, spaces
 from rome_jax.engine import layers, operations, switch
 from rome_jax.engine.layout import EDGES
-from rome_jax.spaces import Space, counting
+from rome_jax.spaces import Sizes, Space, counting
 from rome_jax.spaces.genotypes import Genotype
 
 # ProxylessNAS sets both in supernet and network (`bn_param=(0.1, 1e-3)`; its
@@ -262,7 +262,7 @@ def _shapes(block):
       for op, module in zip(block.ops, _candidates(block)) if op != ZERO}
 
 
-def _apply_run(run, weights, index, gates, trained, x):
+def _apply_run(run, weights, index, gates, x, want_weight_grads):
   """The chosen operations of a run, one after the other.
 
   Args:
@@ -270,12 +270,12 @@ def _apply_run(run, weights, index, gates, trained, x):
     weights: {operation: leaves [length, ...]}.
     index: [length] int32, places in the block's `ops`.
     gates: [length].
-    trained: see `kernels.trained`.
     x: [B,H,W,c_in].
+    want_weight_grads: see `cells.run_cells`.
   """
 
   def step(x, slot):
-    y = switch.switch(_candidates(run.block), *slot, x, trained)
+    y = switch.switch(_candidates(run.block), *slot, x, want_weight_grads)
     return (x + y if run.block.shortcut else y), None
 
   slots = index, tuple(weights.get(op, {}) for op in run.block.ops), gates
@@ -314,23 +314,24 @@ class Supernet(nn.Module):
   stem: str = 'cifar'
 
   @nn.compact
-  def __call__(self, images, arch):
+  def __call__(self, images, arch, want_weight_grads=None):
     """Logits [B,classes] of images [B,H,W,.] at arch {'normal'}.
 
     Of `arch['normal']` ops [N] and gates [N] count; edges are the chain's.
+    See `cells.run_cells` for `want_weight_grads`.
     """
     chex.assert_rank(images, 4)
 
     def body(x):
       for run in runs(blocks(self.space, self.channels, self.stem)):
-        x = self._run(run, arch['normal'], x)
+        x = self._run(run, arch['normal'], x, want_weight_grads)
       return x
 
     return _skeleton(
         images, body, channels=self.channels, num_classes=self.num_classes,
         stem=self.stem, norm=_search_norm)
 
-  def _run(self, run, cell, x):
+  def _run(self, run, cell, x, want_weight_grads):
     weights = self.param(run.name, _init_run, run)[EDGES]
     if self.is_initializing():
       # Tracing the candidates to throw their output away would take long.
@@ -339,7 +340,7 @@ class Supernet(nn.Module):
     part = slice(run.start, run.start + run.length)
     index = _places(self.space, run.block)[cell.ops[part]]
     return _apply_run(
-        run, weights, index, cell.gates[part], cell.trained, x)
+        run, weights, index, cell.gates[part], x, want_weight_grads)
 
 
 def _with_shortcut(block, rate):
@@ -453,7 +454,7 @@ def _checked_names(space, genotype):
   return chosen(genotype)
 
 
-def check(space: Space, *, cells: int, channels: float):
+def check(space: Space, sizes: Sizes) -> None:
   """Refuses what the skeleton cannot have.
 
   Raises:
@@ -461,15 +462,16 @@ def check(space: Space, *, cells: int, channels: float):
       positive number, a space that is no chain of stages, or a candidate
       that a block cannot have.
   """
-  sizes = [number for _, number, _ in space.layout]
-  if space.parents != 'previous' or sum(sizes) != space.num_nodes:
+  number = sum(blocks for _, blocks, _ in space.layout)
+  if space.parents != 'previous' or number != space.num_nodes:
     raise errors.UserError(
         f'space {space.name}: layout={space.layout} must list stages of '
         f'{space.num_nodes} blocks, each of which reads the previous one')
-  if cells != space.num_nodes:
+  if sizes.cells != space.num_nodes:
     raise errors.UserError(
-        f'cells={cells} must be {space.num_nodes} with space={space.name}, '
-        'its number of blocks')
+        f'cells={sizes.cells} must be {space.num_nodes} with '
+        f'space={space.name}, its number of blocks')
+  channels = sizes.channels
   if (not isinstance(channels, numbers.Real) or isinstance(channels, bool)
       or not 0 < channels < float('inf')):
     raise errors.UserError(
@@ -510,14 +512,13 @@ def _operation(op, block, size):
       *kernel_and_expansion(op), block.c_in, block.c_out, block.stride, size)
 
 
-def _count(stages, names, channels, num_classes, image_size, image_channels,
-           stem):
+def _count(stages, names, sizes, stem):
   """Counts the network whose block i holds all operations of names[i]."""
-  widths = fixed_widths(channels)
-  size = counting.strided(image_size, 1 if stem == 'cifar' else 2)
+  widths = fixed_widths(sizes.channels)
+  size = counting.strided(sizes.image_size, 1 if stem == 'cifar' else 2)
   parts = [
       ('stem', counting.total(
-          counting.conv(image_channels, widths.stem, 9, size**2),
+          counting.conv(sizes.image_channels, widths.stem, 9, size**2),
           counting.norm(widths.stem))),
       ('first', _mbconv(3, 1, widths.stem, widths.first, 1, size))]
   for i, (block, row) in enumerate(zip(stages, names, strict=True)):
@@ -529,74 +530,49 @@ def _count(stages, names, channels, num_classes, image_size, image_channels,
   parts.append(('head', counting.total(
       counting.conv(c_in, widths.last, 1, size**2),
       counting.norm(widths.last),
-      counting.linear(widths.last, num_classes))))
+      counting.linear(widths.last, sizes.num_classes))))
   return counting.summed(parts)
 
 
-def _checked(space, cells, channels, stem, **sizes):
+def _checked(space, sizes, stem):
   """(blocks, sizes as integers) once everything is found right."""
-  check(space, cells=cells, channels=channels)
+  check(space, sizes)
+  channels = sizes.channels
   # The stem's width is what the rule of even channels asks for.
-  sizes = counting.checked_sizes(
-      stem, channels=fixed_widths(channels).stem, **sizes)
-  return blocks(space, channels, stem), sizes | {
-      'channels': channels, 'stem': stem}
+  stem_width = fixed_widths(channels).stem
+  sizes = counting.checked(sizes._replace(channels=stem_width), stem)
+  return blocks(space, channels, stem), sizes._replace(channels=channels)
 
 
-def count(
-    space: Space,
-    genotype: Genotype,
-    *,
-    cells: int,
-    channels: float,
-    num_classes: int = 10,
-    image_size: int = 32,
-    image_channels: int = 3,
-    stem: str = 'cifar',
-) -> counting.Count:
+def count(space: Space, genotype: Genotype, sizes: Sizes,
+          stem: str = 'cifar') -> counting.Count:
   """Counts the discrete network of a genotype.
 
   Args:
     space: gives the layout.
     genotype: one operation per block.
-    cells: number of blocks, `space.num_nodes`.
-    channels: of the stem; scales all widths.
-    num_classes: outputs.
-    image_size: height and width of the images.
-    image_channels: 1 for grey images, 3 for colour.
+    sizes: of the network; cells are the blocks, `space.num_nodes`.
     stem: 'cifar' or 'imagenet'.
 
   Raises:
     UserError: unknown operation or stem, a genotype of another length, or a
       number out of range.
   """
-  stages, sizes = _checked(
-      space, cells, channels, stem, num_classes=num_classes,
-      image_size=image_size, image_channels=image_channels)
+  stages, sizes = _checked(space, sizes, stem)
   names = _checked_names(space, genotype)
   for i, (block, op) in enumerate(zip(stages, names)):
     _check_block(f'genotype: block {i}', block, (op,))
-  return _count(stages, [(op,) for op in names], **sizes)
+  return _count(stages, [(op,) for op in names], sizes, stem)
 
 
-def count_supernet(
-    space: Space,
-    *,
-    cells: int,
-    channels: float,
-    num_classes: int = 10,
-    image_size: int = 32,
-    image_channels: int = 3,
-    stem: str = 'cifar',
-) -> counting.Count:
+def count_supernet(space: Space, sizes: Sizes,
+                   stem: str = 'cifar') -> counting.Count:
   """Counts the whole search network: every candidate of every block.
 
   Arguments and errors are those of `count`.
   """
-  stages, sizes = _checked(
-      space, cells, channels, stem, num_classes=num_classes,
-      image_size=image_size, image_channels=image_channels)
-  return _count(stages, [block.ops for block in stages], **sizes)
+  stages, sizes = _checked(space, sizes, stem)
+  return _count(stages, [block.ops for block in stages], sizes, stem)
 
 
 # -------------------------------------------------------- published networks

@@ -33,7 +33,7 @@ from rome_jax import errors
 from rome_jax.engine import kernels, layers, operations, switch
 from rome_jax.engine.archs import CellArch
 from rome_jax.engine.layout import EDGES
-from rome_jax.spaces import Space, counting, genotypes
+from rome_jax.spaces import Sizes, Space, counting, genotypes
 
 STACKS = 3
 WIDTHS = ('search', 'nasbench101')
@@ -153,7 +153,7 @@ def _node_channels(parents, concat, channels, widths):
 # ------------------------------------------------------------------- checks
 
 
-def check(space: Space, *, cells: int, channels: int):
+def check(space: Space, sizes: Sizes) -> None:
   """Checks that networks of this space and size exist.
 
   Raises:
@@ -164,12 +164,12 @@ def check(space: Space, *, cells: int, channels: int):
     raise errors.UserError(
         f'space {space.name}: family=nasbench1shot1 needs sites=nodes, '
         'num_inputs=1, parents=all, at least 2 nodes and one cell type')
-  if cells < STACKS or cells % STACKS:
+  if sizes.cells < STACKS or sizes.cells % STACKS:
     raise errors.UserError(
-        f'cells={cells} must be a multiple of {STACKS} with space '
+        f'cells={sizes.cells} must be a multiple of {STACKS} with space '
         f'{space.name}')
-  if channels < 1:
-    raise errors.UserError(f'channels={channels} must be at least 1')
+  if sizes.channels < 1:
+    raise errors.UserError(f'channels={sizes.channels} must be at least 1')
 
 
 def _check_stem(stem):
@@ -178,11 +178,11 @@ def _check_stem(stem):
         f"stem={stem!r} must be 'cifar' in a network of NAS-Bench-1Shot1")
 
 
-def _checked(space, stem, **sizes):
+def _checked(space, sizes, stem):
   """The sizes as integers, once everything is found right."""
-  check(space, cells=sizes['cells'], channels=sizes['channels'])
+  check(space, sizes)
   _check_stem(stem)
-  return counting.checked_sizes(stem, **sizes)
+  return counting.checked(sizes, stem)
 
 
 def _check_widths(widths):
@@ -266,7 +266,7 @@ class _Wiring(NamedTuple):
     ops: [n] int32.
     outputs: [D] int32, the states that the output reads.
     output_gates: [D] their B.
-    trained: see `kernels.trained`.
+    want_weight_grads: see `cells.run_cells`.
   """
 
   rows: jax.Array
@@ -274,10 +274,10 @@ class _Wiring(NamedTuple):
   ops: jax.Array
   outputs: jax.Array
   output_gates: jax.Array
-  trained: jax.Array | None
+  want_weight_grads: jax.Array | None
 
 
-def _wire(space: Space, arch: CellArch) -> _Wiring:
+def _wire(space: Space, arch: CellArch, want_weight_grads=None) -> _Wiring:
   m, n = arch.edges.shape[-1], space.num_nodes
   # The output's edges stand last: those of a derived cell, or all of them.
   selected = {sum(space.in_degrees): space.in_degrees[-1], space.num_edges: n}
@@ -292,7 +292,7 @@ def _wire(space: Space, arch: CellArch) -> _Wiring:
   last = slice(m - selected[m], m)
   return _Wiring(
       dense[:-1], arch.gates[m:], arch.ops, preds[last], arch.gates[last],
-      arch.trained)
+      want_weight_grads)
 
 
 def _project(kernel, x):
@@ -303,13 +303,14 @@ def _project(kernel, x):
   return jnp.moveaxis(y.reshape(*x.shape[:3], k, c), 3, 0)
 
 
-def _node(modules, weights, row, gate, op, own, states, trained=None):
+def _node(modules, weights, row, gate, op, own, states,
+          want_weight_grads=None):
   """One inner node from its own view of state 0 and the inner states."""
   # row[0] stays as it is, so that its gradient is summed in its own dtype;
   # products of matrices sum in float32 anyway.
   total = row[0] * own + jnp.tensordot(row[1:].astype(own.dtype), states, 1)
   return switch.switch(
-      modules, op, weights, gate, total.astype(own.dtype), trained)
+      modules, op, weights, gate, total.astype(own.dtype), want_weight_grads)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -343,7 +344,7 @@ def _pull_nodes(modules, wants, weights, wiring, views, states, g):
       weights, gates = wanted
       return _node(modules, w if weights is None else weights,
                    *((row, gate) if gates is None else gates), op, own, states,
-                   wiring.trained)
+                   wiring.want_weight_grads)
 
     _, pull = jax.vjp(run, wanted, own, states)
     (dw, dgates), down, dstates = pull(cotangents[i])
@@ -389,8 +390,8 @@ def _states_bwd(modules, residuals, g):
   views, pull = jax.vjp(_project, weights[0], x)
   dnodes, dgates, dviews = _pull_nodes(
       modules, wants, weights[1], wiring, views[:-1], states[1:], g[1:])
-  with kernels.trained(wiring.trained):
-    dkernel, dx = pull(jnp.concatenate([dviews, g[:1]]))
+  dkernel, dx = kernels.pulled(
+      pull, jnp.concatenate([dviews, g[:1]]), wiring.want_weight_grads)
   drows, dgates = dgates if wants.gates else (None, None)
   dweights = (dkernel, dnodes) if wants.weights else None
   return dweights, _Wiring(drows, dgates, None, None, None, None), dx
@@ -489,12 +490,15 @@ class Supernet(nn.Module):
   stem: str = 'cifar'
 
   @nn.compact
-  def __call__(self, images, arch):
-    """Logits [B,classes] of images [B,H,W,.] at arch {'normal'}."""
+  def __call__(self, images, arch, want_weight_grads=None):
+    """Logits [B,classes] of images [B,H,W,.] at arch {'normal'}.
+
+    See `cells.run_cells` for `want_weight_grads`.
+    """
     chex.assert_rank(images, 4)
-    check(self.space, cells=self.cells, channels=self.channels)
+    check(self.space, Sizes(self.cells, self.channels, self.num_classes))
     _check_stem(self.stem)
-    wiring = _wire(self.space, arch['normal'])
+    wiring = _wire(self.space, arch['normal'], want_weight_grads)
     x = ConvNormRelu(
         self.channels, 3, layers.AffineBatchStatistics, name='stem')(images)
     selected = None
@@ -678,46 +682,32 @@ def _count(sizes, widths, cell_cost, states, affine=True):
   """A whole network.
 
   Args:
-    sizes: of `counting.checked_sizes`.
+    sizes: checked.
     widths: as in `Network`.
     cell_cost: (input channels, C, height) -> Cost.
     states: how many times C a cell gives.
     affine: of the BatchNorm behind the last cell.
   """
-  width, size = sizes['channels'], sizes['image_size']
-  parts = [('stem', _conv_cost(sizes['image_channels'], width, 3, size))]
-  for i, c, smaller in _stacked(sizes['cells'], width):
+  width, size = sizes.channels, sizes.image_size
+  parts = [('stem', _conv_cost(sizes.image_channels, width, 3, size))]
+  for i, c, smaller in _stacked(sizes.cells, width):
     size = _halved(size, widths) if smaller else size
     parts.append((f'cell {i}', cell_cost(width, c, size)))
     width = states * c
   if widths == 'search':
     parts.append(('postprocess', _conv_cost(width, c, 1, size, affine)))
-  parts.append(('head', counting.linear(c, sizes['num_classes'])))
+  parts.append(('head', counting.linear(c, sizes.num_classes)))
   return counting.summed(parts)
 
 
-def count(
-    space: Space,
-    genotype: genotypes.Genotype,
-    *,
-    cells: int,
-    channels: int,
-    num_classes: int = 10,
-    image_size: int = 32,
-    image_channels: int = 3,
-    stem: str = 'cifar',
-    widths: str = 'search',
-) -> counting.Count:
+def count(space: Space, genotype: genotypes.Genotype, sizes: Sizes,
+          stem: str = 'cifar', widths: str = 'search') -> counting.Count:
   """Counts the discrete network of a genotype, exactly.
 
   Args:
     space: where the genotype is from.
     genotype: operations of `space`.
-    cells: number of cells, a multiple of 3.
-    channels: C of the first cells.
-    num_classes: outputs.
-    image_size: height and width of the images.
-    image_channels: 1 for grey images, 3 for colour.
+    sizes: of the network; cells are a multiple of 3.
     stem: 'cifar'.
     widths: as in `Network`.
 
@@ -726,9 +716,7 @@ def count(
   """
   genotypes.validate(genotype, space.ops)
   _check_widths(widths)
-  sizes = _checked(
-      space, stem, cells=cells, channels=channels, num_classes=num_classes,
-      image_size=image_size, image_channels=image_channels)
+  sizes = _checked(space, sizes, stem)
   concat = genotype.normal_concat
 
   def cell_cost(c_in, features, size):
@@ -744,24 +732,14 @@ def count(
   return _count(sizes, widths, cell_cost, states)
 
 
-def count_supernet(
-    space: Space,
-    *,
-    cells: int,
-    channels: int,
-    num_classes: int = 10,
-    image_size: int = 32,
-    image_channels: int = 3,
-    stem: str = 'cifar',
-) -> counting.Count:
+def count_supernet(space: Space, sizes: Sizes,
+                   stem: str = 'cifar') -> counting.Count:
   """Counts a whole search network: every operation on every node.
 
   BatchNorm is affine in the stem only; architecture parameters are not
   counted. Arguments and errors are those of `count`.
   """
-  sizes = _checked(
-      space, stem, cells=cells, channels=channels, num_classes=num_classes,
-      image_size=image_size, image_channels=image_channels)
+  sizes = _checked(space, sizes, stem)
   n = space.num_nodes
 
   def cell_cost(c_in, features, size):

@@ -17,7 +17,7 @@ import flax.linen as nn
 from rome_jax import errors
 from rome_jax.engine import cells as cells_lib
 from rome_jax.engine import layers, operations
-from rome_jax.spaces import Space, counting, genotypes
+from rome_jax.spaces import Sizes, Space, counting, genotypes
 
 STAGES = 3
 
@@ -87,8 +87,11 @@ class Supernet(nn.Module):
   stem: str = 'cifar'
 
   @nn.compact
-  def __call__(self, images, arch):
-    """Logits [B,classes] of images [B,H,W,.] at arch {'normal'}."""
+  def __call__(self, images, arch, want_weight_grads=None):
+    """Logits [B,classes] of images [B,H,W,.] at arch {'normal'}.
+
+    See `cells.run_cells` for `want_weight_grads`.
+    """
     chex.assert_rank(images, 4)
 
     def make_cell(features, name):
@@ -103,7 +106,9 @@ class Supernet(nn.Module):
         images, channels=self.channels, cells=self.cells,
         num_classes=self.num_classes, norm=layers.AffineBatchStatistics,
         block=block, make_cell=make_cell,
-        run=functools.partial(cells_lib.run_cells, arch=arch['normal']))
+        run=functools.partial(
+            cells_lib.run_cells, arch=arch['normal'],
+            want_weight_grads=want_weight_grads))
 
 
 class Network(nn.Module):
@@ -139,27 +144,25 @@ class Network(nn.Module):
 # ------------------------------------------------------------------- counts
 
 
-def check(space: Space, *, cells: int, channels: int) -> None:
+def check(space: Space, sizes: Sizes) -> None:
   """Raises UserError for sizes that the skeleton cannot have."""
-  del channels
   shape = space.num_inputs, space.cell_types, space.sites, space.parents
   if shape != (1, ('normal',), 'edges', 'all'):
     raise errors.UserError(
         f"space {space.name}: with family='nasbench201' a space has "
         "num_inputs=1, cell_types=('normal',), sites='edges' and "
         "parents='all'")
-  if cells % STAGES:
+  if sizes.cells % STAGES:
     raise errors.UserError(
-        f'cells={cells} must be a multiple of {STAGES} with '
+        f'cells={sizes.cells} must be a multiple of {STAGES} with '
         f'space={space.name}, which has {STAGES} stages')
 
 
-def _parts(nodes, cells, channels, num_classes, image_size, image_channels,
-           search):
+def _parts(nodes, sizes, search):
   """(name, Cost) of stem, cells, residual blocks and head."""
-  c, size = counting, image_size
-  parts = [('stem', c.total(c.conv(image_channels, channels, 9, size**2),
-                            c.norm(channels)))]
+  c, size, channels = counting, sizes.image_size, sizes.channels
+  parts = [('stem', c.total(
+      c.conv(sizes.image_channels, channels, 9, size**2), c.norm(channels)))]
   for stage in range(STAGES):
     width = channels * 2**stage
     if stage:
@@ -171,10 +174,10 @@ def _parts(nodes, cells, channels, num_classes, image_size, image_channels,
           c.conv(before, width, 1, size**2))))
     costs = [_op_cost(op, width, size, search)
              for node in nodes for op, _ in node]
-    for i in range(cells // STAGES):
+    for i in range(sizes.cells // STAGES):
       parts.append((f'cell {stage}.{i}', c.total(*costs)))
-  parts.append(('head', c.total(c.norm(width), c.linear(width, num_classes))))
-  return parts
+  head = c.total(c.norm(width), c.linear(width, sizes.num_classes))
+  return [*parts, ('head', head)]
 
 
 def _op_cost(op, width, size, search):
@@ -184,23 +187,18 @@ def _op_cost(op, width, size, search):
   return cost
 
 
-def count(space: Space, genotype: genotypes.Genotype, *, cells, channels,
-          num_classes=10, image_size=32, image_channels=3,
-          stem='cifar') -> counting.Count:
+def count(space: Space, genotype: genotypes.Genotype, sizes: Sizes,
+          stem: str = 'cifar') -> counting.Count:
   """Counts the network of a genotype; arguments as `counting.count`."""
-  del stem
-  check(space, cells=cells, channels=channels)
-  return counting.summed(_parts(
-      genotype.normal, cells, channels, num_classes, image_size,
-      image_channels, False))
+  check(space, sizes)
+  sizes = counting.checked(sizes, stem)
+  return counting.summed(_parts(genotype.normal, sizes, False))
 
 
-def count_supernet(space: Space, *, cells, channels, num_classes=10,
-                   image_size=32, image_channels=3,
-                   stem='cifar') -> counting.Count:
+def count_supernet(space: Space, sizes: Sizes,
+                   stem: str = 'cifar') -> counting.Count:
   """Counts the supernet, alpha and beta not included."""
-  del stem
-  check(space, cells=cells, channels=channels)
-  return counting.summed(_parts(
-      counting.all_operations(space, 'normal'), cells, channels, num_classes,
-      image_size, image_channels, True))
+  check(space, sizes)
+  sizes = counting.checked(sizes, stem)
+  everything = counting.all_operations(space, 'normal')
+  return counting.summed(_parts(everything, sizes, True))

@@ -12,21 +12,20 @@ import flax.linen as nn
 from rome_jax import errors
 from rome_jax.engine import operations
 from rome_jax.families import darts, mobile, nasbench1shot1, nasbench201
-from rome_jax.spaces import Space, counting, genotypes
+from rome_jax.spaces import Sizes, Space, counting, genotypes
 
 
 class Family(NamedTuple):
   """One row.
 
   Attributes:
-    supernet: (space, cells, channels, num_classes, stem) -> flax module,
+    supernet: (space, sizes, stem, **options) -> flax module,
       `apply({'params': theta}, images, arch)` -> logits.
-    network: (space, genotype, cells, channels, num_classes, stem, auxiliary,
-      remat) -> flax module, see `networks.Network` for its conventions.
-    count: (space, genotype, **sizes) -> counting.Count of the network.
-    count_supernet: (space, **sizes) -> counting.Count of the supernet.
-    check: (space, *, cells, channels) -> None; UserError for sizes that it
-      cannot have.
+    network: (space, genotype, sizes, stem, **options) -> flax module, see
+      `darts.Network` for its conventions. Options: auxiliary, remat.
+    count: (space, genotype, sizes, stem) -> counting.Count of the network.
+    count_supernet: (space, sizes, stem) -> counting.Count of the supernet.
+    check: (space, sizes) -> None; UserError for sizes that it cannot have.
     stems: stems it has.
     auxiliary: whether the network can have an auxiliary head.
     knows: name -> whether its cells can hold the operation.
@@ -36,53 +35,68 @@ class Family(NamedTuple):
   network: Callable[..., nn.Module]
   count: Callable[..., counting.Count]
   count_supernet: Callable[..., counting.Count]
-  check: Callable[..., None]
+  check: Callable[[Space, Sizes], None]
   stems: tuple[str, ...] = ('cifar',)
   auxiliary: bool = False
   knows: Callable[[str], bool] = lambda name: name in operations.OPS
 
 
-def _darts_network(space, genotype, cells, channels, num_classes, stem,
-                   auxiliary, remat='none'):
+def _supernet(module):
+  """A row's `supernet` of a module (space, cells, channels, ...)."""
+
+  def make(space, sizes, stem, **options):
+    return module(
+        space, sizes.cells, sizes.channels, sizes.num_classes, stem, **options)
+
+  return make
+
+
+def _darts_network(space, genotype, sizes, stem, **options):
   del space
   return darts.Network(
-      genotype, cells, channels, num_classes, stem, auxiliary, remat)
+      genotype, sizes.cells, sizes.channels, sizes.num_classes, stem,
+      **options)
 
 
 def _plain(network):
   """A network module that needs neither space, stem nor auxiliary head."""
 
-  def make(space, genotype, cells, channels, num_classes, stem, auxiliary,
-           remat='none'):
+  def make(space, genotype, sizes, stem, auxiliary=False, remat='none'):
     del space, stem, auxiliary
-    return network(genotype, cells, channels, num_classes, remat=remat)
+    return network(
+        genotype, sizes.cells, sizes.channels, sizes.num_classes, remat=remat)
 
   return make
 
 
-def _mobile_network(space, genotype, cells, channels, num_classes, stem,
-                    auxiliary, remat='none'):
-  del cells, auxiliary
+def _mobile_network(space, genotype, sizes, stem, auxiliary=False,
+                    remat='none'):
+  del auxiliary
   return mobile.Network(
-      space, genotype, channels, num_classes, stem, remat)
+      space, genotype, sizes.channels, sizes.num_classes, stem, remat)
+
+
+def _darts_count(space, genotype, sizes, stem='cifar'):
+  del space
+  return counting.count(genotype, sizes, stem)
 
 
 FAMILIES: dict[str, Family] = {
     'darts': Family(
-        darts.Supernet, _darts_network,
-        lambda space, genotype, **sizes: counting.count(genotype, **sizes),
+        _supernet(darts.Supernet), _darts_network, _darts_count,
         counting.supernet, counting.check,
         stems=('cifar', 'imagenet'), auxiliary=True),
     'nasbench201': Family(
-        nasbench201.Supernet, _plain(nasbench201.Network), nasbench201.count,
-        nasbench201.count_supernet, nasbench201.check),
+        _supernet(nasbench201.Supernet), _plain(nasbench201.Network),
+        nasbench201.count, nasbench201.count_supernet, nasbench201.check),
     'nasbench1shot1': Family(
-        nasbench1shot1.Supernet, _plain(nasbench1shot1.Network),
+        _supernet(nasbench1shot1.Supernet), _plain(nasbench1shot1.Network),
         nasbench1shot1.count, nasbench1shot1.count_supernet,
         nasbench1shot1.check, knows=nasbench1shot1.knows),
     'mobile': Family(
-        mobile.Supernet, _mobile_network, mobile.count, mobile.count_supernet,
-        mobile.check, stems=('cifar', 'imagenet'), knows=mobile.knows),
+        _supernet(mobile.Supernet), _mobile_network, mobile.count,
+        mobile.count_supernet, mobile.check, stems=('cifar', 'imagenet'),
+        knows=mobile.knows),
 }
 
 
@@ -100,37 +114,55 @@ def get(space: Space) -> Family:
   return FAMILIES[space.family]
 
 
-def check(space: Space, where: str, *, cells: int, channels: int, stem: str,
+# From this size on images are strided to a quarter before the first cell.
+LARGE_IMAGES = 128
+
+
+def resolve_stem(space: Space, stem: str, image_size: int) -> str:
+  """What the stem 'auto' is; any other name as it is.
+
+  'imagenet' from 128 pixels on if the family has it, else 'cifar'.
+  """
+  if stem != 'auto':
+    return stem
+  large = image_size >= LARGE_IMAGES and 'imagenet' in get(space).stems
+  return 'imagenet' if large else 'cifar'
+
+
+def check(space: Space, where: str, sizes: Sizes, stem: str,
           auxiliary: bool = False) -> None:
   """Checks the sizes of a supernet or network before anything is built.
 
   Args:
     space: the search space.
-    where: what the message calls the section of the config.
-    cells, channels, stem, auxiliary: the sizes; stem is no 'auto'.
+    where: what the message calls the section of the config; '' for none.
+    sizes: of the network.
+    stem: a name, no 'auto'.
+    auxiliary: whether an auxiliary head is asked for.
 
   Raises:
     UserError: naming the field, its value and what is allowed.
   """
-  row = get(space)
+  row, prefix = get(space), f'{where}.' if where else ''
   if stem not in row.stems:
     raise errors.UserError(
         f'stem={stem!r} must be {" or ".join(row.stems)} with '
         f'space={space.name}')
   if auxiliary and not row.auxiliary:
     raise errors.UserError(
-        f'{where}.auxiliary must be false with space={space.name}, whose '
+        f'{prefix}auxiliary must be false with space={space.name}, whose '
         'networks have no auxiliary head')
   # DARTS' ImageNet stem has half of the channels in its first layer.
-  if stem == 'imagenet' and space.family == 'darts' and channels % 2:
+  if stem == 'imagenet' and space.family == 'darts' and sizes.channels % 2:
     raise errors.UserError(
-        f'{where}.channels={channels} must be even with the ImageNet stem')
+        f'{prefix}channels={sizes.channels} must be even with the ImageNet '
+        'stem')
   try:
-    row.check(space, cells=cells, channels=channels)
+    row.check(space, sizes)
   except errors.UserError as error:
     # Those of a size begin with its name.
     field = str(error).startswith(('cells=', 'channels='))
-    raise errors.UserError(f'{where}.{error}' if field else str(error)) from (
+    raise errors.UserError(f'{prefix}{error}' if field else str(error)) from (
         None)
 
 

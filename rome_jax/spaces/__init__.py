@@ -1,5 +1,6 @@
 """Search spaces, genotypes, and exact counts of parameters; no JAX."""
 
+from rome_jax.spaces.sizes import Sizes
 from rome_jax.spaces.space import (
     CELL_TYPES,
     MOBILE,
@@ -18,5 +19,5 @@ from rome_jax.spaces.space import (
 
 __all__ = [
     'CELL_TYPES', 'MOBILE', 'MOBILE_TINY', 'NASBENCH201', 'S0', 'S1', 'S2',
-    'S3', 'S4', 'SPACES', 'Space', 'get_space', 'mobile',
+    'S3', 'S4', 'SPACES', 'Sizes', 'Space', 'get_space', 'mobile',
 ]

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from rome_jax import errors, spaces
 from rome_jax.spaces import genotypes
+from rome_jax.spaces.sizes import Sizes
 
 STEMS = ('cifar', 'imagenet')
 
@@ -188,15 +189,14 @@ def _cell(nodes, channels, s0, s1, reduction, affine):
   return total(*costs)
 
 
-def _count(
-    genotype, cells, channels, num_classes, image_size, image_channels, stem,
-    affine=True,
-) -> Count:
+def _count(genotype, sizes, stem, affine=True) -> Count:
   """`count` without checks; `affine=False` is a search network."""
-  cost, s0, s1 = _stem(stem, channels, image_size, image_channels)
+  channels = sizes.channels
+  cost, s0, s1 = _stem(
+      stem, channels, sizes.image_size, sizes.image_channels)
   parts = [('stem', cost)]
-  for i in range(cells):
-    reduction = i in reductions(cells)
+  for i in range(sizes.cells):
+    reduction = i in reductions(sizes.cells)
     channels *= 2 if reduction else 1
     cell = 'reduce' if reduction else 'normal'
     cost = _cell(
@@ -205,7 +205,7 @@ def _count(
     width = len(getattr(genotype, f'{cell}_concat')) * channels
     size = strided(s1.size, 2 if reduction else 1)
     s0, s1 = s1, _State(width, size)
-  parts.append(('head', linear(s1.channels, num_classes)))
+  parts.append(('head', linear(s1.channels, sizes.num_classes)))
   return summed(parts)
 
 
@@ -222,45 +222,33 @@ def reductions(cells: int) -> tuple[int, ...]:
 # --- Public counts
 
 
-def count(
-    genotype: genotypes.Genotype,
-    *,
-    cells: int,
-    channels: int,
-    num_classes: int = 10,
-    image_size: int = 32,
-    image_channels: int = 3,
-    stem: str = 'cifar',
-) -> Count:
+def count(genotype: genotypes.Genotype, sizes: Sizes,
+          stem: str = 'cifar') -> Count:
   """Counts the discrete network of a genotype, without auxiliary head.
 
   Args:
     genotype: cells whose operations are rows of `OP_COUNTS`.
-    cells: number of cells.
-    channels: channels C of the first normal cells; a cell gives
-      len(concat) * C.
-    num_classes: outputs.
-    image_size: height and width of the images.
-    image_channels: 1 for grey images, 3 for colour.
+    sizes: of the network; a cell gives len(concat) * C channels.
     stem: 'cifar' (3x3, stride 1, 3C channels) or 'imagenet' (three strided
-      3x3, `channels` even).
+      3x3, C even).
 
   Raises:
     UserError: unknown operation or stem, or a number out of range.
+
+  >>> genotype = genotypes.load('DARTS_V2')
+  >>> count(genotype, Sizes(cells=20, channels=36, num_classes=10)).params
+  3349342
   """
   genotypes.validate(genotype, tuple(OP_COUNTS))
   if not genotype.reduce:
     raise errors.UserError(
         'the genotype has no reduction cell, which this network needs')
-  sizes = checked_sizes(
-      stem, cells=cells, channels=channels, num_classes=num_classes,
-      image_size=image_size, image_channels=image_channels)
-  return _count(genotype, **sizes, stem=stem)
+  return _count(genotype, checked(sizes, stem), stem)
 
 
-def check(space: spaces.Space, *, cells: int, channels: int) -> None:
+def check(space: spaces.Space, sizes: Sizes) -> None:
   """Raises UserError for a space that has no cells to stack as DARTS does."""
-  del cells, channels
+  del sizes
   for field, wanted in (
       ('num_inputs', 2), ('cell_types', spaces.CELL_TYPES),
       ('sites', 'edges'), ('parents', 'all')):
@@ -271,31 +259,22 @@ def check(space: spaces.Space, *, cells: int, channels: int) -> None:
           f'family={spaces.S0.family}')
 
 
-def supernet(
-    space: spaces.Space,
-    *,
-    cells: int,
-    channels: int,
-    num_classes: int = 10,
-    image_size: int = 32,
-    image_channels: int = 3,
-    stem: str = 'cifar',
-) -> Count:
+def supernet(space: spaces.Space, sizes: Sizes, stem: str = 'cifar') -> Count:
   """Counts a whole search network: every operation on every edge.
 
   BatchNorm is affine in the stem only; architecture parameters are not
   counted. Arguments and errors are those of `count`.
+
+  >>> supernet(spaces.S0, Sizes(cells=8, channels=16, num_classes=10)).params
+  1930618
   """
-  check(space, cells=cells, channels=channels)
+  check(space, sizes)
   concat = tuple(range(2, 2 + space.num_nodes))
   normal, reduce = (all_operations(space, t) for t in spaces.CELL_TYPES)
   everything = genotypes.Genotype(normal, concat, reduce, concat)
   genotypes.validate(
       everything, tuple(OP_COUNTS), where=f'space {space.name}')
-  sizes = checked_sizes(
-      stem, cells=cells, channels=channels, num_classes=num_classes,
-      image_size=image_size, image_channels=image_channels)
-  return _count(everything, **sizes, stem=stem, affine=False)
+  return _count(everything, checked(sizes, stem), stem, affine=False)
 
 
 def all_operations(space: spaces.Space, cell_type: str) -> tuple:
@@ -307,66 +286,49 @@ def all_operations(space: spaces.Space, cell_type: str) -> tuple:
       for start, stop in space.node_edges)
 
 
-def supernet_params(
-    space: spaces.Space,
-    cells: int,
-    channels: int,
-    num_classes: int = 10,
-    image_channels: int = 3,
-    stem: str = 'cifar',
-) -> int:
-  """Parameters of a whole search network; see `supernet`."""
-  return supernet(
-      space, cells=cells, channels=channels, num_classes=num_classes,
-      image_channels=image_channels, stem=stem).params
+def auxiliary_params(genotype: genotypes.Genotype, sizes: Sizes,
+                     stem: str = 'cifar') -> int:
+  """Parameters of the auxiliary head after cell 2 * cells // 3.
 
-
-def auxiliary_params(
-    genotype: genotypes.Genotype,
-    *,
-    cells: int,
-    channels: int,
-    num_classes: int = 10,
-    stem: str = 'cifar',
-) -> int:
-  """Parameters of the auxiliary head behind cell 2 * cells // 3.
-
-  1x1 convolution to 128, 2x2 convolution to 768, linear; BatchNorm behind
-  each convolution, but on ImageNet only behind the first, as in the code of
+  1x1 convolution to 128, 2x2 convolution to 768, linear; a BatchNorm after
+  each convolution, but on ImageNet only after the first, as in the code of
   DARTS. The number does not depend on the image size.
 
   Raises:
     UserError: unknown stem, or a number out of range.
   """
-  sizes = checked_sizes(
-      stem, cells=cells, channels=channels, num_classes=num_classes)
-  position = 2 * sizes['cells'] // 3
-  doublings = sum(i <= position for i in reductions(sizes['cells']))
+  sizes = checked(sizes, stem)
+  position = 2 * sizes.cells // 3
+  doublings = sum(i <= position for i in reductions(sizes.cells))
   # That cell is always a reduction.
-  width = len(genotype.reduce_concat) * sizes['channels'] * 2**doublings
+  width = len(genotype.reduce_concat) * sizes.channels * 2**doublings
   costs = [
       conv(width, 128, 1, 1), norm(128), conv(128, 768, 4, 1),
-      linear(768, sizes['num_classes'])]
+      linear(768, sizes.num_classes)]
   if stem == 'cifar':
     costs.append(norm(768))
   return total(*costs).params
 
 
-def checked_sizes(stem, **sizes) -> dict[str, int]:
+def checked(sizes: Sizes, stem: str) -> Sizes:
   """Checks the stem's name and that all sizes are integers of at least 1."""
   if stem not in STEMS:
     raise errors.UserError(
         f'stem={stem!r} is unknown; known: {", ".join(STEMS)}'
         f'{errors.near_miss(stem, STEMS)}')
-  for name, value in sizes.items():
-    try:
-      sizes[name] = operator.index(value)
-    except TypeError as error:
-      raise errors.UserError(f'{name}={value!r} must be an integer') from error
-    if sizes[name] < 1 or isinstance(value, bool):
-      raise errors.UserError(
-          f'{name}={value!r} must be an integer of at least 1')
-  if stem == 'imagenet' and sizes['channels'] % 2:
+  sizes = Sizes(*map(_at_least_one, sizes._fields, sizes))
+  if stem == 'imagenet' and sizes.channels % 2:
     raise errors.UserError(
-        f'channels={sizes["channels"]} must be even with stem=imagenet')
+        f'channels={sizes.channels} must be even with stem=imagenet')
   return sizes
+
+
+def _at_least_one(name, value):
+  try:
+    number = operator.index(value)
+  except TypeError as error:
+    raise errors.UserError(f'{name}={value!r} must be an integer') from error
+  if number < 1 or isinstance(value, bool):
+    raise errors.UserError(
+        f'{name}={value!r} must be an integer of at least 1')
+  return number

@@ -74,8 +74,9 @@ def make_network(config, dataset, genotype):
   section = config.retrain
   space = checks.space(config)
   return families.get(space).network(
-      space, genotype, section.cells, section.channels, dataset.num_classes,
-      search.stem(config, dataset), section.auxiliary, section.remat)
+      space, genotype, search.sizes(section, dataset),
+      search.stem(config, dataset), auxiliary=section.auxiliary,
+      remat=section.remat)
 
 
 def make_step(network, section, tx, steps, steps_per_epoch):
@@ -295,7 +296,5 @@ def count(config, dataset, genotype) -> counting.Count:
   section = config.retrain
   space = checks.space(config)
   return families.get(space).count(
-      space, genotype, cells=section.cells, channels=section.channels,
-      num_classes=dataset.num_classes, image_size=dataset.image_size,
-      image_channels=dataset.image_channels,
-      stem=search.stem(config, dataset))
+      space, genotype, search.sizes(section, dataset),
+      search.stem(config, dataset))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rome_jax import data, errors, families
+from rome_jax import data, errors, families, spaces
 from rome_jax.config import checks
 from rome_jax.devices import hosts
 from rome_jax.devices import mesh as mesh_lib
@@ -52,13 +52,17 @@ class Search(NamedTuple):
   way: str
 
 
+def sizes(section, dataset) -> spaces.Sizes:
+  """The sizes of the network of a section of the config."""
+  return spaces.Sizes(
+      section.cells, section.channels, dataset.num_classes,
+      dataset.image_size, dataset.image_channels)
+
+
 def stem(config, dataset) -> str:
-  """The config's stem; 'auto' is 'imagenet' from 128 pixels."""
-  if config.stem != 'auto':
-    return config.stem
-  stems = families.get(checks.space(config)).stems
-  large = dataset.image_size >= 128 and 'imagenet' in stems
-  return 'imagenet' if large else 'cifar'
+  """The config's stem, 'auto' resolved."""
+  return families.resolve_stem(
+      checks.space(config), config.stem, dataset.image_size)
 
 
 def make_batches(config, dataset) -> Paired:
@@ -90,10 +94,10 @@ def make_loss(network, dtype='float32'):
     dtype: of the activations, which is that of the images.
   """
 
-  def loss_fn(theta, arch, batch, rng):
+  def loss_fn(theta, arch, batch, rng, want_weight_grads=None):
     logits = network.apply(
         {'params': theta}, batch['image'].astype(dtype), arch,
-        rngs={'noise': rng})
+        want_weight_grads, rngs={'noise': rng})
     loss = optim.cross_entropy(logits, batch['label']).mean()
     return loss, {'accuracy': optim.correct(logits, batch['label']).mean()}
 
@@ -164,8 +168,7 @@ def build(config, dataset, on_checkpoint=None, mesh=None) -> Search:
         '1, or set config.genotype to skip the search')
 
   network = families.get(space).supernet(
-      space, section.cells, section.channels, dataset.num_classes,
-      stem(config, dataset))
+      space, sizes(section, dataset), stem(config, dataset))
   # No step draws from this key: steps fold in their own, smaller number.
   init_rng = jax.random.fold_in(jax.random.key(config.seed), 2**32 - 1)
   arch = method_lib.init_arch(
@@ -194,8 +197,8 @@ def build(config, dataset, on_checkpoint=None, mesh=None) -> Search:
       mesh_lib.spread(mesh))
 
   def observe(state, means, logged):
-    genotype = derive_lib.derive(method, space, state.arch)
-    before = derive_lib.derive(method, space, logged)
+    genotype = method.derive(space, state.arch)
+    before = method.derive(space, logged)
     free = genotypes.parameterless(genotype, space)
     scalars = {k: v for k, v in means.items() if k != 'clipped'}
     # The rate of the last step done, not of the next.
@@ -205,8 +208,8 @@ def build(config, dataset, on_checkpoint=None, mesh=None) -> Search:
         'genotype_changes': _changes(before, genotype),
         **{f'parameterless_{t}': n for t, n in free.items()},
         **{k: float(v)
-           for k, v in method_lib.diagnostics(
-               method, space, state.arch).items()}}
+           for k, v in step_lib.diagnostics(
+               space, state.arch).items()}}
     # A copy: the state's own arrays are donated to the next step.
     return scalars, jax.tree.map(jnp.copy, state.arch)
 
@@ -253,7 +256,7 @@ def run(config, dataset, workdir, writer, stop, mesh=None):
   method = table.METHODS[config.method]
 
   def save_genotype(step, state):
-    genotype = derive_lib.derive(method, space, state.arch)
+    genotype = method.derive(space, state.arch)
     hosts.compare(f'genotype at step {step}', genotypes.to_text(genotype))
     if hosts.is_first():
       genotypes.save(
@@ -266,7 +269,7 @@ def run(config, dataset, workdir, writer, stop, mesh=None):
       search.phase, program, carry, settings(config, workdir), writer, stop)
   outcome = outcome._replace(
       figures=outcome.figures | {'samples': search.way})
-  return outcome, derive_lib.derive(method, space, outcome.state.arch)
+  return outcome, method.derive(space, outcome.state.arch)
 
 
 def prepare(config, dataset, mesh=None, on_checkpoint=None):

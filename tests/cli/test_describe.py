@@ -1,4 +1,4 @@
-"""Tests of `python -m rome_jax.describe`."""
+"""Tests of `python -m rome_jax describe`."""
 
 import json
 import subprocess
@@ -60,7 +60,7 @@ def test_all_sizes_are_used(capsys):
       cells=5, channels=8, num_classes=7, image_size=9, image_channels=1)
   flags = [f'--{name}={value}' for name, value in sizes.items()]
   _, out, _ = run(capsys, 'PDARTS', '--json', *flags)
-  count = counting.count(genotypes.load('PDARTS'), **sizes)
+  count = counting.count(genotypes.load('PDARTS'), spaces.Sizes(**sizes))
   values = json.loads(out)
   assert (values['params'], values['macs']) == count[:2]
   assert {name: values[name] for name in sizes} == sizes
@@ -162,7 +162,7 @@ def saved(tmp_path, name, seed=1):
 def test_networks_of_nasbench1shot1(capsys, tmp_path):
   space = spaces.SPACES['nasbench1shot1_2']
   path, genotype = saved(tmp_path, space.name)
-  count = nasbench1shot1.count(space, genotype, cells=9, channels=16)
+  count = nasbench1shot1.count(space, genotype, spaces.Sizes(9, 16, 10))
   values = values_of(capsys, path)
   assert (values['params'], values['macs']) == count[:2]
   # Nobody says of which space it is: the sizes of the cell do.
@@ -184,11 +184,11 @@ def places_of(states):
 def test_networks_of_blocks(capsys, tmp_path, name, blocks):
   path, genotype = saved(tmp_path, name)
   space = spaces.SPACES[name]
-  for flags, sizes in (
-      ((), dict(num_classes=1000, image_size=224, stem='imagenet')),
-      (('--stem=cifar', '--channels=16'), dict(channels=16, stem='cifar'))):
-    count = mobile.count(
-        space, genotype, cells=blocks, **{'channels': 32, **sizes})
+  for flags, sizes, stem in (
+      ((), spaces.Sizes(blocks, 32, 1000, image_size=224), 'imagenet'),
+      (('--stem=cifar', '--channels=16'), spaces.Sizes(blocks, 16, 10),
+       'cifar')):
+    count = mobile.count(space, genotype, sizes, stem)
     values = values_of(capsys, path, *flags)
     assert (values['params'], values['macs']) == count[:2]
   assert f'  block {blocks - 1} = {genotype.normal[-1][0][0]}\n' in run(
@@ -292,10 +292,10 @@ def test_damaged_files(capsys, tmp_path, name, content):
 
 def test_as_a_command(run_file):
   done = subprocess.run(
-      [sys.executable, '-m', 'rome_jax.describe', run_file, '--json'],
+      [sys.executable, '-m', 'rome_jax', 'describe', run_file, '--json'],
       capture_output=True, text=True)
   assert done.returncode == 0 and json.loads(done.stdout)['params'] == 3349342
   done = subprocess.run(
-      [sys.executable, '-m', 'rome_jax.describe', 'DARTS_V3'],
+      [sys.executable, '-m', 'rome_jax', 'describe', 'DARTS_V3'],
       capture_output=True, text=True)
   assert done.returncode == 2 and 'Traceback' not in done.stderr

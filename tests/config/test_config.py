@@ -319,10 +319,14 @@ def test_strict_fair_needs_whole_rounds_of_the_operations():
      'config.retrain.auxiliary must be false with space=nasbench1shot1_1'),
     ('mobile', dict(cells=20), 'config.retrain.cells=20 must be 21')])
 def test_sizes_that_a_network_cannot_have(space, sizes, words):
-  good = dict(cells=21 if space == 'mobile' else 15, channels=36, stem='cifar')
-  families.check(spaces.SPACES[space], 'config.retrain', **good)
+  good = spaces.Sizes(21 if space == 'mobile' else 15, 36, 10)
+  families.check(spaces.SPACES[space], 'config.retrain', good, 'cifar')
+  rest = {'stem': 'cifar'} | {
+      name: sizes[name] for name in ('stem', 'auxiliary') if name in sizes}
+  sizes = {name: n for name, n in sizes.items() if name not in rest}
   with pytest.raises(errors.UserError, match=re.escape(words)):
-    families.check(spaces.SPACES[space], 'config.retrain', **(good | sizes))
+    families.check(spaces.SPACES[space], 'config.retrain',
+                   good._replace(**sizes), **rest)
 
 
 def test_one_architecture_a_step_is_gdas():

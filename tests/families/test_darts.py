@@ -60,14 +60,15 @@ def test_supernet_size(classes, params):
   shapes = shapes_of(net, jnp.zeros((2, 32, 32, 3)), any_arch(spaces.S0))
   assert set(shapes) == {'params'}  # Stateless.
   assert size(shapes) == params
-  assert size(shapes) == counting.supernet_params(spaces.S0, 8, 16, classes)
+  sizes = spaces.Sizes(8, 16, classes)
+  assert size(shapes) == counting.supernet(spaces.S0, sizes).params
 
 
 def test_imagenet_supernet_size():
   net = darts.Supernet(RICH, 4, 4, 7, 'imagenet')
   shapes = shapes_of(net, jnp.zeros((2, 64, 64, 3)), any_arch(RICH))
-  assert size(shapes) == counting.supernet_params(
-      RICH, 4, 4, 7, stem='imagenet')
+  assert size(shapes) == counting.supernet(
+      RICH, spaces.Sizes(4, 4, 7), 'imagenet').params
 
 
 CIFAR = dict(cells=8, channels=16, num_classes=10)
@@ -83,9 +84,11 @@ def test_network_size(name, sizes, auxiliary):
   net = darts.Network(genotype, auxiliary=auxiliary, **sizes)
   side = 32 if sizes == CIFAR else 224
   shapes = shapes_of(net, jnp.zeros((1, side, side, 3)))
-  expected = counting.count(genotype, image_size=side, **sizes).params
+  stem = sizes.get('stem', 'cifar')
+  sizes = spaces.Sizes(*map(sizes.get, CIFAR), image_size=side)
+  expected = counting.count(genotype, sizes, stem).params
   if auxiliary:
-    expected += counting.auxiliary_params(genotype, **sizes)
+    expected += counting.auxiliary_params(genotype, sizes, stem)
   assert size(shapes['params']) == expected
 
 

@@ -30,12 +30,13 @@ PUBLISHED_PARAMS = {  # osmr/imgclsmob, proxylessnas.py, _test
     'proxyless_cpu': 4_361_648, 'proxyless_gpu': 7_119_848,
     'proxyless_mobile': 4_080_512, 'proxyless_mobile_14': 6_857_568}
 IMAGENET = dict(num_classes=1000, stem='imagenet')
+SMALL = spaces.Sizes(7, 32, 10)
 
 
 def count_published(name):
   row = mobile.PROXYLESS[name]
-  return mobile.count(row.space, row.genotype, cells=21,
-                      channels=row.channels, image_size=224, **IMAGENET)
+  sizes = spaces.Sizes(21, row.channels, 1000, image_size=224)
+  return mobile.count(row.space, row.genotype, sizes, 'imagenet')
 
 
 def images(batch=4, size=8, seed=0):
@@ -180,18 +181,18 @@ def test_counts_are_those_of_the_arrays(space, sizes, stem, side):
   x = jnp.zeros((2, side, side, colours))
   genotype = genotypes.random(space, np.random.default_rng(side))
   shapes = shapes_of(mobile.Network(space, genotype, **common), x)
-  rest = dict(cells=n, image_size=side, image_channels=colours, **common)
-  assert mobile.count(space, genotype, **rest).params == size(
+  sizes = spaces.Sizes(n, channels, 7, side, colours)
+  assert mobile.count(space, genotype, sizes, stem).params == size(
       shapes['params'])
   first = {'normal': archs.first_cell(space)}
   shapes = shapes_of(mobile.Supernet(space, n, **common), x, first)
-  found = mobile.count_supernet(space, **rest)
+  found = mobile.count_supernet(space, sizes, stem)
   assert found.params == size(shapes)
   # One candidate everywhere: supernet and network are the same.
   ones = space.restrict(edge_ops=((space.ops[:1],) * n,))
   same = mobile.chain([space.ops[0]] * n)
-  one, two = (mobile.count_supernet(ones, **rest),
-              mobile.count(ones, same, **rest))
+  one, two = (mobile.count_supernet(ones, sizes, stem),
+              mobile.count(ones, same, sizes, stem))
   assert one[:2] == two[:2]
 
 
@@ -509,7 +510,7 @@ def test_one_update_of_a_search(quick_jit):
      "operation 'mbconv_k4_e3' must be 'zero' or mbconv_kK_eE")])
 def test_spaces_that_the_skeleton_cannot_have(space, sizes, message):
   with pytest.raises(errors.UserError, match=message):
-    mobile.check(space, **(dict(cells=7, channels=32) | sizes))
+    mobile.check(space, SMALL._replace(**sizes))
 
 
 @pytest.mark.parametrize('names, message', [
@@ -518,12 +519,12 @@ def test_spaces_that_the_skeleton_cannot_have(space, sizes, message):
     (('max_pool_3x3',) * 7, "'max_pool_3x3' must be 'zero' or")])
 def test_genotypes_of_another_space(names, message):
   with pytest.raises(errors.UserError, match=message):
-    mobile.count(CHAIN, mobile.chain(names), cells=7, channels=32)
+    mobile.count(CHAIN, mobile.chain(names), SMALL)
 
 
 def test_a_stem_of_no_such_name():
   with pytest.raises(errors.UserError, match="stem='cifar10' is unknown"):
-    mobile.count_supernet(CHAIN, cells=7, channels=32, stem='cifar10')
+    mobile.count_supernet(CHAIN, SMALL, 'cifar10')
 
 
 # ----------------------------------------------------------------- benchmark
@@ -545,4 +546,4 @@ def test_benchmark_prints_json(monkeypatch, capfd):
   assert row['compile_seconds'] > row['trace_seconds'] > 0
   assert row['step_seconds'] > 0 and row['temp_bytes'] > 0
   assert row['theta_bytes'] == 4 * mobile.count_supernet(
-      one, cells=1, channels=8).params
+      one, spaces.Sizes(1, 8, 10)).params

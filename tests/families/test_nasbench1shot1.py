@@ -284,7 +284,8 @@ def test_memory_does_not_grow_with_the_operations():
     cell = nasbench1shot1.SearchCell(space, 8)
     arch = arch_of(space, ARCHS['deep'][0], (0, 0, 0))
     x = np.ones((8, 16, 16, 8), np.float32)
-    params = shapes_of(cell, x, None, nasbench1shot1._wire(space, arch))['params']
+    wire = nasbench1shot1._wire(space, arch)
+    params = shapes_of(cell, x, None, wire)['params']
 
     def loss(params, gates, x):
       wiring = nasbench1shot1._wire(space, arch._replace(gates=gates))
@@ -402,8 +403,8 @@ def test_loose_ends_are_not_built():
   """Node 2, which nobody reads, and its view of the input."""
   genotype = nasbench1shot1.make_genotype(
       ((0,), (0, 1), (1,), (1, 3)), ('conv_3x3', 'conv_3x3', 'skip_connect'))
-  cell = shapes_of(
-      nasbench1shot1.Network(genotype, 3, C, CLASSES), images())['params']['cell0']
+  network = nasbench1shot1.Network(genotype, 3, C, CLASSES)
+  cell = shapes_of(network, images())['params']['cell0']
   assert set(cell) == {'node1_input', 'node1_conv_3x3'}
 
 
@@ -468,6 +469,11 @@ def test_initial_weights(quick_jit):
 
 
 SIZES = dict(cells=6, channels=5, num_classes=7)
+COUNTED = spaces.Sizes(**SIZES, image_size=12)
+
+
+def small(cells, channels):
+  return spaces.Sizes(cells, channels, 10)
 
 
 @pytest.mark.parametrize('widths', nasbench1shot1.WIDTHS)
@@ -478,8 +484,7 @@ def test_count_is_exact(name, widths):
   for seed in range(3):
     genotype = genotypes.random(space, np.random.default_rng(seed))
     net = nasbench1shot1.Network(genotype, **SIZES, widths=widths)
-    found = nasbench1shot1.count(
-        space, genotype, **SIZES, image_size=12, widths=widths)
+    found = nasbench1shot1.count(space, genotype, COUNTED, widths=widths)
     shapes = shapes_of(net, images(size=12))['params']
     assert found.params == size(shapes)
     assert found.macs == walk_macs(shapes, widths, 12)
@@ -507,7 +512,7 @@ def test_count_of_the_supernet(name):
   net = nasbench1shot1.Supernet(space, **SIZES)
   shapes = shapes_of(net, images(), {'normal': archs.first_cell(space)})
   assert set(shapes) == {'params'}  # Stateless.
-  found = nasbench1shot1.count_supernet(space, **SIZES, image_size=12)
+  found = nasbench1shot1.count_supernet(space, COUNTED)
   assert found.params == size(shapes)
   assert found.macs == walk_macs(shapes['params'], 'search', 12)
 
@@ -533,7 +538,7 @@ def test_published_counts_of_nasbench101(cell, params):
   space = spaces.get_space('nasbench1shot1_3')
   genotype = nasbench1shot1.from_nasbench101(*cell)
   found = nasbench1shot1.count(
-      space, genotype, cells=9, channels=128, widths='nasbench101')
+      space, genotype, spaces.Sizes(9, 128, 10), widths='nasbench101')
   assert found.params == params
 
 
@@ -606,8 +611,10 @@ def chain(*names):
 
 
 @pytest.mark.parametrize('call, message', [
-    (lambda: nasbench1shot1.to_nasbench101(chain('skip_connect')), 'skip_connect'),
-    (lambda: nasbench1shot1.to_nasbench101(chain(*['conv_1x1'] * 6)), '6 nodes'),
+    (lambda: nasbench1shot1.to_nasbench101(chain('skip_connect')),
+     'skip_connect'),
+    (lambda: nasbench1shot1.to_nasbench101(chain(*['conv_1x1'] * 6)),
+     '6 nodes'),
     (lambda: nasbench1shot1.to_nasbench101(nasbench1shot1.make_genotype(
         everything(RICH), ['conv_1x1'] * 3)), '10 edges'),
     (lambda: nasbench1shot1.to_nasbench101(genotypes.Genotype(
@@ -617,29 +624,31 @@ def chain(*names):
         ((('conv_1x1', 0), ('conv_1x1', 0)),), (1,))), 'each state'),
     (lambda: nasbench1shot1.to_nasbench101(
         genotypes.PUBLISHED['DARTS_V1'].genotype), 'reduction'),
-    (lambda: nasbench1shot1.from_nasbench101(np.zeros((2, 3)), ['input', 'output']),
-     'rows and columns'),
-    (lambda: nasbench1shot1.from_nasbench101(np.ones((3, 3)), list('abc')), 'diagonal'),
+    (lambda: nasbench1shot1.from_nasbench101(
+        np.zeros((2, 3)), ['input', 'output']), 'rows and columns'),
+    (lambda: nasbench1shot1.from_nasbench101(np.ones((3, 3)), list('abc')),
+     'diagonal'),
     (lambda: nasbench1shot1.from_nasbench101(
         np.triu(np.ones((3, 3)), 1), ['input', 'conv5x5', 'output']),
      'conv5x5'),
     (lambda: nasbench1shot1.from_nasbench101(
         [[0, 0, 1], [0, 0, 1], [0, 0, 0]],
         ['input', 'maxpool3x3', 'output']), 'reads nothing'),
-    (lambda: nasbench1shot1.check(RICH, cells=8, channels=4), 'cells=8'),
-    (lambda: nasbench1shot1.check(RICH, cells=0, channels=4), 'cells=0'),
-    (lambda: nasbench1shot1.check(RICH, cells=3, channels=0), 'channels=0'),
-    (lambda: nasbench1shot1.check(spaces.S0, cells=3, channels=4), 'sites=nodes'),
+    (lambda: nasbench1shot1.check(RICH, small(8, 4)), 'cells=8'),
+    (lambda: nasbench1shot1.check(RICH, small(0, 4)), 'cells=0'),
+    (lambda: nasbench1shot1.check(RICH, small(3, 0)), 'channels=0'),
+    (lambda: nasbench1shot1.check(spaces.S0, small(3, 4)), 'sites=nodes'),
     (lambda: nasbench1shot1.count(
-        RICH, CHAIN, cells=3, channels=4, stem='imagenet'), 'imagenet'),
+        RICH, CHAIN, small(3, 4), stem='imagenet'), 'imagenet'),
     (lambda: nasbench1shot1.count(
-        RICH, CHAIN, cells=3, channels=4, widths='nasbench'), 'nasbench101'),
+        RICH, CHAIN, small(3, 4), widths='nasbench'), 'nasbench101'),
     (lambda: nasbench1shot1.count(
-        RICH, nasbench1shot1.make_genotype(((0,), (0,), (1, 2)), ['conv_1x1'] * 2),
-        cells=3, channels=1, widths='nasbench101'), 'channels=1'),
-    (lambda: nasbench1shot1.count(RICH, chain('sep_conv_3x3'), cells=3, channels=4),
+        RICH, nasbench1shot1.make_genotype(
+            ((0,), (0,), (1, 2)), ['conv_1x1'] * 2),
+        small(3, 1), widths='nasbench101'), 'channels=1'),
+    (lambda: nasbench1shot1.count(RICH, chain('sep_conv_3x3'), small(3, 4)),
      'sep_conv_3x3'),
-    (lambda: nasbench1shot1.count_supernet(RICH, cells=4, channels=4), 'cells=4')])
+    (lambda: nasbench1shot1.count_supernet(RICH, small(4, 4)), 'cells=4')])
 def test_errors_name_what_is_wrong(call, message):
   with pytest.raises(errors.UserError, match=message):
     call()

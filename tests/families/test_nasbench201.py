@@ -14,7 +14,7 @@ from rome_jax.families import nasbench201
 from rome_jax.spaces import genotypes, nasbench201_forms
 
 SPACE = spaces.NASBENCH201
-SIZES = dict(cells=15, channels=16)
+SIZES = spaces.Sizes(15, 16, 10)
 
 
 def cell(*ops):
@@ -36,7 +36,7 @@ SKIP, POOL = 'skip_connect', 'avg_pool_3x3'
     ((THREE, NONE, THREE, POOL, THREE, THREE), 1_045_466, 149.34)])
 def test_published_sizes(ops, params, macs):
   """The sizes of the benchmark's own records, 15 cells of 16 channels."""
-  count = nasbench201.count(SPACE, cell(*ops), **SIZES)
+  count = nasbench201.count(SPACE, cell(*ops), SIZES)
   assert count.params == params
   assert round(count.macs / 1e6, 2) == macs
   assert count.params == sum(cost.params for _, cost in count.parts)
@@ -61,14 +61,14 @@ def test_count_is_the_size_of_the_network(ops):
   net = nasbench201.Network(cell(*ops), 6, 4, 7)
   shapes = shapes_of(net, images())
   assert size(shapes['params']) == nasbench201.count(
-      SPACE, cell(*ops), cells=6, channels=4, num_classes=7).params
+      SPACE, cell(*ops), spaces.Sizes(6, 4, 7)).params
 
 
 def test_count_is_the_size_of_the_supernet():
   net = nasbench201.Supernet(SPACE, 6, 4, 7)
   arch = {'normal': archs.first_cell(SPACE)}
   assert size(shapes_of(net, images(), arch)) == nasbench201.count_supernet(
-      SPACE, cells=6, channels=4, num_classes=7).params
+      SPACE, spaces.Sizes(6, 4, 7)).params
 
 
 # ------------------------------------------- the network, written out plainly
@@ -219,15 +219,15 @@ def test_edges_left_out_are_written_as_none():
 
 def test_bad_sizes():
   with pytest.raises(errors.UserError, match='cells=4 must be a multiple'):
-    nasbench201.count(SPACE, cell(*6 * (ONE,)), cells=4, channels=4)
+    nasbench201.count(SPACE, cell(*6 * (ONE,)), spaces.Sizes(4, 4, 10))
   with pytest.raises(errors.UserError, match='config.search.cells=4 must'):
-    families.check(SPACE, 'config.search', cells=4, channels=4, stem='cifar')
+    families.check(SPACE, 'config.search', spaces.Sizes(4, 4, 10), 'cifar')
   with pytest.raises(errors.UserError, match='has no auxiliary|have no aux'):
-    families.check(SPACE, 'config.retrain', cells=3, channels=4,
-                    stem='cifar', auxiliary=True)
+    families.check(SPACE, 'config.retrain', spaces.Sizes(3, 4, 10), 'cifar',
+                   auxiliary=True)
   with pytest.raises(errors.UserError, match="stem='imagenet' must be cifar"):
-    families.check(SPACE, 'config.search', cells=3, channels=4,
-                    stem='imagenet')
+    families.check(
+        SPACE, 'config.search', spaces.Sizes(3, 4, 10), 'imagenet')
   with pytest.raises(errors.UserError, match='has the cells normal, reduce'):
     families.check_genotype(
         SPACE, genotypes.PUBLISHED['DARTS_V1'].genotype, 'here')

@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 
 from rome_jax import errors, spaces
-from rome_jax.spaces import counting, genotypes
+from rome_jax.spaces import Sizes, counting, genotypes
 
-CIFAR10 = dict(cells=20, channels=36)
-NETWORKS = {
-    'cifar10_20x36': CIFAR10,
-    'cifar10_8x16': dict(cells=8, channels=16),
-    'cifar10_20x16': dict(cells=20, channels=16),
-    'cifar100_20x36': dict(cells=20, channels=36, num_classes=100),
-    'imagenet_14x48': dict(
-        cells=14, channels=48, num_classes=1000, image_size=224,
-        stem='imagenet'),
+CIFAR10 = Sizes(cells=20, channels=36, num_classes=10)
+IMAGENET = (
+    Sizes(cells=14, channels=48, num_classes=1000, image_size=224), 'imagenet')
+NETWORKS = {  # (sizes, stem)
+    'cifar10_20x36': (CIFAR10, 'cifar'),
+    'cifar10_8x16': (Sizes(8, 16, 10), 'cifar'),
+    'cifar10_20x16': (Sizes(20, 16, 10), 'cifar'),
+    'cifar100_20x36': (Sizes(20, 36, 100), 'cifar'),
+    'imagenet_14x48': IMAGENET,
 }
 
 # Parameters at cifar10_20x36, MACs there; parameters at cifar10_8x16,
@@ -75,7 +75,7 @@ def get(name):
 @pytest.mark.parametrize('name', COUNTS)
 def test_published_counts(name):
   found = {
-      network: counting.count(get(name), **sizes)
+      network: counting.count(get(name), *sizes)
       for network, sizes in NETWORKS.items()}
   assert (
       found['cifar10_20x36'].params, found['cifar10_20x36'].macs,
@@ -91,16 +91,17 @@ def test_published_counts(name):
 def test_snas():
   # FairDARTS fairdarts/genotypes.py: 422M, 2.66M.
   snas = genotypes.load('SNAS')
-  count = counting.count(snas, **CIFAR10)
+  count = counting.count(snas, CIFAR10)
   assert count[:2] == (2661382, 422218368)
-  count = counting.count(snas, **NETWORKS['imagenet_14x48'])
+  count = counting.count(snas, *IMAGENET)
   assert count[:2] == (3939328, 438042432)
 
 
 def test_gdas_on_imagenet():
   # ROME Table 5: GDAS with C=50 has 581M and 5.3M.
-  sizes = dict(NETWORKS['imagenet_14x48'], channels=50)
-  count = counting.count(genotypes.load('GDAS_V1'), **sizes)
+  sizes, stem = IMAGENET
+  count = counting.count(
+      genotypes.load('GDAS_V1'), sizes._replace(channels=50), stem)
   assert count[:2] == (5345075, 581009000)
 
 
@@ -112,7 +113,7 @@ def test_gdas_on_imagenet():
     ('PC_DARTS_image', 'imagenet_14x48', '5.3', None),
 ])
 def test_counts_to_printed_digits(name, network, params, macs):
-  count = counting.count(genotypes.load(name), **NETWORKS[network])
+  count = counting.count(genotypes.load(name), *NETWORKS[network])
   assert f'{count.params / 1e6:.5f}'.startswith(params)
   assert macs is None or f'{count.macs / 1e6:.5f}'.startswith(macs)
 
@@ -130,7 +131,7 @@ def test_counts_to_printed_digits(name, network, params, macs):
 ])
 def test_supernet_params(ops, classes, params):
   space = spaces.Space('any', ops)
-  assert counting.supernet_params(space, 8, 16, classes) == params
+  assert counting.supernet(space, Sizes(8, 16, classes)).params == params
 
 
 def test_supernet_of_one_operation_is_its_only_architecture():
@@ -138,9 +139,9 @@ def test_supernet_of_one_operation_is_its_only_architecture():
   # BatchNorm of the cells differs, 2C each.
   space = spaces.Space('one', ('dil_conv_3x3',), num_nodes=3, in_degree=4)
   genotype = genotypes.random(space, np.random.default_rng(0))
-  sizes = dict(cells=2, channels=4, image_size=8)
-  whole = counting.supernet(space, **sizes)
-  count = counting.count(genotype, **sizes)
+  sizes = Sizes(cells=2, channels=4, num_classes=10, image_size=8)
+  whole = counting.supernet(space, sizes)
+  count = counting.count(genotype, sizes)
   assert whole.macs == count.macs
   norms = 2 + 9  # preprocessing layers and edges of a cell
   assert count.params - whole.params == norms * (2 * 8 + 2 * 16)
@@ -150,13 +151,12 @@ def test_auxiliary_params():
   # CIFAR-10 at 36 channels: 576 in; 128 * 576 + 256 + 4 * 128 * 768 + 1536
   # + 7690.
   darts = genotypes.load('DARTS_V2')
-  assert counting.auxiliary_params(darts, **CIFAR10) == 476426
+  assert counting.auxiliary_params(darts, CIFAR10) == 476426
   # Both reductions at cells 0 and 1: also two doublings.
-  assert counting.auxiliary_params(darts, cells=2, channels=36) == 476426
+  assert counting.auxiliary_params(darts, Sizes(2, 36, 10)) == 476426
   # ImageNet: no second BatchNorm, 48 * 4 * 4 = 768 in.
-  assert counting.auxiliary_params(
-      darts, cells=14, channels=48, num_classes=1000, stem='imagenet') == (
-          768 * 128 + 256 + 4 * 128 * 768 + 769 * 1000)
+  assert counting.auxiliary_params(darts, *IMAGENET) == (
+      768 * 128 + 256 + 4 * 128 * 768 + 769 * 1000)
 
 
 def by_hand(op, size, channels, stride):
@@ -193,9 +193,8 @@ def test_small_grey_images():
   # One node, one cell of each place; by hand, at 8x8x1, C=4, 3 cells.
   genotype = genotypes.Genotype(
       ((('sep_conv_3x3', 1),),), (2,), ((('skip_connect', 0),),), (2,))
-  count = counting.count(
-      genotype, cells=3, channels=4, num_classes=5, image_size=8,
-      image_channels=1)
+  count = counting.count(genotype, Sizes(
+      cells=3, channels=4, num_classes=5, image_size=8, image_channels=1))
   separable = 2 * (9 * 4 + 16)
   macs = {
       'stem': 9 * 12 * 64,
@@ -218,9 +217,9 @@ def test_a_new_operation_is_a_row(monkeypatch):
   monkeypatch.setitem(
       counting.OP_COUNTS, 'scale',
       lambda channels, size, stride, affine: counting.Cost(channels, 0))
-  sizes = dict(cells=1, channels=4)
-  free = counting.count(uniform('none', 'none'), **sizes)
-  scaled = counting.count(uniform('none', 'scale'), **sizes)
+  sizes = Sizes(cells=1, channels=4, num_classes=10)
+  free = counting.count(uniform('none', 'none'), sizes)
+  scaled = counting.count(uniform('none', 'scale'), sizes)
   assert scaled.params - free.params == 8 * 8
   assert scaled.macs == free.macs
 
@@ -245,23 +244,26 @@ def test_reductions(cells, places):
     (dict(stem='imagenet', channels=5), 'channels=5 must be even'),
 ])
 def test_bad_sizes(changes, message):
+  sizes = {name: n for name, n in changes.items() if name != 'stem'}
+  stem = changes.get('stem', 'cifar')
   with pytest.raises(errors.UserError, match=message):
-    counting.count(genotypes.load('DARTS_V2'), **{**CIFAR10, **changes})
+    counting.count(
+        genotypes.load('DARTS_V2'), CIFAR10._replace(**sizes), stem)
 
 
 def test_bad_genotypes_and_spaces():
   with pytest.raises(errors.UserError, match="mean 'sep_conv_3x3'"):
-    counting.count(uniform('sep_conv_3x33', 'none'), **CIFAR10)
+    counting.count(uniform('sep_conv_3x33', 'none'), CIFAR10)
   with pytest.raises(errors.UserError, match='space own: normal node 2'):
-    counting.supernet_params(spaces.Space('own', ('mine',)), 8, 16)
+    counting.supernet(spaces.Space('own', ('mine',)), CIFAR10)
   with pytest.raises(errors.UserError, match='num_inputs=1'):
-    counting.supernet_params(
-        spaces.Space('nb201', ('none',), num_inputs=1), 8, 16)
+    counting.supernet(
+        spaces.Space('nb201', ('none',), num_inputs=1), CIFAR10)
 
 
 def test_counting_needs_no_jax():
   code = (
-      'import sys; from rome_jax import describe; '
+      'import sys; from rome_jax.cli import describe; '
       'sys.exit("jax" in sys.modules)')
   assert subprocess.run([sys.executable, '-c', code]).returncode == 0
 
@@ -273,5 +275,5 @@ def test_counting_needs_no_jax():
     ('s2', 665466, 688596), ('s3', 665466, 688596), ('s4', 624506, 647636)])
 def test_published_supernets(name, ten, hundred):
   space = spaces.get_space(name)
-  assert counting.supernet_params(space, 8, 16, 10) == ten
-  assert counting.supernet_params(space, 8, 16, 100) == hundred
+  assert counting.supernet(space, Sizes(8, 16, 10)).params == ten
+  assert counting.supernet(space, Sizes(8, 16, 100)).params == hundred

@@ -37,7 +37,8 @@ def batch(seed=0, count=B):
 
 def supernet(space):
   cells = space.num_nodes if space.family == 'mobile' else 3
-  net = families.get(space).supernet(space, cells, 4, CLASSES, 'cifar')
+  net = families.get(space).supernet(
+      space, spaces.Sizes(cells, 4, CLASSES), 'cifar')
   return net, weights_lib.init_supernet(net, 0, SIDE, 3)
 
 
@@ -46,7 +47,8 @@ def network(space, remat='none'):
   genotype = genotypes.random(space, np.random.default_rng(0))
   auxiliary = space.family == 'darts'
   net = families.get(space).network(
-      space, genotype, cells, 4, CLASSES, 'cifar', auxiliary, remat)
+      space, genotype, spaces.Sizes(cells, 4, CLASSES), 'cifar',
+      auxiliary=auxiliary, remat=remat)
   return net, weights_lib.initialise(net, 0, jnp.zeros((2, SIDE, SIDE, 3)))
 
 
