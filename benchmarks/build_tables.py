@@ -1,7 +1,7 @@
 """Makes the tables that the package ships out of the published ones.
 
   python -m benchmarks.build_tables --nasbench201=nb201.npz \\
-      --macro=nas-bench-macro_cifar10.json --out=rome_jax/benchmarks/data
+      --macro=nas-bench-macro_cifar10.json --out=rome_jax/tables/data
 
 `--nasbench201` is an .npz with a row per cell in the benchmark's order:
 `code` (six digits), `test200_D`, `test12_D`, `val200_D` [N, 3] with NaN,

@@ -19,8 +19,8 @@ since every new architecture is another program there. `--profile` adds where
 the time of a row goes, by kernel.
 
 `kernels` names the implementation of depthwise convolution and pooling
-(`rome_jax.kernels`); `graph` asks XLA to record loops and switches as CUDA
-graphs.
+(`rome_jax.engine.kernels`); `graph` asks XLA to record loops and switches as
+CUDA graphs.
 """
 
 import argparse

@@ -35,10 +35,10 @@ SPACE = S0.restrict(name='darts', ops=('none', *S0.ops))
 def stock_kernels():
   """A context in which programs are traced with JAX's own kernels.
 
-  As on any backend but the CPU, for which `rome_jax.kernels` has shifted
-  copies: 9 to 49 operations of XLA for each of a supernet's thousand, hours
-  of compiling for DARTS. Buffers differ: XLA fuses the copies with what is
-  before them, where a convolution has its input in memory.
+  As on any backend but the CPU, for which `rome_jax.engine.kernels` has
+  shifted copies: 9 to 49 operations of XLA for each of a supernet's thousand,
+  hours of compiling for DARTS. Buffers differ: XLA fuses the copies with what
+  is before them, where a convolution has its input in memory.
   """
   if jax.default_backend() != 'cpu':
     return contextlib.nullcontext()
@@ -141,8 +141,9 @@ class MixedSupernet(nn.Module):
   partial: int = 1
 
   @nn.compact
-  def __call__(self, images, arch):
+  def __call__(self, images, arch, want_weight_grads=None):
     """Logits [B,classes] of images [B,H,W,.] at `relax`'s arch."""
+    del want_weight_grads  # JAX differentiates what is asked for.
 
     def make_cell(i, features, reduction, reduction_prev):
       cell = MixedCell(self.space, features, reduction, reduction_prev,
@@ -192,12 +193,12 @@ def make_step(problem: search_step.Problem, config):
     updates, arch_opt = arch_tx.update(grads, state.arch_opt, state.arch)
     arch = optax.apply_updates(state.arch, updates)
     train, grads = jax.value_and_grad(loss)(state.theta, arch, batch_theta)
-    theta, unravel = ravel_pytree(state.theta)
+    vector, unravel = ravel_pytree(state.theta)
     updates, theta_opt = theta_tx.update(
-        ravel_pytree(grads)[0], state.theta_opt, theta)
+        ravel_pytree(grads)[0], state.theta_opt, vector)
     return step_lib.State(
         state.step + 1, state.seed,
-        unravel(optax.apply_updates(theta, updates)), arch, theta_opt,
+        unravel(optax.apply_updates(vector, updates)), arch, theta_opt,
         arch_opt), {
             'train_loss': train, 'valid_loss': valid}
 

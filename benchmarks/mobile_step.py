@@ -33,7 +33,8 @@ from rome_jax.methods import table
 def make_problem(args) -> search_step.Problem:
   """The supernet on random images with random labels."""
   space = spaces.get_space(args.space)
-  mobile.check(space, cells=space.num_nodes, channels=args.channels)
+  mobile.check(space, spaces.Sizes(
+      space.num_nodes, args.channels, search_step.NUM_CLASSES))
   network = mobile.Supernet(
       space, space.num_nodes, args.channels, search_step.NUM_CLASSES,
       args.stem)

@@ -3,13 +3,13 @@
   python -m benchmarks.ops [--json] [--out=FILE] [--names=NAME,...]
       [--shapes=64x32x32x16,64x16x16x32,64x8x8x64] [--strides=1,2] ...
 
-One row per operation (`rome_jax.ops.OPS`) or kernel, stride and shape
-[B,H,W,C] of its input. `forward_*` are seconds of the operation, `both_*` of
-the operation and its gradients with respect to weights and input, medians of
-rounds in which the ways run in turn:
+One row per operation (`rome_jax.engine.operations.OPS`) or kernel, stride and
+shape [B,H,W,C] of its input. `forward_*` are seconds of the operation,
+`both_*` of the operation and its gradients with respect to weights and input,
+medians of rounds in which the ways run in turn:
 
   switch               ours as a search runs it: one of two branches of
-                       `rome_jax.choice.switch`, which keeps only the input
+                       `rome_jax.engine.switch`, which keeps only the input
                        and runs the operation again in the backward pass. (An
                        operation that draws noise cannot be one of those.)
   top                  ours at the top level of a program.
@@ -35,6 +35,7 @@ import numpy as np
 from benchmarks import grid, stock, timing
 from rome_jax import errors
 from rome_jax.engine import kernels, operations
+from rome_jax.engine import switch as switch_lib
 
 WAYS = ('switch', 'top', 'stock', 'torch', 'torch_channels_last')
 PASSES = ('forward', 'both')
@@ -161,7 +162,7 @@ def jax_functions(name: str, channels: int, stride: int) -> dict[str, Callable]:
 
   def switch(params, x, index):
     modules = module, operations.Zero(stride)
-    return switch.switch(modules, index, (params, {}), jnp.ones(()), x)
+    return switch_lib.switch(modules, index, (params, {}), jnp.ones(()), x)
 
   functions = {'top': top,
                'stock': lambda params, x, index: theirs(params, x)}

@@ -3,7 +3,7 @@
   python -m benchmarks.parallel [--json] [--out=FILE] [--limit-seconds=N]
       [--ways=scan,vmap,devices] [--k=1,4,7,14] [--batch=64,256,1024] ...
 
-Ways are those of `rome_jax.gradients.WAYS` and `devices`: one sample per
+Ways are those of `rome_jax.engine.sums.WAYS` and `devices`: one sample per
 device (`mesh.sample` = K). On the CPU these are forced devices that share the
 cores and the memory of one machine: a test of the form, not of its speed.
 

@@ -40,7 +40,7 @@ def lap(name):
   out[name + '_s'], out[name + '_mib'] = now - clock, peak()
   clock = time.perf_counter()
 import numpy; lap('numpy')
-from rome_jax.benchmarks import {module}; lap('import')
+from rome_jax.tables import {module}; lap('import')
 table = {module}.load(); lap('load')
 table.query({cell!r}); lap('first_lookup')
 for _ in range({lookups}):

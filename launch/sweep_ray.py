@@ -1,9 +1,9 @@
-"""The sweep of `rome_jax.sweep` over a Ray cluster: a task for each run.
+"""The sweep of `rome_jax sweep` over a Ray cluster: a task for each run.
 
   python -m launch.sweep_ray --config=configs/cifar10_s0.py --workdir=DIR \
       --seeds=0,1,2,3 --gpus=1 [--address=auto] ...
 
-Flags, folders, sweep.json and exit codes are those of `rome_jax.sweep`.
+Flags, folders, sweep.json and exit codes are those of `rome_jax sweep`.
 Every node needs Ray and the packages of rome_jax; this repository, the data
 and DIR must be under the same paths everywhere (shared storage). A run whose
 node is lost starts again on another and continues in its folder.
@@ -43,7 +43,7 @@ def _import_ray():
   except ImportError as error:
     raise errors.UserError(
         "Ray is not installed: pip install 'rome_jax[ray]', or use "
-        'python -m rome_jax.sweep') from error
+        'python -m rome_jax sweep') from error
   return ray
 
 

@@ -1,6 +1,6 @@
-"""`python -m rome_jax.sweep --seeds=0,1,2 ...`: many runs and their spread.
+"""`python -m rome_jax sweep --seeds=0,1,2 ...`: many runs and their spread.
 
-  python -m rome_jax.sweep --config=configs/quickstart.py --workdir=DIR \
+  python -m rome_jax sweep --config=configs/quickstart.py --workdir=DIR \
       --seeds=0,1,2 [--vary=FIELD=A,B ...] [--config.FIELD=VALUE ...]
 
 One run of `rome_jax.main` for each combination of the values, one after
@@ -242,13 +242,9 @@ def finish(runs: list[Run], codes: dict[str, int], folder) -> int:
 def main(argv=None, program=PROGRAM) -> int:
   """Runs a command line (default: the process's); returns the exit code."""
   try:
-    args, flags = make_parser('python -m rome_jax.sweep').parse_known_args(argv)
+    args, flags = make_parser('python -m rome_jax sweep').parse_known_args(argv)
     runs = plan(args, flags)
     return finish(runs, one_by_one(runs, program), args.workdir)
   except errors.UserError as error:
     print(f'rome_jax: {error}', file=sys.stderr)
     return error.exit_code
-
-
-if __name__ == '__main__':
-  sys.exit(main())

@@ -1,6 +1,6 @@
 """Tabular benchmarks: what training a network gave, without training it.
 
-  from rome_jax.benchmarks import nasbench201
+  from rome_jax.tables import nasbench201
   table = nasbench201.load()
   table.query('333311', dataset='cifar10')
 

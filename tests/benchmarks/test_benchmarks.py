@@ -78,7 +78,7 @@ def test_ratios_with_torch(capfd):
 
 def test_row_beyond_the_memory_has_an_error(monkeypatch):
   monkeypatch.setattr(
-      search_step.preflight, 'available_bytes', lambda: 10)
+      search_step.memory, 'available_bytes', lambda: 10)
   config = small_config()
   config.search.update(cells=1)
   row = search_step.measure(TINY, config, with_torch=False)

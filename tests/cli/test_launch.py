@@ -146,7 +146,7 @@ def test_slurm_passes_term_on_and_waits(fakes, tmp_path, state):
 
 @pytest.mark.slow
 def test_slurm_finishes_a_real_run_in_two_starts(fakes, tmp_path):
-  from test_run import CONFIG
+  from tiny_run import CONFIG
   (tmp_path / 'tiny.py').write_text(
       CONFIG.format(cache=str(tmp_path / 'cache')))
   python = tmp_path / 'bin' / 'python'

@@ -10,45 +10,14 @@ import time
 
 import numpy as np
 import pytest
+from tiny_run import CONFIG, final_arrays
 
 from rome_jax import spaces
 from rome_jax.cli import run as run_lib
 from rome_jax.spaces import genotypes
 from rome_jax.train import checkpoint, metrics
 
-TESTS = pathlib.Path(__file__).parent
-
-CONFIG = """
-from rome_jax import config as config_lib
-
-
-def get_config():
-  config = config_lib.defaults()
-  config.space = 'tiny'
-  config.dataset = 'digits'
-  config.log_every = 3
-  config.checkpoint_every = 4
-  config.compilation_cache = {cache!r}
-  search = config.search
-  search.cells = 2
-  search.channels = 2
-  search.k = 2
-  search.batch_size = 16
-  search.max_steps = 30
-  search.augment = 'shift'
-  search.alpha_lr = .05
-  retrain = config.retrain
-  retrain.cells = 2
-  retrain.channels = 2
-  retrain.epochs = 1
-  retrain.batch_size = 48
-  retrain.augment = 'shift'
-  retrain.auxiliary = False
-  retrain.cutout = 2
-  retrain.seeds = 1
-  retrain.drop_path = .2
-  return config
-"""
+TESTS = pathlib.Path(__file__).parents[1]
 
 # Of a line of metrics: what the clock decides.
 TIMES = ('time', 'seconds', 'images_per_second', 'step_ms', 'input_wait_ms')
@@ -92,18 +61,6 @@ def finished(config_file, tmp_path_factory):
   return workdir, out
 
 
-def final_arrays(workdir, phase):
-  """{leaf: bytes} of a phase's last checkpoint, read without a target."""
-  folder = sorted((workdir / 'checkpoints' / phase).iterdir())[-1]
-  import orbax.checkpoint as ocp
-  with ocp.PyTreeCheckpointer() as reader:
-    tree = reader.restore(folder / 'state')
-  import jax
-  return folder.name, [
-      (jax.tree_util.keystr(path), np.asarray(leaf).tobytes())
-      for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
-
-
 def timeless(workdir):
   return [{k: v for k, v in row.items() if k not in TIMES}
           for row in metrics.read(workdir)]
@@ -125,7 +82,7 @@ def test_a_run_leaves_everything_behind(finished):
     assert entry['params'] > 0 and entry['macs'] > 0
     assert entry['train_seconds'] > 0
   assert result['search']['steps'] == 30
-  assert result['search']['parallel'] == 'scan'
+  assert result['search']['samples'] == 'scan'
   assert 0 <= result['search']['valid_accuracy'] <= 1
   assert result['summary']['random']['n'] == 1
   assert result['versions']['jax'] and result['device']

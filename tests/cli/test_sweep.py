@@ -163,8 +163,8 @@ def wait_for(path, process, limit=60):
 
 
 def test_ctrl_c_reaches_the_run_once_and_starts_no_other(stub, tmp_path):
-  process = start(tmp_path, 'rome_jax.sweep', stub, CONFIG, '--workdir=runs',
-                  '--seeds=15,0')
+  process = start(tmp_path, 'rome_jax.cli.sweep', stub, CONFIG,
+                  '--workdir=runs', '--seeds=15,0')
   wait_for(tmp_path / 'runs' / 'seed-15' / 'ready', process)
   os.killpg(process.pid, signal.SIGINT)  # as a terminal does
   out, err = process.communicate(timeout=30)
@@ -222,11 +222,11 @@ def test_no_cluster_is_one_sentence(stub, tmp_path):
 @needs_ray
 @pytest.mark.slow
 def test_real_searches_alike_one_by_one_and_over_ray(tmp_path):
-  from test_run import CONFIG as TINY
+  from tiny_run import CONFIG as TINY
   (tmp_path / 'tiny.py').write_text(
       TINY.format(cache=str(tmp_path / 'cache')))
   found = {}
-  for module, flags in (('rome_jax.sweep', ()),
+  for module, flags in (('rome_jax.cli.sweep', ()),
                         ('launch.sweep_ray', ('--address=local',))):
     command = (tmp_path, module, ROOT / 'tests' / 'runner.py',
                '--config=tiny.py', f'--workdir={module}', '--seeds=0,1',
@@ -236,7 +236,7 @@ def test_real_searches_alike_one_by_one_and_over_ray(tmp_path):
     assert process.returncode == 0, err
     path = tmp_path / module / 'sweep.json'
     found[module] = json.loads(path.read_text())
-  first = found['rome_jax.sweep']
+  first = found['rome_jax.cli.sweep']
   assert [row['state'] for row in first['runs']] == ['done', 'done']
   assert first['summary']['']['derived']['n'] == 2
   for row, other in zip(first['runs'], found['launch.sweep_ray']['runs']):

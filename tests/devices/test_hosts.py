@@ -230,7 +230,7 @@ def test_flags():
       '--config=quickstart', '--coordinator=[::1]:80', '--processes=4',
       '--process', '3', '--heartbeat=7', '--dry-run']).options
   assert options == command_line.Options(
-      plan=True, distributed=True, coordinator='[::1]:80', processes=4,
+      dry_run=True, distributed=True, coordinator='[::1]:80', processes=4,
       process=3, heartbeat=7)
   options = command_line.load(['--config=quickstart', '--distributed']).options
   assert options == command_line.Options(distributed=True)

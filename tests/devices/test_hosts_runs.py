@@ -12,11 +12,11 @@ import time
 import numpy as np
 import pytest
 import some_hosts
-from test_run import final_arrays
+from tiny_run import final_arrays
 
 from rome_jax.train import metrics
 
-TESTS = pathlib.Path(__file__).parent
+TESTS = pathlib.Path(__file__).parents[1]
 
 CONFIG = """
 from rome_jax import config as config_lib

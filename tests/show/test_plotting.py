@@ -245,8 +245,8 @@ def test_global_state_is_left_alone(tmp_path):
 def test_pyplot_is_never_imported():
   code = '''
 import sys
-from rome_jax import plotting
-plotting.cell_svg(((('sep_conv_3x3', 0),),), (2,), '')
+from rome_jax.show import cells
+cells.cell_svg(((('sep_conv_3x3', 0),),), (2,), '')
 assert 'matplotlib.pyplot' not in sys.modules
 '''
   subprocess.run([sys.executable, '-W', 'error', '-c', code], check=True)

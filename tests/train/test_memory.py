@@ -101,7 +101,7 @@ def test_the_settings_make_a_search_fit(tiny, monkeypatch):
     search.prepare(changed, dataset)
 
 
-# ------------------------------------------------------------ parallel='auto'
+# ------------------------------------------------------------ samples='auto'
 
 
 @pytest.mark.parametrize('k, sample, total, way', [
@@ -140,7 +140,7 @@ def test_auto_asks_the_device(tiny, monkeypatch):
   assert chosen(10**9) == 'vmap' and chosen(10**6) == 'scan'
   samples = []
   monkeypatch.setattr(
-      memory, 'parallel', lambda k, each, total: samples.append((k, each)))
+      memory, 'samples', lambda k, each, total: samples.append((k, each)))
   for changes in (dict(), dict(dtype='bfloat16'), dict(accumulate=4)):
     section.update(dtype='float32', accumulate=1)
     section.update(changes)
@@ -164,17 +164,17 @@ def test_timing_leaves_the_state_alone():
   carry = loop.init_carry(step, state, np.float32(1.))
   compiled = loop.compile_step(step, carry, np.float32(1.))
   phase = loop.Phase('search', 100, 10, 1, lambda i: np.float32(1.), None)
-  plan = memory.plan(phase, compiled, carry, np.float32(1.))
+  cost = memory.cost(phase, compiled, carry, np.float32(1.))
   np.testing.assert_array_equal(carry.state['x'], [0, 1, 2])
-  assert plan.step_seconds > 0 and plan.steps == 100
+  assert cost.step_seconds > 0 and cost.steps == 100
   # State, window, count: 3 + 1 + 1 words, and the batch, at least.
-  assert plan.needed_bytes >= 4 * 5
-  text = str(memory.Plan('search', 19_500, 50.4, 510_000_000, 24 * 10**9,
-                            2.2))
+  assert cost.needed_bytes >= 4 * 5
+  text = str(memory.Cost(
+      'search', 19_500, 50.4, 510_000_000, 24 * 10**9, 2.2))
   assert text == (
       'search: compiled in 50 s; memory 0.51 GB of 24.00 GB; 19,500 steps of '
       '2200 ms, about 11.9 h without tests')
-  assert str(plan._replace(way='vmap')).startswith('search (vmap over K): ')
+  assert str(cost._replace(way='vmap')).startswith('search (vmap over K): ')
 
 
 def test_the_flag():
