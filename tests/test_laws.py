@@ -63,8 +63,7 @@ EVERY_METHOD = pytest.mark.parametrize('name', table.METHODS)
 
 def params_of(space, name, seed=0):
   rng = np.random.default_rng(seed)
-  shapes = jax.eval_shape(lambda: method_lib.init_arch(
-      table.METHODS[name], space, jax.random.key(0)))
+  shapes = jax.eval_shape(lambda: table.METHODS[name].init(space, jax.random.key(0)))
   return jax.tree.map(
       lambda s: rng.normal(size=s.shape).astype(s.dtype), shapes)
 
@@ -75,9 +74,9 @@ def test_samples_are_of_the_space(space, name):
   """Edges and operations allowed, in-degrees kept, gates as promised."""
   method, params = table.METHODS[name], params_of(space, name)
   k = 16
-  noise = method_lib.gumbel_noise(params, jax.random.key(1), k)
+  noise = method_lib.gumbel(params, jax.random.key(1), k)
   archs = jax.device_get(jax.jit(jax.vmap(
-      lambda noise: method_lib.sample(method, space, params, noise, 1.)))(
+      lambda noise: method.sample(space, params, noise, 1.)))(
           noise))
   assert set(archs) == set(space.cell_types)
   degrees = method.degrees(space)
@@ -106,8 +105,7 @@ def test_derived_genotypes_are_of_the_space(space, name):
   if not allowed(space, name):
     pytest.skip('refused by the config')
   for seed in range(5):
-    genotype = derive_lib.derive(
-        table.METHODS[name], space, params_of(space, name, seed))
+    genotype = table.METHODS[name].derive(space, params_of(space, name, seed))
     check_genotype(space, genotype)
     text = genotypes.to_text(genotype)
     assert genotypes.from_text(text) == genotype
@@ -153,8 +151,8 @@ def test_probabilities_of_a_chain_add_up(name):
   """log p(z) of Eq. 18 by hand: softmaxes of the rows that were chosen."""
   space, method = spaces.SPACES[name], table.METHODS['rome_v1']
   params = params_of(space, 'rome_v1')
-  noise = method_lib.gumbel_noise(params, jax.random.key(2), 1)
-  arch = method_lib.sample(method, space, params, jax.tree.map(
+  noise = method_lib.gumbel(params, jax.random.key(2), 1)
+  arch = method.sample(space, params, jax.tree.map(
       lambda a: a[0], noise), 1.)
   total = 0.
   for t, cell in arch.items():
@@ -254,9 +252,9 @@ def test_weights_without_a_gradient(name, quick_jit):
   conv = next(i for i, op in enumerate(space.ops) if 'conv' in op)
   ops = {t: np.argmax(space.choices(t) == conv, -1) for t in space.cell_types}
   method, params = table.METHODS['rome_v2'], params_of(space, 'rome_v2')
-  noise = jax.tree.map(lambda a: a[0], method_lib.gumbel_noise(
+  noise = jax.tree.map(lambda a: a[0], method_lib.gumbel(
       params, jax.random.key(1), 1))
-  arch = method_lib.sample(method, space, params, noise, 1., ops)
+  arch = method.sample(space, params, noise, 1., ops)
   theta = weights_lib.init_supernet(net, 0, 8, 3)
 
   def gradients_of(wanted):

@@ -21,14 +21,11 @@ class CellArch(NamedTuple):
     gates: [M] float, exactly 1 where the choice is hard; carries the gradient
       to alpha and beta. Where nodes hold the operations: [M + S], the edges'
       gates and then the nodes'.
-    trained: bool, whether the cell's weights have a gradient; None: yes. See
-      `kernels.trained`.
   """
 
   edges: jax.Array
   ops: jax.Array
   gates: jax.Array
-  trained: jax.Array | None = None
 
 
 def compact(space: Space, edge_mask, op_mask, degrees, choices) -> CellArch:

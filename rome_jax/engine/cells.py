@@ -12,7 +12,7 @@ from rome_jax.engine.archs import CellArch
 from rome_jax.spaces import Space
 
 
-def run_cells(cells, *states, arch: CellArch):
+def run_cells(cells, *states, arch: CellArch, want_weight_grads=None):
   """The last outputs of equal cells in a row, each fed the ones before.
 
   They are one loop in the compiled program, whose size does not grow with
@@ -22,6 +22,9 @@ def run_cells(cells, *states, arch: CellArch):
     cells: bound `SearchCell`s, equal but for `reduction_prev` and the name.
     *states: the inputs of the first, [B,H,W,.].
     arch: the sampled cell.
+    want_weight_grads: bool, may be traced: False makes the gradients of the
+      weights of operations and preprocessors zeros, which cost nothing. None
+      means True. It changes no other gradient.
 
   Returns:
     As many outputs [B,h,w,N*C] (or [B,h,w,C]), of the last cells, as a cell
@@ -43,7 +46,7 @@ def run_cells(cells, *states, arch: CellArch):
   seeds = None if seeds[0] is None else jnp.stack(seeds)
   return stage.search_cells(
       plan, pairs, weights, flat, arch.gates, arch.edges, arch.ops, seeds,
-      arch.trained, states)
+      want_weight_grads, states)
 
 
 class SearchCell(nn.Module):
@@ -72,9 +75,10 @@ class SearchCell(nn.Module):
         self.space, 'reduce' if self.reduction else 'normal', self.features,
         self.reduction_prev is not None, self.conv_bias, self.pool_norm)
 
-  def __call__(self, *states, arch: CellArch):
+  def __call__(self, *states, arch: CellArch, want_weight_grads=None):
     """Inputs [B,H,W,.] and a sampled cell to [B,h,w,N*C] (or [B,h,w,C])."""
-    return run_cells([self], *states, arch=arch)[-1]
+    return run_cells([self], *states, arch=arch,
+                     want_weight_grads=want_weight_grads)[-1]
 
   @nn.compact
   def variables_of(self, *states, arch: CellArch):

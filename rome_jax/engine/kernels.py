@@ -11,7 +11,6 @@ All images are NHWC. Padding is d*(k//2) on each side, so that stride 1 keeps
 the size and stride 2 gives ceil(H/2).
 """
 
-import contextlib
 import contextvars
 import functools
 
@@ -44,34 +43,38 @@ def _shared(*static):
   return functools.partial(jax.jit, static_argnums=static)
 
 
-_trained = contextvars.ContextVar('trained', default=None)
+# Whether weights get a gradient in the pullback that is being traced. Private:
+# a kernel is called inside Flax modules, users' own among them, so that an
+# argument would have to pass through the `__call__` of every operation.
+_wanted = contextvars.ContextVar('want_weight_grads', default=None)
 
 
-@contextlib.contextmanager
-def trained(flag):
-  """Whether the functions here give weights a gradient where they are pulled.
+def pulled(pullback, g, want_weight_grads=None):
+  """pullback(g), where the kernels here compute weight gradients if wanted.
 
-  One program then serves the step of alpha and beta, too, in which nobody
-  wants the gradient of weights: it is zeros there, and costs nothing.
+  One program then serves a step of alpha and beta too, which needs no gradient
+  of weights: there it is zeros and costs nothing.
 
   Args:
-    flag: bool, may be traced; None: weights always have one.
+    pullback: the second value of `jax.vjp`.
+    g: cotangent of the output.
+    want_weight_grads: bool, may be traced; None: yes.
   """
-  token = _trained.set(flag)
+  token = _wanted.set(want_weight_grads)
   try:
-    yield
+    return pullback(g)
   finally:
-    _trained.reset(token)
+    _wanted.reset(token)
 
 
-def _if_trained(gradient, *args):
-  """gradient(*args), or zeros of its shape; see `trained`."""
-  flag = _trained.get()
-  if flag is None:
+def _if_wanted(gradient, *args):
+  """gradient(*args), or zeros of its shape; see `pulled`."""
+  wanted = _wanted.get()
+  if wanted is None:
     return gradient(*args)
   shape = jax.eval_shape(gradient, *args)
   return lax.cond(
-      flag, gradient, lambda *_: jnp.zeros(shape.shape, shape.dtype), *args)
+      wanted, gradient, lambda *_: jnp.zeros(shape.shape, shape.dtype), *args)
 
 
 def _pad(x, p, value=0.):
@@ -137,7 +140,7 @@ def _depthwise_stock(x, w, stride, dilation):
 def _pull_stock(forward, x, w, g):
   """(dx, dw) of forward(x, w), as JAX derives them."""
   (dx,) = jax.vjp(lambda x: forward(x, w), x)[1](g)
-  dw = _if_trained(
+  dw = _if_wanted(
       lambda x, g: jax.vjp(lambda w: forward(x, w), w)[1](g)[0], x, g)
   return dx, dw
 
@@ -195,7 +198,7 @@ def _depthwise_bwd(stride, dilation, residuals, g):
   def shifted(x, w, g):
     spread = _dilate(g, stride, x.shape[1:3])
     dx = _depthwise_shifted(spread, w[::-1, ::-1], 1, dilation)
-    dw = _if_trained(
+    dw = _if_wanted(
         lambda x, g: _weight_gradient_shifted(
             x, g, w.shape[0], stride, dilation), x, g)
     return dx, dw
@@ -259,7 +262,7 @@ def _pointwise_bwd(stride, residuals, g):
   def matrices(x, w, g):
     # As matrices: XLA's CPU backend transposes images to get w's gradient.
     seen, rows = x[:, ::stride, ::stride], g.reshape(-1, g.shape[-1])
-    dw = _if_trained(
+    dw = _if_wanted(
         lambda x, g: x.reshape(-1, x.shape[-1]).T @ g, seen, rows)
     return _dilate((rows @ w.T).reshape(seen.shape), stride, x.shape[1:3]), dw
 
@@ -322,7 +325,7 @@ def _conv_bwd(strides, residuals, g):
           dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
       return dw.transpose(1, 2, 0, 3)
 
-    return dx, _if_trained(gradient, x, g)
+    return dx, _if_wanted(gradient, x, g)
 
   def stock(x, w, g):
     return _pull_stock(

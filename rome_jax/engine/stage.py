@@ -75,10 +75,10 @@ def _backward_switch(plan, wants):
   """(dw or None, dgate or None, dx per bank) of gate * f(w, x, seed)."""
 
   def branch(bank, run):
-    def pull(w, gate, xs, seed, g, trained):
+    def pull(w, gate, xs, seed, g, want_weight_grads):
       dw, dgate, dx = switch.pull(
           lambda w, x: run(w, x, seed), wants, w, gate, xs[bank].read(),
-          g.read(), trained)
+          g.read(), want_weight_grads)
       return dw, dgate, [
           dx if i == bank else jnp.zeros(x.bank.shape[1:], dx.dtype)
           for i, x in enumerate(xs)]
@@ -155,8 +155,8 @@ def _run_edges(plan, flat, gates, edges, ops, seeds, firsts, banks):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _pull_edges(plan, wants, flat, gates, edges, ops, seeds, trained, firsts,
-                banks, dbanks):
+def _pull_edges(plan, wants, flat, gates, edges, ops, seeds,
+                want_weight_grads, firsts, banks, dbanks):
   """`_run_edges`' cotangents: (of the banks, of flat, of gates)."""
   preds, rows, index = _edge_arrays(plan, edges, ops)
   slots = preds, rows, index, gates, flat, seeds
@@ -166,7 +166,8 @@ def _pull_edges(plan, wants, flat, gates, edges, ops, seeds, trained, firsts,
     pred, row, variant, gate, w, seed = slot
     reads = _reads(plan, firsts, banks, pred)
     g = switch.Row(dbanks[-1], firsts[-1] + row)
-    dw, dgate, dxs = pull(variant, w, gate, reads, seed, g, trained)
+    dw, dgate, dxs = pull(
+        variant, w, gate, reads, seed, g, want_weight_grads)
     dbanks = tuple(
         _add_to(dbank, read.index, dx[None])
         for dbank, read, dx in zip(dbanks, reads, dxs))
@@ -250,7 +251,7 @@ def inputs_of(plan, i, states, output):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def search_cells(plan, pairs, weights, flat, gates, edges, ops, seeds,
-                  trained, states):
+                 want_weight_grads, states):
   """The last outputs of n equal cells; see `run_cells`.
 
   Args:
@@ -261,7 +262,7 @@ def search_cells(plan, pairs, weights, flat, gates, edges, ops, seeds,
     flat: [n,M,P], see `_Plan.gather`.
     gates, edges, ops: [M], of all cells.
     seeds: [n,M], or None; see `_operation`.
-    trained: see `kernels.trained`.
+    want_weight_grads: see `kernels.pulled`.
     states: the inputs of the first cell.
   """
   banks, _ = _run_cells(plan, pairs, weights, flat, gates, edges, ops, seeds,
@@ -332,7 +333,7 @@ def _plus(tree, zero):
 
 def _search_cells_bwd(plan, pairs, residuals, gs):
   wants, values, (banks, scales) = residuals
-  weights, flat, gates, edges, ops, seeds, trained, states = values
+  weights, flat, gates, edges, ops, seeds, want_weight_grads, states = values
   n, cells = plan.space.num_inputs, len(pairs)
   gs = tuple(map(switch.dense, gs))
   # Else XLA would find what is recomputed here equal to the forward pass's,
@@ -349,8 +350,7 @@ def _search_cells_bwd(plan, pairs, residuals, gs):
         plan, i, states, lambda j: _output(plan, j, banks)), zero)
     _, pullback = jax.vjp(
         functools.partial(_preprocess, pairs[i]), weights[i], inputs)
-    with kernels.trained(trained):
-      dw, dinputs = pullback(g)
+    dw, dinputs = kernels.pulled(pullback, g, want_weight_grads)
     if wants.weights:
       # Else XLA would put the products off to the end and keep their factors.
       dinputs = _plus(dinputs, _zero_after(dw))
@@ -370,8 +370,8 @@ def _search_cells_bwd(plan, pairs, residuals, gs):
     # With the zero, since XLA sees through the loop over a single cell.
     firsts = plan.first_rows(i + zero)
     dbanks, dflat, dgates = _pull_edges(
-        plan, wants, flat, gates, edges, ops, seeds, trained, firsts, banks,
-        dbanks)
+        plan, wants, flat, gates, edges, ops, seeds, want_weight_grads, firsts,
+        banks, dbanks)
     if plan.preprocessed:
       # Row by row: XLA sees through a slice that is the whole bank, too.
       ys, dys = ([switch.Row(bank, firsts[0] + j).read() for j in range(n)]

@@ -98,18 +98,17 @@ def dense(g):
   return jnp.zeros(g.shape, g.dtype) if isinstance(g, SymbolicZero) else g
 
 
-def pull(run, wants: Wants, weights, gate, x, g, trained=None):
+def pull(run, wants: Wants, weights, gate, x, g, want_weight_grads=None):
   """(dweights or None, dgate or None, dx) of gate * run(weights, x) at g.
 
   Recomputes `run`. What nobody asked for is left out here, where it is
-  static; XLA could not remove it from a branch. `trained` does so while it
-  runs; see `kernels.trained`.
+  static; XLA could not remove it from a branch. `want_weight_grads` says the
+  same at run time; see `kernels.pulled`.
   """
   scaled = gate.astype(g.dtype) * g
   if wants.weights:
     y, pullback = jax.vjp(run, weights, x)
-    with kernels.trained(trained):
-      dweights, dx = pullback(scaled)
+    dweights, dx = kernels.pulled(pullback, scaled, want_weight_grads)
   else:
     y, pullback = jax.vjp(lambda x: run(weights, x), x)
     (dx,), dweights = pullback(scaled), None
@@ -135,8 +134,9 @@ def _backward(modules, wants):
     def run(w, x):
       return module.apply({'params': w}, x)
 
-    def pull_one(weights, gate, x, g, trained):
-      dw, dgate, dx = pull(run, wants, weights[i], gate, x, g, trained)
+    def pull_one(weights, gate, x, g, want_weight_grads):
+      dw, dgate, dx = pull(
+          run, wants, weights[i], gate, x, g, want_weight_grads)
       if not wants.weights:
         return None, dgate, dx
       dweights = jax.tree.map(jnp.zeros_like, weights)
@@ -149,7 +149,7 @@ def _backward(modules, wants):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def switch(modules: tuple[nn.Module, ...], index, weights, gate, x,
-           trained=None):
+           want_weight_grads=None):
   """gate * modules[index](x), keeping only `x` for the backward pass.
 
   Args:
@@ -158,21 +158,21 @@ def switch(modules: tuple[nn.Module, ...], index, weights, gate, x,
     weights: a tuple with each module's 'params' ({} where it has none).
     gate: float, a factor of 1 that carries the architecture's gradient.
     x: [B,H,W,C].
-    trained: see `kernels.trained`.
+    want_weight_grads: see `kernels.pulled`.
   """
   return _forward(modules)(index, weights, gate, x)
 
 
-def _switch_fwd(modules, index, weights, gate, x, trained):
+def _switch_fwd(modules, index, weights, gate, x, want_weight_grads):
   wants = Wants(perturbed(weights), perturbed(gate))
-  primals = values((index, weights, gate, x, trained))
+  primals = values((index, weights, gate, x, want_weight_grads))
   return switch(modules, *primals), (wants, primals)
 
 
 def _switch_bwd(modules, residuals, g):
-  wants, (index, weights, gate, x, trained) = residuals
+  wants, (index, weights, gate, x, want_weight_grads) = residuals
   dweights, dgate, dx = _backward(modules, wants)(
-      index, weights, gate, x, dense(g), trained)
+      index, weights, gate, x, dense(g), want_weight_grads)
   return None, dweights, dgate, dx, None
 
 

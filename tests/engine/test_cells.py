@@ -229,7 +229,7 @@ def test_the_switch_survives_vmap(kind, compact, cell_arch):
   make, inputs = compact
   arch = cell_arch(*ARCHS['first'])
   weights, s0, s1, g = inputs(kind, arch, np.float32)
-  edges, ops_of, gates, _ = jax.tree.map(
+  edges, ops_of, gates = jax.tree.map(
       lambda a: np.stack([a, a, a]), arch)
   jaxpr = jax.make_jaxpr(
       jax.vmap(make(kind).__wrapped__, (None, 0, None, None, None, 0, 0)))(
