@@ -51,13 +51,12 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from benchmarks import grid, timing
+from benchmarks import grid, search_step, timing
 from rome_jax import errors, spaces
 from rome_jax.config import fields
 from rome_jax.devices import mesh as mesh_lib
 from rome_jax.engine import weights as weights_lib
 from rome_jax.families import darts
-from rome_jax.methods import method as method_lib
 from rome_jax.methods import step as step_lib
 from rome_jax.methods import table
 from rome_jax.train import optim, search
@@ -326,19 +325,18 @@ def make_step(space, sizes, mesh):
   method, section = table.METHODS['rome_v2'], fields.defaults().search
   theta_tx, arch_tx = (
       optim.sgd(lambda step: .05, section), optim.arch_adam(section))
-  update = step_lib.make_update(
+  step = step_lib.make_step(
       method, space, search.make_loss(network), theta_tx, arch_tx,
       lambda step: 1., step_lib.Options(k=k), mesh_lib.spread(mesh))
 
   def init():
     return step_lib.init_state(
-        weights_lib.init_supernet(network, 0, side, 3),
-        method_lib.init_arch(method, space, jax.random.key(0)), theta_tx,
-        arch_tx)
+        method, space, weights_lib.init_supernet(network, 0, side, 3),
+        method.init(space, jax.random.key(0)), theta_tx, arch_tx)
 
   images = {'image': np.zeros((batch, side, side, 3), np.float32),
             'label': np.zeros(batch, np.int32)}
-  return update, init, images
+  return search_step.of_two_batches(step), init, images
 
 
 def measure(name: str, repeats: int) -> dict:

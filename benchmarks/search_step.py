@@ -68,7 +68,7 @@ from rome_jax.methods import laws, table
 from rome_jax.methods import method as method_lib
 from rome_jax.methods import step as step_lib
 from rome_jax.spaces import counting
-from rome_jax.train import optim, search
+from rome_jax.train import memory, optim, search
 
 NUM_CLASSES = 10
 LAYOUTS = ('default', 'channels_last')
@@ -274,7 +274,7 @@ def problem_of(network, method: method_lib.Method, batch_size: int,
         'label': jax.random.randint(
             label_key, (batch_size,), 0, NUM_CLASSES)}
 
-  params = method_lib.init_arch(method, space, keys[0])
+  params = method.init(space, keys[0])
   batches = batch(keys[1]), batch(keys[2])
   theta = init(network, seed, image_size, 3)
   return Problem(space, method, search.make_loss(network, dtype), theta,
@@ -291,7 +291,8 @@ def make_optimisers(config):
 def init_state(problem: Problem, optimisers) -> step_lib.State:
   """The state before a step that donates it; the problem keeps its own."""
   theta, arch = jax.tree.map(jnp.copy, (problem.theta, problem.arch))
-  return step_lib.init_state(theta, arch, *optimisers)
+  return step_lib.init_state(
+      problem.method, problem.space, theta, arch, *optimisers)
 
 
 def make_step(problem: Problem, config, mesh=None):
@@ -312,10 +313,16 @@ def make_step(problem: Problem, config, mesh=None):
     return laws.tau_at(
         step / _STEPS, search.tau_start, search.tau_end, search.tau_schedule)
 
-  update = step_lib.make_update(
+  step = step_lib.make_step(
       problem.method, problem.space, problem.loss_fn, *optimisers, tau,
       options, mesh_lib.spread(mesh))
-  return update, init_state(problem, optimisers)
+  return of_two_batches(step), init_state(problem, optimisers)
+
+
+def of_two_batches(step):
+  """(state, batch_theta, batch_alpha) -> ... of a search step."""
+  return lambda state, train, valid: step(
+      state, {'train': train, 'valid': valid})
 
 
 def sample_groups(problem: Problem, config, architectures: int, seed=1):
@@ -328,9 +335,8 @@ def sample_groups(problem: Problem, config, architectures: int, seed=1):
   def draw(i):
     key = jax.random.fold_in(jax.random.key(seed), i)
     noise = jax.tree.map(
-        lambda a: a[0], method_lib.gumbel_noise(problem.arch, key, 1))
-    return method_lib.sample(
-        problem.method, problem.space, problem.arch, noise, 1.)
+        lambda a: a[0], method_lib.gumbel(problem.arch, key, 1))
+    return problem.method.sample(problem.space, problem.arch, noise, 1.)
 
   count = -(-architectures // k) * k
   archs = jax.jit(jax.vmap(draw))(jnp.arange(count))
@@ -381,8 +387,8 @@ def check_memory(compiled, copies=1):
   Raises:
     NotEnoughMemory: with both figures.
   """
-  memory = compiled.memory_analysis()
-  needed = copies * (memory.temp_size_in_bytes + memory.output_size_in_bytes)
+  found = compiled.memory_analysis()
+  needed = copies * (found.temp_size_in_bytes + found.output_size_in_bytes)
   available = memory.available_bytes()
   if available is not None and needed > available:
     raise NotEnoughMemory(

@@ -40,12 +40,12 @@ def search_step(name, cells, way):
   section = fields.defaults().search
   theta_tx = optim.sgd(lambda step: .05, section)
   arch_tx = optim.arch_adam(section)
-  update = step_lib.make_update(
+  update = step_lib.make_step(
       method, space, search.make_loss(net), theta_tx, arch_tx,
       lambda step: 1., step_lib.Options(k=2, samples=way))
   state = step_lib.init_state(
       weights_lib.init_supernet(net, 0, SIZE, 3),
-      method_lib.init_arch(method, space, jax.random.key(0)), theta_tx, arch_tx)
+      method.init(space, jax.random.key(0)), theta_tx, arch_tx)
   return update, (state, batch(), batch())
 
 

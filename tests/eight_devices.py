@@ -61,7 +61,7 @@ def problem(accumulate=1):
   arch_tx = optim.arch_adam(section)
 
   def update(mesh):
-    return step_lib.make_update(
+    return step_lib.make_step(
         method, space, search.make_loss(net), theta_tx, arch_tx,
         lambda step: 1., step_lib.Options(k=4, accumulate=accumulate),
         mesh_lib.spread(mesh))
@@ -72,7 +72,7 @@ def problem(accumulate=1):
              for _ in range(2)]
   state = step_lib.init_state(
       weights_lib.init_supernet(net, 0, 8, 3),
-      method_lib.init_arch(method, space, jax.random.key(0)), theta_tx, arch_tx)
+      method.init(space, jax.random.key(0)), theta_tx, arch_tx)
   return update, state, batches
 
 

@@ -1,64 +1,94 @@
-"""Derivation rules: architecture parameters to a genotype."""
+"""Derivation rules: architecture parameters to a genotype, on the host.
+
+Each is a published rule. All leave out what a space searches but never derives
+(`Space.not_derived`) and what a mask excludes.
+"""
+
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 
 from rome_jax.methods import laws
-from rome_jax.methods import method as method_lib
+from rome_jax.methods.method import ArchParams, Mask, full_mask
 from rome_jax.spaces import Space, genotypes
+from rome_jax.spaces.genotypes import Genotype
 
-# -------------------------------------------------------------- derivation
-#
-# ROME returns argmax p(z). We take the mode of the law that is sampled, edges
-# and operations apart (Eq. 4): the likeliest edges by beta, then the likeliest
-# operation on each. Maximising the product of Eq. 18 jointly would prefer
-# edges that are surer of their operation, which couples topology to
-# operations again; with equally sure edges the two are the same.
+EdgeRule = Callable[[Space, np.ndarray], list[int]]  # (space, beta) -> edges
 
 
-def likeliest_subset(space, beta):
-  """ROME-v1: the likeliest pair of each node."""
+def likeliest_subset(space: Space, beta: np.ndarray) -> list[int]:
+  """ROME-v1: each node's likeliest pair of edges (Eq. 12)."""
   edges, start = [], 0
   for (a, b), d in zip(space.node_edges, space.in_degrees):
     table = laws.subsets(b - a, d)
     best = table[int(np.argmax(beta[start:start + len(table)]))]
-    edges += [a + i for i in np.flatnonzero(best)]
+    edges += [a + int(i) for i in np.flatnonzero(best)]
     start += len(table)
   return edges
 
 
-def strongest_edges(space, beta):
-  """ROME-v2: the two largest beta of each node.
+def strongest_edges(space: Space, beta: np.ndarray) -> list[int]:
+  """ROME-v2: each node's edges of largest beta (Eq. 15).
 
-  It is also the likeliest set under sampling without replacement.
+  They are also the likeliest set under sampling without replacement.
   """
   edges = []
   for (a, b), d in zip(space.node_edges, space.in_degrees):
-    edges += sorted(a + np.argsort(-beta[a:b], kind='stable')[:d])
+    edges += sorted(
+        a + int(i) for i in np.argsort(-beta[a:b], kind='stable')[:d])
   return edges
 
 
-def _derivable(space, alpha, cell_type):
-  """alpha with -inf where nothing may be derived."""
-  choices = space.choices(cell_type)
-  barred = [i for i, op in enumerate(space.ops) if op in space.not_derived]
-  return np.where((choices < 0) | np.isin(choices, barred), -np.inf, alpha)
+def every_edge(space: Space, beta: np.ndarray) -> list[int]:
+  """All edges: for spaces without a topology to choose."""
+  del beta
+  return list(range(space.num_edges))
 
 
-def best_ops(space, alpha, cell_type):
-  """Per site the likeliest operation."""
-  places = np.argmax(_derivable(space, alpha, cell_type), -1)
-  choices = space.choices(cell_type)
-  return [space.ops[choices[i, place]] for i, place in enumerate(places)]
+def by_beta(edge_rule: EdgeRule) -> Callable[..., Genotype]:
+  """ROME: edges by beta, then the likeliest operation on each.
+
+  ROME returns argmax p(z). This is the mode of the law that is sampled, edges
+  and operations apart (Eq. 4). Maximising the product of Eq. 18 jointly would
+  prefer edges that are surer of their operation, which couples topology to
+  operations again; with equally sure edges the two are the same.
+  """
+
+  def derive(space: Space, arch: ArchParams,
+             mask: Mask | None = None) -> Genotype:
+    alpha, beta = jax.tree.map(np.asarray, arch)
+    return genotypes.make(space, {
+        t: (edge_rule(space, beta[t]), _best_ops(space, alpha, t, mask))
+        for t in space.cell_types})
+
+  return derive
 
 
-def best_pairs(space, alpha, cell_type):
-  """GDAS: a node's best (edge, operation) pairs, even two of one edge."""
+def best_pairs(space: Space, arch: ArchParams,
+               mask: Mask | None = None) -> Genotype:
+  """GDAS: a node's best (edge, operation) pairs, even two of one edge.
+
+  Ranked by log p of the law that was sampled, in which what is never derived
+  has its share. Where nodes hold the operations the edges have weights, and
+  the strongest stay (NAS-Bench-1Shot1); where every edge stays (NAS-Bench-201)
+  so do they all.
+  """
+  if space.sites == 'nodes':
+    return by_beta(strongest_edges)(space, arch, mask)
+  genotype = by_beta(every_edge)(space, arch, mask)
+  if not space.has_topology:
+    return genotype
+  alpha = jax.tree.map(np.asarray, arch.alpha)
+  return genotype._replace(**{
+      t: _best_pairs_of(space, alpha, t, mask) for t in space.cell_types})
+
+
+def _best_pairs_of(space, alpha, cell_type, mask):
+  log_p = _derivable(space, alpha, cell_type, mask) - np.logaddexp.reduce(
+      np.where(_allowed(space, cell_type, mask), alpha[cell_type], -np.inf),
+      -1, keepdims=True)
   choices, nodes = space.choices(cell_type), []
-  sampled = np.where(choices < 0, -np.inf, alpha)
-  # Of the law that was sampled: what is only barred has its share of it.
-  log_p = _derivable(space, alpha, cell_type) - np.logaddexp.reduce(
-      sampled, -1, keepdims=True)
   for (a, b), d in zip(space.node_edges, space.in_degrees):
     best = np.argsort(-log_p[a:b].ravel(), kind='stable')[:d]
     edges, places = np.divmod(best, space.num_choices)
@@ -68,17 +98,58 @@ def best_pairs(space, alpha, cell_type):
   return tuple(nodes)
 
 
-def derive(method: method_lib.Method, space: Space,
-           params: method_lib.ArchParams) -> genotypes.Genotype:
-  """The genotype of the method's rule."""
-  alpha, beta = jax.tree.map(np.asarray, params)
-  has_beta = any(method.beta_sizes(space))
-  every = range(space.num_edges)
-  genotype = genotypes.make(space, {
-      t: (method.derive_edges(space, beta[t]) if has_beta else every,
-          best_ops(space, alpha[t], t)) for t in space.cell_types})
-  if has_beta or not space.has_topology:
-    return genotype
-  # No topology parameters, but edges to leave out: by strength of alpha.
-  return genotype._replace(**{
-      t: best_pairs(space, alpha[t], t) for t in space.cell_types})
+def two_strongest(space: Space, arch: ArchParams,
+                  mask: Mask | None = None) -> Genotype:
+  """DARTS: a node's edges whose best operation is strongest.
+
+  The strength of an edge is the largest softmax(alpha) among the operations
+  that may be derived, so `none` has its share of the softmax and no vote
+  (Liu et al., ICLR 2019, `model_search.py: genotype`). As many edges as the
+  space's in-degree, two in DARTS.
+  """
+  return _two_strongest(space, arch, lambda beta: np.ones(space.num_edges),
+                        mask)
+
+
+def two_strongest_by_beta(space: Space, arch: ArchParams,
+                          mask: Mask | None = None) -> Genotype:
+  """PC-DARTS: as DARTS, each edge's softmax times its edge weight.
+
+  (Xu et al., ICLR 2020, `model_search.py: genotype`.)
+  """
+  return _two_strongest(
+      space, arch, lambda beta: np.asarray(laws.edge_softmax(space, beta)),
+      mask)
+
+
+def _two_strongest(space, arch, edge_weights, mask):
+  alpha, beta = jax.tree.map(np.asarray, arch)
+  cells = {}
+  for t in space.cell_types:
+    logits = np.where(_allowed(space, t, mask), np.float64(alpha[t]), -np.inf)
+    p = np.exp(logits - np.logaddexp.reduce(logits, -1, keepdims=True))
+    may = np.isfinite(_derivable(space, alpha, t, mask))
+    strength = np.where(may, p, 0.).max(-1) * edge_weights(beta[t])
+    cells[t] = (strongest_edges(space, strength),
+                _best_ops(space, alpha, t, mask))
+  return genotypes.make(space, cells)
+
+
+def _allowed(space, cell_type, mask):
+  return np.asarray((mask or full_mask(space))[cell_type])
+
+
+def _derivable(space, alpha, cell_type, mask):
+  """alpha with -inf where nothing may be derived."""
+  choices = space.choices(cell_type)
+  barred = [i for i, op in enumerate(space.ops) if op in space.not_derived]
+  return np.where(
+      ~_allowed(space, cell_type, mask) | np.isin(choices, barred), -np.inf,
+      alpha[cell_type])
+
+
+def _best_ops(space, alpha, cell_type, mask) -> Sequence[str]:
+  """Per site the likeliest operation."""
+  places = np.argmax(_derivable(space, alpha, cell_type, mask), -1)
+  choices = space.choices(cell_type)
+  return [space.ops[choices[i, place]] for i, place in enumerate(places)]

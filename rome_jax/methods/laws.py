@@ -141,16 +141,26 @@ def sample_top_k(space: Space, beta, noise, tau):
       for (a, b), d in zip(space.node_edges, space.in_degrees)])
 
 
-def masked_logits(alpha, choices):
-  """alpha [S,C] with the places that hold no operation out of reach.
+def masked_logits(alpha, allowed):
+  """alpha with the places that may not be chosen out of reach.
 
   Args:
     alpha: [S,C].
-    choices: [S,C] static, `Space.choices`.
+    allowed: [S,C] bool; static (NumPy) or an array of a mask.
   """
+  if isinstance(allowed, np.ndarray) and allowed.all():
+    return alpha
   # Not -inf: an entropy would be 0 * inf there.
-  return alpha if (choices >= 0).all() else jnp.where(
-      choices >= 0, alpha, jnp.asarray(-1e9, alpha.dtype))
+  return jnp.where(allowed, alpha, jnp.asarray(-1e9, alpha.dtype))
+
+
+def edge_softmax(space: Space, beta):
+  """[E], the softmax of beta [E] over the edges of each node."""
+  return jnp.concatenate(
+      [jax.nn.softmax(beta[a:b]) for a, b in space.node_edges])
+
+
+# ------------------------------------------------------ laws and diagnostics
 
 
 # ------------------------------------------------------------- strict fair
@@ -246,7 +256,8 @@ def tau_at(progress, start, end, schedule='linear'):
 # ---------------------------------------------- probability of the topology
 
 
-def log_prob_pairs(space, beta, edges):
+def log_prob_pairs(space: Space, beta, edges):
+  """log p of ROME-v1's subsets (Eq. 12) that make up `edges` [M]."""
   mask = jnp.zeros(space.num_edges).at[edges].set(1)
   total, start = 0., 0
   for (a, b), d in zip(space.node_edges, space.in_degrees):
@@ -257,12 +268,33 @@ def log_prob_pairs(space, beta, edges):
   return total
 
 
-def log_prob_independent(space, beta, edges):
+def log_prob_independent(space: Space, beta, edges):
   """The product of Eq. 18, p(e_i; beta) as in Eq. 15.
 
   It ranks architectures; the probability that Gumbel-Top2 draws a given pair
-  is `sampling.log_prob_top_k`.
+  is `log_prob_top_k`.
   """
   log_p = jnp.concatenate(
       [jax.nn.log_softmax(beta[a:b]) for a, b in space.node_edges])
   return log_p[edges].sum()
+
+
+def log_prob(log_prob_edges, space: Space, params, cells):
+  """log p(z; alpha, beta) of ROME Eq. 18, over all cell types.
+
+  Args:
+    log_prob_edges: `log_prob_pairs` (ROME-v1) or `log_prob_independent` (v2).
+    space: the search space.
+    params: alpha and beta, a `method.ArchParams`.
+    cells: {cell type: CellArch}.
+  """
+  total = 0.
+  for t in space.cell_types:
+    choices, cell = space.choices(t), cells[t]
+    sites = (cell.edges if space.sites == 'edges'
+             else np.arange(space.num_sites))
+    places = jnp.argmax(jnp.asarray(choices)[sites] == cell.ops[:, None], -1)
+    total += log_prob_edges(space, params.beta[t], cell.edges)
+    total += log_prob_ops(
+        masked_logits(params.alpha[t], choices >= 0), sites, places)
+  return total

@@ -1,15 +1,20 @@
-"""The row of a method, and what every method does with one."""
+"""The row of a method: a NamedTuple of pure functions and a few facts.
 
-from collections.abc import Callable
-from typing import NamedTuple
+A method is one value of `Method`. `methods.step` is the only reader of a row's
+updates; nothing here knows of networks, data or configs.
+"""
+
+import types
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rome_jax.engine import archs
-from rome_jax.methods import laws
+from rome_jax.engine.archs import CellArch
 from rome_jax.spaces import Space
+from rome_jax.spaces.genotypes import Genotype
 
 
 class ArchParams(NamedTuple):
@@ -17,40 +22,192 @@ class ArchParams(NamedTuple):
 
   Attributes:
     alpha: {cell type: [S,C]}, a row per site (edge or node).
-    beta: {cell type: [size of the method's row]}.
+    beta: {cell type: [n]}, weights of edges or of sets of edges; [0] where a
+      method has none.
   """
 
   alpha: dict[str, jax.Array]
   beta: dict[str, jax.Array]
 
 
+class Noise(NamedTuple):
+  """What the sampling of one architecture depends on besides parameters.
+
+  Attributes:
+    alpha, beta: Gumbel(0, 1), of the shapes of `ArchParams`.
+    ops: {cell type: [S] int}, columns of alpha, to set the operations instead
+      of sampling them; None: they are sampled.
+  """
+
+  alpha: dict[str, jax.Array]
+  beta: dict[str, jax.Array]
+  ops: dict[str, jax.Array] | None = None
+
+
+Mask = Mapping[str, Any]  # {cell type: bool [S,C]}
+
+
+def full_mask(space: Space) -> dict[str, np.ndarray]:
+  """{cell type: bool [S,C]}: every candidate of the space.
+
+  >>> from rome_jax.spaces import S1
+  >>> full_mask(S1)['normal'].sum()
+  np.int64(28)
+  """
+  return {t: space.choices(t) >= 0 for t in space.cell_types}
+
+
+class State(NamedTuple):
+  """Everything that a step changes; what a checkpoint holds.
+
+  Attributes:
+    step: int32, steps done.
+    seed: uint32; the noise of a step depends on (seed, step) alone, so a
+      resumed search draws what the uninterrupted one would.
+    theta: weights of the supernet.
+    arch: architecture parameters; () if the method learns none.
+    theta_opt, arch_opt: Optax states.
+    mask: {cell type: bool [S,C]}, the candidates that may be sampled; () for
+      all of the space.
+    extra: the method's own, see `Extra`.
+  """
+
+  step: jax.Array
+  seed: jax.Array
+  theta: Any
+  arch: Any
+  theta_opt: Any
+  arch_opt: Any
+  mask: Any = ()
+  extra: Any = ()
+
+
+class ArchInit(Protocol):
+  """Initial architecture parameters; () for a method that learns none."""
+
+  def __call__(self, space: Space, key: jax.Array, alpha_std: float = 1e-3,
+               beta_std: float = 1e-3) -> Any: ...
+
+
+class NoiseLaw(Protocol):
+  """Noise of K samples: a `Noise` whose leaves have a leading axis of K."""
+
+  def __call__(self, space: Space, arch: Any, key: jax.Array,
+               k: int) -> Noise: ...
+
+
+class Sampler(Protocol):
+  """One architecture, {cell type: CellArch} (unbatched)."""
+
+  def __call__(self, space: Space, arch: Any, noise: Noise, tau: Any,
+               mask: Mask | None = None) -> dict[str, CellArch]: ...
+
+
+class Derive(Protocol):
+  """The genotype of architecture parameters, on the host."""
+
+  def __call__(self, space: Space, arch: Any,
+               mask: Mask | None = None) -> Genotype: ...
+
+
+class GradientRule(Protocol):
+  """((loss, metrics), gradients) for one update; see `methods.rules`."""
+
+  def __call__(self, objective: Any, update: 'Update', state: State,
+               batches: Mapping[str, Any], key: jax.Array) -> Any: ...
+
+
+class Update(NamedTuple):
+  """One line of a method's pseudo-code.
+
+  Attributes:
+    params: what moves: 'theta', 'arch' or 'both'.
+    batch: on which half of the data: 'train' or 'valid'.
+    rule: where its gradient comes from; None: `rules.first_order`.
+  """
+
+  params: str
+  batch: str
+  rule: GradientRule | None = None
+
+
+class Extra(NamedTuple):
+  """State of a method's own, and when it changes; by default there is none.
+
+  Attributes:
+    init: (space, number of training images) -> pytree of arrays.
+    observe: (extra, gradients of theta, batch, metrics) -> extra, inside the
+      step, before the optimiser.
+    boundary: (state, epoch) -> state, once at the end of an epoch.
+    draw: extra -> [n] weights of the training images in the next epoch.
+    stop: extra -> bool, whether the search ends here.
+  """
+
+  init: Callable[[Space, int], Any] | None = None
+  observe: Callable[..., Any] | None = None
+  boundary: Callable[..., State] | None = None
+  draw: Callable[[Any], jax.Array] | None = None
+  stop: Callable[[Any], Any] | None = None
+
+
+class OneSearch(NamedTuple):
+  """A plan: train the supernet once, then derive."""
+
+
+class RandomSearch(NamedTuple):
+  """A plan: train the supernet, then choose among random architectures.
+
+  Each is evaluated with the supernet's weights on the validation half, with
+  statistics of the batch (Li and Talwalkar, UAI 2019: random search with
+  weight sharing). How many is `search.candidates`.
+  """
+
+
+def any_space(space: Space, section: Any) -> str | None:
+  """The check of a method that runs in every space."""
+  del space, section
+  return None
+
+
 class Method(NamedTuple):
   """One row.
 
   Attributes:
-    beta_sizes: space -> number of topology parameters of each node; () if the
-      method has none.
-    degrees: space -> active edges of each node of a sampled cell.
-    sample_edges: (space, beta, noise, tau) -> edge mask B, [E].
-    derive_edges: (space, beta) NumPy -> the edges of the derived cell, in
-      rising order; where it has beta.
-    log_prob_edges: (space, beta, edges) -> log p(edges; beta), Eq. 18.
+    name: in configs and files.
+    init: see `ArchInit`.
+    sample: see `Sampler`.
+    derive: see `Derive`; None where the plan chooses the genotype.
+    updates: in the order of Algorithm 1.
+    noise: see `NoiseLaw`.
+    partial: 1/partial of the channels pass the operations (PC-DARTS).
+    extra: see `Extra`.
+    plan: `OneSearch` or `RandomSearch`.
+    recipe: {field of a config: value} where the paper differs from the
+      defaults, which are ROME's.
+    check: (space, section `search` of a config) -> what is wrong, one sentence
+      without the word config, or None.
   """
 
-  beta_sizes: Callable[[Space], tuple[int, ...]]
-  degrees: Callable[[Space], tuple[int, ...]]
-  sample_edges: Callable
-  derive_edges: Callable
-  log_prob_edges: Callable
+  name: str
+  init: ArchInit
+  sample: Sampler
+  derive: Derive | None
+  updates: tuple[Update, ...]
+  noise: NoiseLaw
+  partial: int = 1
+  extra: Extra = Extra()
+  plan: OneSearch | RandomSearch = OneSearch()
+  recipe: Mapping[str, Any] = types.MappingProxyType({})
+  check: Callable[[Space, Any], str | None] = any_space
 
 
-# ------------------------------------------------- parameters and samples
+ARCH, THETA = Update('arch', 'valid'), Update('theta', 'train')
 
 
-def init_arch(method: Method, space: Space, rng, alpha_std=1e-3,
-              beta_std=1e-3) -> ArchParams:
-  """Normal alpha and beta of the given standard deviations (DARTS: 1e-3)."""
-  keys = iter(jax.random.split(rng, 2 * len(space.cell_types)))
+def normal(space: Space, key: jax.Array, beta_size: int,
+           alpha_std: float = 1e-3, beta_std: float = 1e-3) -> ArchParams:
+  """alpha and beta ~ N(0, std) (DARTS: 1e-3), beta with `beta_size` entries."""
+  keys = iter(jax.random.split(key, 2 * len(space.cell_types)))
 
   def table(std, shape):
     return {t: std * jax.random.normal(next(keys), shape)
@@ -58,86 +215,45 @@ def init_arch(method: Method, space: Space, rng, alpha_std=1e-3,
 
   return ArchParams(
       table(alpha_std, (space.num_sites, space.num_choices)),
-      table(beta_std, (sum(method.beta_sizes(space)),)))
+      table(beta_std, (beta_size,)))
 
 
-def gumbel_noise(params: ArchParams, rng, k: int) -> ArchParams:
-  """Gumbel(0, 1) noise for K samples: the shapes of `params` after K."""
-  leaves, treedef = jax.tree.flatten(params)
-  return jax.tree.unflatten(treedef, [
+def no_parameters(space: Space, key: jax.Array, alpha_std: float = 1e-3,
+                  beta_std: float = 1e-3) -> tuple:
+  """The `ArchInit` of a method without architecture parameters."""
+  del space, key, alpha_std, beta_std
+  return ()
+
+
+def gumbel(arch: ArchParams, key: jax.Array, k: int) -> Noise:
+  """Gumbel(0, 1) noise for K samples: the shapes of `arch` after K."""
+  leaves, treedef = jax.tree.flatten(arch)
+  return Noise(*jax.tree.unflatten(treedef, [
       jax.random.gumbel(key, (k, *leaf.shape), leaf.dtype)
-      for key, leaf in zip(jax.random.split(rng, len(leaves)), leaves)])
+      for key, leaf in zip(jax.random.split(key, len(leaves)), leaves)]))
 
 
-def sample(method: Method, space: Space, params: ArchParams,
-           noise: ArchParams, tau, ops=None):
-  """One sampled architecture (unbatched).
+def gumbel_of_arch(space: Space, arch: ArchParams, key: jax.Array,
+                   k: int) -> Noise:
+  """The `NoiseLaw` of sampled architectures."""
+  del space
+  return gumbel(arch, key, k)
 
-  Args:
-    method: a row.
-    space: the search space.
-    params: alpha and beta.
-    noise: the same shapes, Gumbel(0, 1).
-    tau: temperature.
-    ops: {cell type: [S] int}, columns of alpha, to set the operations instead
-      of sampling them.
 
-  Returns:
-    {cell type: CellArch}.
+def gumbel_of_space(space: Space, arch: Any, key: jax.Array, k: int) -> Noise:
+  """The `NoiseLaw` of uniform architectures: Gumbel noise on equal logits."""
+  del arch
+  shapes = ArchParams(
+      {t: jnp.zeros((space.num_sites, space.num_choices))
+       for t in space.cell_types},
+      {t: jnp.zeros(space.num_edges) for t in space.cell_types})
+  return gumbel(shapes, key, k)
+
+
+def no_noise(space: Space, arch: Any, key: jax.Array, k: int) -> Noise:
+  """The `NoiseLaw` of methods that evaluate one and the same mixture.
+
+  A leaf without meaning carries K.
   """
-  arch = {}
-  for t in space.cell_types:
-    choices = space.choices(t)
-    edge_mask = method.sample_edges(space, params.beta[t], noise.beta[t], tau)
-    if ops is None:
-      op_mask = laws.gumbel_max(
-          laws.masked_logits(params.alpha[t], choices), noise.alpha[t],
-          tau)
-    else:
-      op_mask = jax.nn.one_hot(ops[t], space.num_choices)
-    arch[t] = archs.compact(
-        space, edge_mask, op_mask, method.degrees(space), choices)
-  return arch
-
-
-def log_prob(method: Method, space: Space, params: ArchParams, arch):
-  """log p(z; alpha, beta) of ROME Eq. 18, over all cell types."""
-  total = 0.
-  for t in space.cell_types:
-    choices, cell = space.choices(t), arch[t]
-    sites = (cell.edges if space.sites == 'edges'
-             else np.arange(space.num_sites))
-    places = jnp.argmax(jnp.asarray(choices)[sites] == cell.ops[:, None], -1)
-    total += method.log_prob_edges(space, params.beta[t], cell.edges)
-    total += laws.log_prob_ops(
-        laws.masked_logits(params.alpha[t], choices), sites, places)
-  return total
-
-
-def diagnostics(method: Method, space: Space,
-                params: ArchParams) -> dict[str, jax.Array]:
-  """Entropy (nats) and top-1 margin of alpha and beta, means per cell type.
-
-  Of alpha the mean is over edges; of beta, over nodes with a choice. Methods
-  without beta have no beta entries.
-  """
-  scalars = {}
-  for t in space.cell_types:
-    alpha = laws.masked_logits(params.alpha[t], space.choices(t))
-    scalars[f'alpha_entropy_{t}'] = laws.entropy(alpha).mean()
-    scalars[f'alpha_margin_{t}'] = laws.margin(alpha).mean()
-    groups = _beta_groups(method, space, params.beta[t])
-    if groups:
-      scalars[f'beta_entropy_{t}'] = jnp.stack(
-          [laws.entropy(g) for g in groups]).mean()
-      scalars[f'beta_margin_{t}'] = jnp.stack(
-          [laws.margin(g) for g in groups]).mean()
-  return scalars
-
-
-def _beta_groups(method, space, beta):
-  """The logits of each node that has a choice of edges."""
-  sizes = method.beta_sizes(space)
-  starts = np.cumsum([0, *sizes])
-  kept = zip(starts, sizes, space.fan_ins, space.in_degrees)
-  return [beta[a:a + size] for a, size, n, d in kept if n > d]
+  del space, arch, key
+  return Noise({}, {}, {'': jnp.zeros((k, 0), jnp.int32)})

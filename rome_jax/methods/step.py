@@ -1,7 +1,17 @@
-"""The one search step."""
+"""The one search step: the only reader of a method's row.
+
+A step makes the row's updates in order. Each draws K architectures, evaluates
+them on one batch and moves theta, the architecture's parameters or both. For
+ROME that is Algorithm 1: K samples for alpha and beta on one half of the data
+(gradients averaged, Eq. 20), K fresh samples for theta on the other half
+(summed, Eq. 21).
+
+Nothing here knows of networks: the step takes a `loss_fn`.
+"""
 
 import functools
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,44 +22,46 @@ from jax.flatten_util import ravel_pytree
 
 from rome_jax.engine import sums
 from rome_jax.methods import laws
-from rome_jax.methods import method as method_lib
+from rome_jax.methods.method import (
+    ArchParams,
+    Mask,
+    Method,
+    Noise,
+    State,
+    Update,
+    full_mask,
+)
+from rome_jax.methods.rules import first_order
 from rome_jax.spaces import Space
 
-# --------------------------------------------------------- the bilevel step
+Metrics = dict[str, jax.Array]
 
 
-class State(NamedTuple):
-  """Everything that a step changes; what a checkpoint holds.
+class OneVector(NamedTuple):
+  """An Optax transformation that may be given all weights as one vector.
 
-  Attributes:
-    step: int32, steps done.
-    seed: uint32; the noise of a step depends on (seed, step) alone, so a
-      resumed search draws what the uninterrupted one would.
-    theta: weights of the supernet.
-    arch: alpha and beta.
-    theta_opt, arch_opt: Optax states; theta's is that of one vector, all
-      weights in tree order.
+  For chains that treat every number alike, up to the global norm: then the
+  vector is the same as the tree, and compiles to far fewer operations (a
+  supernet has hundreds of kernels). Masks by rank or name, LARS, LAMB, Muon
+  and `multi_transform` are not the same: pass those as they are.
   """
 
-  step: jax.Array
-  seed: jax.Array
-  theta: Any
-  arch: method_lib.ArchParams
-  theta_opt: Any
-  arch_opt: Any
+  init: Callable[[Any], Any]
+  update: Callable[..., Any]
 
 
 class Options(NamedTuple):
-  """Choices of the bilevel step that ROME's text leaves open.
+  """Choices of the step that a row leaves open.
 
   Attributes:
-    k: K.
-    samples: how K samples are evaluated, a name of sums.WAYS.
+    k: K, architectures drawn for an update.
+    samples: how they are evaluated, a name of sums.WAYS.
     accumulate: parts of a batch, evaluated one after another.
-    sampler: 'iid', or 'strict_fair' operations in the weight step.
-    order: 'alpha_first' (Algorithm 1) or 'theta_first' (GDAS).
+    sampler: 'iid', or 'strict_fair' operations in theta's update.
+    order: 'alpha_first', the order of the row, or 'theta_first' (GDAS).
     theta_reduce, alpha_reduce: 'sum' or 'mean' over the K gradients.
-    clip_norm: only to report how often the weight gradient is clipped.
+    clip_norm: only to report how often theta's gradient is clipped.
+    arch_from: the step at which the architecture begins to move.
   """
 
   k: int = 7
@@ -60,120 +72,109 @@ class Options(NamedTuple):
   theta_reduce: str = 'sum'
   alpha_reduce: str = 'mean'
   clip_norm: float = 5.
+  arch_from: int = 0
 
 
-def init_state(theta, arch, theta_tx, arch_tx, seed: int = 0) -> State:
-  """The state before the first step."""
-  return State(jnp.zeros((), jnp.int32), jnp.uint32(seed), theta, arch,
-               theta_tx.init(ravel_pytree(theta)[0]), arch_tx.init(arch))
+DEFAULTS = Options()
 
 
-def make_update(method: method_lib.Method, space: Space, loss_fn: Callable,
-                theta_tx, arch_tx, tau_fn: Callable,
-                options: Options,
-                spread: Callable = lambda function: function) -> Callable:
-  """Builds the step of Algorithm 1.
+class Objective(NamedTuple):
+  """What a gradient rule may ask of the loss over K samples.
 
-  Args:
-    method: a row of METHODS.
-    space: the search space.
-    loss_fn: (theta, arch, batch, rng) -> (loss, {name: scalar}); rng is for
-      operations that draw noise.
-    theta_tx, arch_tx: Optax transformations of theta and (alpha, beta).
-    tau_fn: step -> temperature.
-    options: see `Options`.
-    spread: wraps the sum over K samples, (samples, shared, batch) -> sums, to
-      run on many devices; see `mesh.spread`.
-
-  Returns:
-    update(state, batch_theta, batch_alpha) -> (state, metrics), to be jitted.
-    Metrics are means over the K samples: train_* on theta's batch, valid_* on
-    the architecture's, and tau, grad_norm, clipped.
+  Attributes:
+    gradient: (params, theta, arch, batch, key, mask) -> ((loss, metrics),
+      gradients): means of loss and metrics over K, the gradients of 'theta',
+      'arch' or 'both' (a pair), reduced as the options say.
+    theta_tx: the optimiser of theta, for rules that look a step ahead.
   """
 
-  def objective(variables, noise, fair, shared, batch, rng):
-    theta, params = variables
-    tau, trained = shared
-    arch = method_lib.sample(method, space, params, noise, tau)
-    if fair is not None:  # In theta's half of the step only.
-      arch = jax.tree.map(
-          functools.partial(jnp.where, trained),
-          method_lib.sample(method, space, params, noise, tau, fair), arch)
-    arch = {t: cell._replace(trained=trained) for t, cell in arch.items()}
-    return loss_fn(theta, arch, batch, rng)
+  gradient: Callable[..., Any]
+  theta_tx: Any
 
-  def one(sampled, rng, shared, batch):
-    variables, *rest = shared
-    values, (dtheta, darch) = jax.value_and_grad(objective, has_aux=True)(
-        variables, *sampled, rest, batch, rng)
-    # One vector: a supernet has hundreds of kernels, and all that follows
-    # (sums, norms, the optimiser, exchange between devices) has one program
-    # for each array.
-    return values, (ravel_pytree(dtheta)[0], darch)
 
-  def update_arch(state, grads):
-    updates, arch_opt = arch_tx.update(grads[1], state.arch_opt, state.arch)
-    return state._replace(
-        arch=optax.apply_updates(state.arch, updates), arch_opt=arch_opt)
+# ------------------------------------------------------------------- state
 
-  def update_theta(state, grads):
-    updates, theta_opt = theta_tx.update(
-        grads[0], state.theta_opt, state.theta)
-    return state._replace(
-        theta=optax.apply_updates(state.theta, updates), theta_opt=theta_opt)
 
-  def half(tau, state, given):
-    """One half of the step: of theta if `trained`, else of alpha and beta."""
-    batch, rng, trained = given
-    noise_rng, fair_rng, op_rng = jax.random.split(rng, 3)
-    samples = (method_lib.gumbel_noise(state.arch, noise_rng, options.k),
-               _fair_ops(space, options, fair_rng))
-    shared = (state.theta, state.arch), tau, trained
+def init_state(method: Method, space: Space, theta: Any, arch: Any, theta_tx,
+               arch_tx, seed: int = 0, mask: Mask | tuple = (),
+               num_examples: int = 0) -> State:
+  """The state before the first step.
+
+  Args:
+    method: the row.
+    space: the search space.
+    theta, arch: initial weights and architecture parameters.
+    theta_tx, arch_tx: Optax transformations; `theta_tx` may be `OneVector`.
+    seed: of every step's noise.
+    mask: {cell type: bool [S,C]}, or () for every candidate.
+    num_examples: training images, for methods that weigh them.
+  """
+  extra = (method.extra.init(space, num_examples)
+           if method.extra.init else ())
+  weights = ravel_pytree(theta)[0] if isinstance(
+      theta_tx, OneVector) else theta
+  return State(jnp.zeros((), jnp.int32), jnp.uint32(seed), theta, arch,
+               theta_tx.init(weights), arch_tx.init(arch), mask, extra)
+
+
+def _move(tx, grads, opt, params):
+  """(params, opt) after one update of an optimiser."""
+  if not isinstance(tx, OneVector):
+    updates, opt = tx.update(grads, opt, params)
+    return optax.apply_updates(params, updates), opt
+  vector, unravel = ravel_pytree(params)
+  updates, opt = tx.update(ravel_pytree(grads)[0], opt, vector)
+  return unravel(optax.apply_updates(vector, updates)), opt
+
+
+# --------------------------------------------------------------- objective
+
+
+def make_objective(method: Method, space: Space, loss_fn: Callable, theta_tx,
+                   tau: Any, options: Options, spread: Callable) -> Objective:
+  """The objective of one step, at its temperature."""
+
+  def gradient(params, theta, arch, batch, key, mask=()):
+    noise, keys = _draw(method, space, options, arch, key, params != 'arch')
+
+    def one(sampled, key, shared, batch):
+      *fixed, mask = shared
+
+      def loss(variables):
+        weights, table = _chosen(params, variables, *fixed)
+        cells = method.sample(space, table, sampled, tau, mask or None)
+        return loss_fn(weights, cells, batch, key)
+
+      values, grads = jax.value_and_grad(loss, has_aux=True)(
+          _variables(params, *fixed))
+      return values, ravel_pytree(grads)[0]
+
     values, grads = _over_samples(
-        one, samples, op_rng, shared, batch, options, spread)
-    reduces = options.theta_reduce, options.alpha_reduce
-    grads = tuple(_reduced(g, how, options.k)
-                  for g, how in zip(grads, reduces))
-    theta, unravel = ravel_pytree(state.theta)
-    state = lax.cond(trained, update_theta, update_arch,
-                     state._replace(theta=theta), grads)
-    # Behind the `cond`, or XLA would repeat the update in each slice.
-    state = state._replace(theta=unravel(state.theta))
-    return state, (values, optax.tree.norm(grads[0]))
+        one, noise, keys, (theta, arch, mask), batch, options, spread)
+    unravel = ravel_pytree(_variables(params, theta, arch))[1]
+    return values, _reduced_tree(params, unravel(grads), options)
 
-  def update(state, batch_theta, batch_alpha):
-    # Both halves are one program, run twice: it compiles in half the time.
-    rng = jax.random.fold_in(jax.random.key(state.seed), state.step)
-    halves = [(batch_alpha, False), (batch_theta, True)]
-    if options.order == 'theta_first':
-      halves.reverse()
-    batches, trained = zip(*halves)
-    tau = tau_fn(state.step)
-    state, (values, norms) = lax.scan(
-        functools.partial(half, tau), state,
-        (jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches),
-         jax.random.split(rng), jnp.array(trained)))
-    norm = norms[trained.index(True)]
-    metrics = {'tau': tau, 'grad_norm': norm,
-               'clipped': (norm > options.clip_norm).astype(norm.dtype)}
-    for prefix, flag in (('valid', False), ('train', True)):
-      i = trained.index(flag)
-      loss, aux = jax.tree.map(lambda a, i=i: a[i], values)
-      metrics |= {f'{prefix}_loss': loss,
-                  **{f'{prefix}_{k}': v for k, v in aux.items()}}
-    return state._replace(step=state.step + 1), metrics
-
-  return update
+  return Objective(gradient, theta_tx)
 
 
-def _fair_ops(space, options, rng):
-  """Operations of K samples per cell type, or None; see `Options.sampler`."""
-  if options.sampler != 'strict_fair':
-    return None
-  keys = jax.random.split(rng, len(space.cell_types))
-  return {t: laws.strict_fair_ops(
-      key, options.k, space.num_sites, space.num_choices)
-          for t, key in zip(space.cell_types, keys)}
+def _variables(params, theta, arch):
+  return {'theta': theta, 'arch': arch, 'both': (theta, arch)}[params]
+
+
+def _chosen(params, variables, theta, arch):
+  """(theta, arch) with those that are differentiated in their place."""
+  return {'theta': lambda: (variables, arch),
+          'arch': lambda: (theta, variables),
+          'both': lambda: variables}[params]()
+
+
+def _reduced_tree(params, grads, options):
+  if params == 'both':
+    theta, arch = grads
+    return (_reduced(theta, options.theta_reduce, options.k),
+            _reduced(arch, options.alpha_reduce, options.k))
+  how = options.theta_reduce if params == 'theta' else options.alpha_reduce
+  return _reduced(grads, how, options.k)
 
 
 def _reduced(grads, how, k):
@@ -181,20 +182,329 @@ def _reduced(grads, how, k):
   return jax.tree.map(lambda a: a / k, grads) if how == 'mean' else grads
 
 
-def _over_samples(one, samples, rng, shared, batch, options, spread):
-  """((mean loss, mean aux), sum of gradients) of K samples, a key for each."""
+def _draw(method, space, options, arch, key, of_theta):
+  """(noise of K samples, K keys for operations that draw)."""
+  noise_key, fair_key, op_key = jax.random.split(key, 3)
+  noise = method.noise(space, arch, noise_key, options.k)
+  if of_theta:
+    noise = _fair(space, options, fair_key, noise)
+  return noise, _keys(op_key, options.k)
+
+
+def _keys(key, k):
   # Raw words: a loop may then slice them like any array.
-  keys = jax.random.key_data(jax.random.split(rng, options.k))
+  return jax.random.key_data(jax.random.split(key, k))
+
+
+def _fair(space, options, key, noise: Noise) -> Noise:
+  """The noise with the operations of `Options.sampler`."""
+  if options.sampler != 'strict_fair':
+    return noise
+  keys = jax.random.split(key, len(space.cell_types))
+  return noise._replace(ops={
+      t: laws.strict_fair_ops(
+          key, options.k, space.num_sites, space.num_choices)
+      for t, key in zip(space.cell_types, keys)})
+
+
+def _over_samples(one, noise, keys, shared, batch, options, spread):
+  """((mean loss, mean metrics), sum of gradients) of K samples."""
 
   def total(samples, shared, batch):
     def part_of(state, part, fold):
       def function(sampled):
-        sample, key = sampled
-        return one(sample, fold(jax.random.wrap_key_data(key)), shared, part)
-      return state, sums.sum_over_samples(
-          function, samples, options.samples)
-    return sums.mean_over_parts(
-        part_of, (), batch, options.accumulate)[1]
+        noise, key = sampled
+        return one(noise, fold(jax.random.wrap_key_data(key)), shared, part)
+      return state, sums.sum_over_samples(function, samples, options.samples)
+    return sums.mean_over_parts(part_of, (), batch, options.accumulate)[1]
 
-  values, grads = spread(total)((samples, keys), shared, batch)
+  values, grads = spread(total)((noise, keys), shared, batch)
   return jax.tree.map(lambda a: a / options.k, values), grads
+
+
+# -------------------------------------------------------------------- step
+
+
+def make_step(method: Method, space: Space, loss_fn: Callable, theta_tx,
+              arch_tx, tau_fn: Callable, options: Options = DEFAULTS,
+              spread: Callable = lambda function: function) -> Callable:
+  """Builds the step of a method.
+
+  Args:
+    method: the row.
+    space: the search space.
+    loss_fn: (theta, cells, batch, key) -> (loss, {name: scalar}); `cells` is
+      {cell type: CellArch}, `key` is for operations that draw noise. If it
+      takes a keyword `want_weight_grads` it is told, by a traced bool, when
+      nobody wants theta's gradient, so that the engine may leave it out.
+    theta_tx: an Optax transformation of theta; it sees the tree of weights.
+      A `OneVector` sees one vector.
+    arch_tx: an Optax transformation of the architecture parameters.
+    tau_fn: step -> temperature.
+    options: see `Options`.
+    spread: wraps the sum over K samples, (samples, shared, batch) -> sums, to
+      run on many devices; see `devices.mesh.spread`.
+
+  Returns:
+    step(state, {'train': batch, 'valid': batch}) -> (state, metrics), to be
+    jitted. Metrics are means over the K samples: train_* and valid_* by the
+    batch of the update, and tau, grad_norm, clipped.
+  """
+  updates = method.updates
+  if options.order == 'theta_first':
+    updates = tuple(reversed(updates))
+  run = _both_halves if _fits_one_program(updates) else _one_by_one
+  make_objective_at = functools.partial(
+      make_objective, method, space, loss_fn, theta_tx, options=options,
+      spread=spread)
+
+  def step(state: State, batches: Mapping[str, Any]) -> tuple[State, Metrics]:
+    keys = jax.random.split(
+        jax.random.fold_in(jax.random.key(state.seed), state.step),
+        max(2, len(updates)))
+    tau = tau_fn(state.step)
+    context = _Context(method, space, loss_fn, theta_tx, arch_tx, tau, options,
+                       spread, make_objective_at(tau=tau))
+    state, metrics, norm = run(context, updates, state, batches, keys)
+    metrics = {'tau': tau, 'grad_norm': norm,
+               'clipped': (norm > options.clip_norm).astype(norm.dtype),
+               **metrics}
+    return state._replace(step=state.step + 1), metrics
+
+  return step
+
+
+class _Context(NamedTuple):
+  """What the updates of one step share."""
+
+  method: Method
+  space: Space
+  loss_fn: Callable
+  theta_tx: Any
+  arch_tx: Any
+  tau: Any
+  options: Options
+  spread: Callable
+  objective: Objective
+
+
+def _named(update: Update, values) -> Metrics:
+  loss, aux = values
+  return {f'{update.batch}_loss': loss,
+          **{f'{update.batch}_{name}': value for name, value in aux.items()}}
+
+
+def _one_by_one(context, updates, state, batches, keys):
+  """Every update a program of its own: any rule, any parameters."""
+  metrics, norm = {}, jnp.zeros(())
+  for update, key in zip(updates, keys):
+    def apply(state, update=update, key=key):
+      rule = update.rule or first_order
+      values, grads = rule(context.objective, update, state, batches, key)
+      state = _observed(context, update, state, grads, batches, values)
+      return _applied(context, update, state, grads), _named(update, values), (
+          _theta_norm(update, grads))
+    state, found, found_norm = _once_it_may_move(
+        context.options, update, state, apply)
+    metrics |= found
+    norm = norm if update.params == 'arch' else found_norm
+  return state, metrics, norm
+
+
+def _once_it_may_move(options, update, state, apply):
+  """`apply`, skipped for the architecture's updates before `arch_from`."""
+  if update.params == 'theta' or not options.arch_from:
+    return apply(state)
+  shapes = jax.eval_shape(apply, state)
+
+  def skip(state):
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes[1:])
+    return state, *zeros
+
+  return lax.cond(state.step >= options.arch_from, apply, skip, state)
+
+
+def _observed(context, update, state, grads, batches, values):
+  observe = context.method.extra.observe
+  if observe is None or update.params == 'arch':
+    return state
+  of_theta = grads[0] if update.params == 'both' else grads
+  return state._replace(extra=observe(
+      state.extra, of_theta, batches[update.batch], values[1]))
+
+
+def _theta_norm(update, grads):
+  if update.params == 'arch':
+    return jnp.zeros(())
+  return optax.tree.norm(grads[0] if update.params == 'both' else grads)
+
+
+def _applied(context, update, state, grads):
+  """The state after the optimisers have had an update's gradients."""
+  of_theta, of_arch = {
+      'theta': lambda: (grads, None), 'arch': lambda: (None, grads),
+      'both': lambda: grads}[update.params]()
+  if of_theta is not None:
+    theta, opt = _move(
+        context.theta_tx, of_theta, state.theta_opt, state.theta)
+    state = state._replace(theta=theta, theta_opt=opt)
+  if of_arch is not None:
+    arch, opt = _move(context.arch_tx, of_arch, state.arch_opt, state.arch)
+    state = state._replace(arch=arch, arch_opt=opt)
+  return state
+
+
+# ------------------------------------------- both halves as one program
+#
+# A private optimisation for one first-order update of the architecture and one
+# of theta: both are one program that a scan runs twice, which compiles in half
+# the time. A flag travels with the sampled cells; where it is false the engine
+# computes no gradient of weights.
+
+
+def _fits_one_program(updates) -> bool:
+  return (sorted(u.params for u in updates) == ['arch', 'theta']
+          and all(u.rule in (None, first_order) for u in updates))
+
+
+def _both_halves(context, updates, state, batches, keys):
+  trained = [update.params == 'theta' for update in updates]
+  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves),
+                         *(batches[update.batch] for update in updates))
+  state, (values, norms) = lax.scan(
+      functools.partial(_half, context), state,
+      (stacked, keys, jnp.array(trained)))
+  metrics = {}
+  for i in sorted(range(2), key=lambda i: trained[i]):
+    metrics |= _named(
+        updates[i], jax.tree.map(lambda a, i=i: a[i], values))
+  return state, metrics, norms[trained.index(True)]
+
+
+def _half(context, state, given):
+  """One half of the step: of theta if `trained`, else of the architecture."""
+  batch, key, trained = given
+
+  def run(state):
+    values, grads = _both_gradients(context, state, batch, key, trained)
+    norm = optax.tree.norm(grads[0])
+    return _moved(context, state, grads, batch, values, trained), (
+        values, norm)
+
+  if not context.options.arch_from:
+    return run(state)
+  shapes = jax.eval_shape(run, state)[1]
+
+  def skip(state):
+    return state, jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+
+  return lax.cond(
+      trained | (state.step >= context.options.arch_from), run, skip, state)
+
+
+def _both_gradients(context, state, batch, key, trained):
+  """(values, (gradient of theta as one vector, of the architecture))."""
+  method, space, options = context.method, context.space, context.options
+  noise_key, fair_key, op_key = jax.random.split(key, 3)
+  noise = method.noise(space, state.arch, noise_key, options.k)
+  fair = _fair(space, options, fair_key, noise)
+  samples = noise, None if fair is noise else fair.ops
+  loss_fn = context.loss_fn
+  if 'want_weight_grads' in inspect.signature(loss_fn).parameters:
+    loss_fn = functools.partial(loss_fn, want_weight_grads=trained)
+
+  def one(sampled, key, shared, batch):
+    (theta, arch, mask), trained = shared
+
+    def loss(variables):
+      theta, arch = variables
+      cells = _cells(method, space, arch, sampled, context.tau, mask, trained)
+      return loss_fn(theta, cells, batch, key)
+
+    values, (dtheta, darch) = jax.value_and_grad(loss, has_aux=True)(
+        (theta, arch))
+    # One vector: all that follows (sums, norms, the optimiser, exchange
+    # between devices) has one program for each array.
+    return values, (ravel_pytree(dtheta)[0], darch)
+
+  shared = (state.theta, state.arch, state.mask), trained
+  values, grads = _over_samples(
+      one, samples, _keys(op_key, options.k), shared, batch, options,
+      context.spread)
+  return values, tuple(
+      _reduced(g, how, options.k)
+      for g, how in zip(grads, (options.theta_reduce, options.alpha_reduce)))
+
+
+def _cells(method, space, arch, sampled, tau, mask, trained):
+  """The sampled cells of one half, which know whether weights are trained."""
+  noise, fair = sampled
+  cells = method.sample(space, arch, noise, tau, mask or None)
+  if fair is not None:  # In theta's half only.
+    cells = jax.tree.map(
+        functools.partial(jnp.where, trained),
+        method.sample(space, arch, noise._replace(ops=fair), tau,
+                      mask or None), cells)
+  return cells
+
+
+def _moved(context, state, grads, batch, values, trained):
+  vector, unravel = ravel_pytree(state.theta)
+  one_vector = isinstance(context.theta_tx, OneVector)
+
+  def theta(state):
+    of_theta = grads[0] if one_vector else unravel(grads[0])
+    if context.method.extra.observe is not None:
+      state = state._replace(extra=context.method.extra.observe(
+          state.extra, unravel(grads[0]), batch, values[1]))
+    updates, opt = context.theta_tx.update(
+        of_theta, state.theta_opt, vector if one_vector else state.theta)
+    if not one_vector:
+      updates = ravel_pytree(updates)[0]
+    return state._replace(theta=optax.apply_updates(vector, updates),
+                          theta_opt=opt)
+
+  def arch(state):
+    moved, opt = _move(context.arch_tx, grads[1], state.arch_opt, state.arch)
+    return state._replace(theta=vector, arch=moved, arch_opt=opt)
+
+  state = lax.cond(trained, theta, arch, state)
+  # After the `cond`, or XLA would repeat the update in each slice.
+  return state._replace(theta=unravel(state.theta))
+
+
+# -------------------------------------------------------------- diagnostics
+
+
+def diagnostics(space: Space, arch: Any,
+                mask: Mask | tuple = ()) -> dict[str, jax.Array]:
+  """Entropy (nats) and top-1 margin of alpha and beta, means per cell type.
+
+  alpha's mean is over sites; beta's over nodes with a choice. Methods without
+  beta have no beta entries, methods without parameters none at all.
+  """
+  if not isinstance(arch, ArchParams):
+    return {}
+  mask, scalars = mask or full_mask(space), {}
+  for t in space.cell_types:
+    alpha = laws.masked_logits(arch.alpha[t], mask[t])
+    scalars[f'alpha_entropy_{t}'] = laws.entropy(alpha).mean()
+    scalars[f'alpha_margin_{t}'] = laws.margin(alpha).mean()
+    groups = _beta_groups(space, arch.beta[t])
+    if groups:
+      scalars[f'beta_entropy_{t}'] = jnp.stack(
+          [laws.entropy(g) for g in groups]).mean()
+      scalars[f'beta_margin_{t}'] = jnp.stack(
+          [laws.margin(g) for g in groups]).mean()
+  return scalars
+
+
+def _beta_groups(space, beta):
+  """The logits of each node that has a choice of edges."""
+  if not beta.size:
+    return []
+  by_edge = beta.size == space.num_edges
+  sizes = space.fan_ins if by_edge else laws.pair_sizes(space)
+  starts = [sum(sizes[:i]) for i in range(len(sizes))]
+  kept = zip(starts, sizes, space.fan_ins, space.in_degrees)
+  return [beta[a:a + size] for a, size, n, d in kept if n > d]

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from rome_jax.methods.step import OneVector
+
 
 def cross_entropy(logits, labels, smoothing=0.):
   """Cross entropy of each example, [B].
@@ -63,10 +65,10 @@ def sgd(schedule, section):
     schedule: learning rate as a function of the step.
     section: config with clip_norm, weight_decay, momentum, nesterov.
   """
-  return optax.chain(
+  return OneVector(*optax.chain(
       optax.clip_by_global_norm(section.clip_norm),
       optax.add_decayed_weights(section.weight_decay),
-      optax.sgd(schedule, section.momentum, section.nesterov))
+      optax.sgd(schedule, section.momentum, section.nesterov)))
 
 
 def arch_adam(section):

@@ -13,9 +13,7 @@ from rome_jax.devices import hosts
 from rome_jax.devices import mesh as mesh_lib
 from rome_jax.engine import archs
 from rome_jax.engine import weights as weights_lib
-from rome_jax.methods import derive as derive_lib
 from rome_jax.methods import laws, table
-from rome_jax.methods import method as method_lib
 from rome_jax.methods import step as step_lib
 from rome_jax.spaces import genotypes
 from rome_jax.train import loop, memory, optim
@@ -171,8 +169,7 @@ def build(config, dataset, on_checkpoint=None, mesh=None) -> Search:
       space, sizes(section, dataset), stem(config, dataset))
   # No step draws from this key: steps fold in their own, smaller number.
   init_rng = jax.random.fold_in(jax.random.key(config.seed), 2**32 - 1)
-  arch = method_lib.init_arch(
-      method, space, init_rng, section.alpha_init, section.beta_init)
+  arch = method.init(space, init_rng, section.alpha_init, section.beta_init)
   theta = weights_lib.init_supernet(
       network, config.seed, dataset.image_size, dataset.image_channels)
 
@@ -187,43 +184,57 @@ def build(config, dataset, on_checkpoint=None, mesh=None) -> Search:
   theta_tx = optim.sgd(schedule, section)
   arch_tx = optim.arch_adam(section)
   tau = make_tau(section, steps, per_epoch)
-  update = step_lib.make_update(
+  update = step_lib.make_step(
       method, space, make_loss(network, section.dtype), theta_tx, arch_tx, tau,
       step_lib.Options(
           k=section.k, samples=way,
           accumulate=section.accumulate, sampler=section.sampler,
           order=section.order, theta_reduce=section.theta_reduce,
-          alpha_reduce=section.alpha_reduce, clip_norm=section.clip_norm),
+          alpha_reduce=section.alpha_reduce, clip_norm=section.clip_norm,
+          arch_from=section.alpha_start * per_epoch),
       mesh_lib.spread(mesh))
 
   def observe(state, means, logged):
-    genotype = method.derive(space, state.arch)
-    before = method.derive(space, logged)
-    free = genotypes.parameterless(genotype, space)
-    scalars = {k: v for k, v in means.items() if k != 'clipped'}
+    # Before the architecture moves, its loss is not computed.
+    waits = int(state.step) <= section.alpha_start * per_epoch
+    scalars = {k: v for k, v in means.items() if k != 'clipped'
+               and not (waits and k.startswith('valid_'))}
     # The rate of the last step done, not of the next.
     scalars |= {
         'clip_rate': means['clipped'],
         'lr': float(schedule(int(state.step) - 1)),
-        'genotype_changes': _changes(before, genotype),
-        **{f'parameterless_{t}': n for t, n in free.items()},
-        **{k: float(v)
-           for k, v in step_lib.diagnostics(
-               space, state.arch).items()}}
+        **_of_genotype(method, space, state.arch, logged),
+        **{k: float(v) for k, v in step_lib.diagnostics(
+            space, state.arch, state.mask).items()}}
     # A copy: the state's own arrays are donated to the next step.
     return scalars, jax.tree.map(jnp.copy, state.arch)
 
   phase = loop.Phase(
       name='search', steps=steps, steps_per_epoch=per_epoch,
-      # Both updates send the batch through K networks.
-      images_per_step=2 * section.k * section.batch_size,
+      # Each update sends a batch through K networks.
+      images_per_step=len(method.updates) * section.k * section.batch_size,
       batches=mesh_lib.sharded(
           batches, mesh and mesh_lib.split_batch(mesh), section.batch_size),
       observe=observe, memo=jax.tree.map(jnp.copy, arch),
       on_checkpoint=on_checkpoint)
-  state = step_lib.init_state(theta, arch, theta_tx, arch_tx, config.seed)
-  return Search(
-      phase, lambda state, batch: update(state, *batch), state, way)
+  state = step_lib.init_state(
+      method, space, theta, arch, theta_tx, arch_tx, config.seed)
+
+  def step(state, batch):
+    return update(state, {'train': batch[0], 'valid': batch[1]})
+
+  return Search(phase, step, state, way)
+
+
+def _of_genotype(method, space, arch, logged):
+  """What is logged of the derived genotype and of the last one logged."""
+  if method.derive is None:
+    return {}
+  genotype = method.derive(space, arch)
+  free = genotypes.parameterless(genotype, space)
+  return {
+      'genotype_changes': _changes(method.derive(space, logged), genotype),
+      **{f'parameterless_{t}': n for t, n in free.items()}}
 
 
 def _changes(before, after):

@@ -469,7 +469,7 @@ def test_one_update_of_a_search(quick_jit):
   net, x = supernet_of(FEW, channels=8), images(2)
   first = {'normal': archs.first_cell(FEW)}
   theta = weights_lib.initialise(net, 0, x, first)['params']
-  arch = method_lib.init_arch(row, FEW, jax.random.key(0))
+  arch = row.init(FEW, jax.random.key(0))
   batch = {'image': x, 'label': np.array([0, 2])}
 
   def loss_fn(theta, arch, batch, rng):
@@ -479,7 +479,7 @@ def test_one_update_of_a_search(quick_jit):
         logits, batch['label']).mean()
     return loss, {}
 
-  update = step_lib.make_update(
+  update = step_lib.make_step(
       row, FEW, loss_fn, optax.sgd(.1), optax.adam(1e-3),
       lambda step: 1., step_lib.Options(k=2))
   state = step_lib.init_state(theta, arch, optax.sgd(.1), optax.adam(1e-3))
@@ -488,10 +488,9 @@ def test_one_update_of_a_search(quick_jit):
   alpha = np.asarray(new.arch.alpha['normal'] - arch.alpha['normal'])
   allowed = FEW.choices('normal') >= 0
   assert not alpha[~allowed].any() and alpha[allowed].any()
-  noise = jax.vmap(lambda key: method_lib.gumbel_noise(arch, key, 1))(
+  noise = jax.vmap(lambda key: method_lib.gumbel(arch, key, 1))(
       jax.random.split(jax.random.key(1), 100))
-  drawn = jax.vmap(lambda noise: method_lib.sample(
-      row, FEW, arch, noise, 1.))(
+  drawn = jax.vmap(lambda noise: row.sample(FEW, arch, noise, 1.))(
           jax.tree.map(lambda a: a[:, 0], noise))['normal']
   seen = [set(np.asarray(drawn.ops)[:, i].tolist()) for i in range(3)]
   assert seen == [{0, 1}, {0, 1, 2}, {0, 1, 2}]

@@ -18,7 +18,6 @@ import transcription as paper
 
 from rome_jax import spaces
 from rome_jax.engine.archs import CellArch
-from rome_jax.methods import derive as derive_lib
 from rome_jax.methods import laws, table
 from rome_jax.methods import method as method_lib
 from rome_jax.methods import step as step_lib
@@ -26,13 +25,20 @@ from rome_jax.train import optim
 
 SPACE = spaces.Space('tiny', ('a', 'b', 'c'), num_nodes=2)
 CELLS = spaces.CELL_TYPES
-ROWS = list(table.METHODS)
+SAMPLED = ('rome_v1', 'rome_v2', 'gdas')  # those that sample one path
+
+
+def beta_size(name, space):
+  """ROME-v1 weighs a node's pairs of edges, v2 its edges, GDAS nothing."""
+  return {'rome_v1': sum(n * (n - 1) // 2 if d == 2 else 1 if d == n else n
+                         for n, d in zip(space.fan_ins, space.in_degrees)),
+          'rome_v2': space.num_edges, 'gdas': 0}[name]
 
 
 def params_of(name, space=SPACE, seed=0, scale=1.):
   """ArchParams of normal float32 NumPy tables."""
   rng = np.random.default_rng(seed)
-  size = sum(table.METHODS[name].beta_sizes(space))
+  size = beta_size(name, space)
   return method_lib.ArchParams(
       {t: np.float32(scale * rng.normal(
           size=(space.num_edges, len(space.ops)))) for t in CELLS},
@@ -41,8 +47,8 @@ def params_of(name, space=SPACE, seed=0, scale=1.):
 
 def noise_like(params, k, seed):
   rng = np.random.default_rng(seed)
-  return jax.tree.map(
-      lambda a: np.float32(rng.gumbel(size=(k, *a.shape))), params)
+  return method_lib.Noise(*jax.tree.map(
+      lambda a: np.float32(rng.gumbel(size=(k, *a.shape))), params))
 
 
 def quadratic(theta, arch, target, rng=None):
@@ -164,15 +170,22 @@ def transformations(lr=.01, clip=5.):
 
 
 def make(name, options, theta_tx, arch_tx, tau=.7):
-  return step_lib.make_update(
+  step = step_lib.make_step(
       table.METHODS[name], SPACE, quadratic, theta_tx, arch_tx,
       lambda step: tau, options)
+  return lambda state, train, valid: step(
+      state, {'train': train, 'valid': valid})
+
+
+def state_of(name, theta, params, theta_tx, arch_tx):
+  return step_lib.init_state(
+      table.METHODS[name], SPACE, theta, params, theta_tx, arch_tx)
 
 
 def noises_of(params, k, step):
   """What the two halves of a step draw, in their order, with seed 0."""
   halves = jax.random.split(jax.random.fold_in(jax.random.key(0), step))
-  return [jax.tree.map(np.asarray, method_lib.gumbel_noise(
+  return [jax.tree.map(np.asarray, method_lib.gumbel(
       params, jax.random.split(key, 3)[0], k)) for key in halves]
 
 
@@ -188,7 +201,7 @@ def test_update_equals_numpy(name, options, quick_jit):
   theta, params = theta_of(), params_of(name)
   txs = transformations()
   update = quick_jit(make(name, options, *txs))
-  state = step_lib.init_state(theta, params, *txs)
+  state = state_of(name, theta, params, *txs)
   oracle = NumpyStep(name, theta, params, options, tau=.7, lr=.01, clip=5.)
   phases = [(oracle.arch_phase, -1.), (oracle.theta_phase, 2.)]
   if options.order == 'theta_first':
@@ -235,8 +248,7 @@ def test_v1_beta_of_node_1_has_no_gradient(quick_jit):
   noise = jax.tree.map(lambda a: a[0], noise_like(params, 1, 3))
 
   def objective(params):
-    arch = method_lib.sample(
-        table.METHODS['rome_v1'], SPACE, params, noise, .7)
+    arch = table.METHODS['rome_v1'].sample(SPACE, params, noise, .7)
     return quadratic(theta, arch, np.float32([3.]))[0]
 
   grad = quick_jit(jax.grad(objective))(params)
@@ -253,7 +265,7 @@ def step(quick_jit):
   """(update of ROME-v2 with K = 2, its first state)."""
   txs = transformations()
   return quick_jit(make('rome_v2', step_lib.Options(k=2), *txs)), (
-      step_lib.init_state(theta_of(), params_of('rome_v2'), *txs))
+      state_of('rome_v2', theta_of(), params_of('rome_v2'), *txs))
 
 
 def assert_same(a, b):
@@ -296,7 +308,7 @@ def test_scan_equals_vmap(step, quick_jit):
 
 def drawn_noise(monkeypatch, quick_jit):
   """f(seed, step): the noise that each phase of that step draws, [K,...]."""
-  found, draw = [], method_lib.gumbel_noise
+  found, draw = [], method_lib.gumbel
 
   def recorded(params, rng, k):
     noise = draw(params, rng, k)
@@ -305,10 +317,10 @@ def drawn_noise(monkeypatch, quick_jit):
                        ordered=True)
     return noise
 
-  monkeypatch.setattr(method_lib, 'gumbel_noise', recorded)
+  monkeypatch.setattr(method_lib, 'gumbel', recorded)
   txs = transformations()
   update = quick_jit(make('rome_v2', step_lib.Options(k=4), *txs))
-  state = step_lib.init_state(theta_of(), params_of('rome_v2'), *txs)
+  state = state_of('rome_v2', theta_of(), params_of('rome_v2'), *txs)
 
   def noise(seed, step):
     found.clear()
@@ -341,7 +353,7 @@ def test_batch_is_a_mean(quick_jit):
   for t in CELLS:
     params.alpha[t][:, 0] = 1e4
   _, metrics = update(
-      step_lib.init_state(theta_of(), params, *txs), batch, batch)
+      state_of('gdas', theta_of(), params, *txs), batch, batch)
   f = sum(theta_of()[t][:, 0].sum() for t in CELLS)
   expected = float(.5 * ((f - batch) ** 2).mean())
   assert float(metrics['train_loss']) == pytest.approx(expected, rel=1e-4)
@@ -355,7 +367,7 @@ def test_strict_fair_theta_step(quick_jit):
   theta = jax.tree.map(jnp.zeros_like, theta_of())
   options = step_lib.Options(k=3, sampler='strict_fair')
   state, _ = quick_jit(make('gdas', options, *txs))(
-      step_lib.init_state(theta, params_of('gdas', scale=50.), *txs),
+      state_of('gdas', theta, params_of('gdas', scale=50.), *txs),
       np.float32([1.]), np.float32([1.]))
   # All weights 0: f = 0 and each active weight's gradient is -1 per sample.
   for t in CELLS:
@@ -380,7 +392,7 @@ def test_variance_falls_as_one_over_k(quick_jit):
     options = step_lib.Options(k=k, samples='vmap')
     txs = optax.sgd(0.), optax.sgd(1.)  # The update is minus the gradient.
     update = make('rome_v2', options, *txs)
-    state = step_lib.init_state(theta, params, *txs)
+    state = state_of('rome_v2', theta, params, *txs)
 
     def projected(step):
       after, _ = update(state._replace(step=step), np.float32([1.]),
@@ -410,15 +422,14 @@ def test_variance_falls_as_one_over_k(quick_jit):
 
 @pytest.mark.parametrize('num_nodes, in_degree', [
     (1, 2), (2, 1), (3, 3)])
-@pytest.mark.parametrize('name', ROWS)
+@pytest.mark.parametrize('name', SAMPLED)
 def test_sample_of_any_space(name, num_nodes, in_degree):
   space = spaces.Space('s', ('a', 'b'), num_nodes, in_degree=in_degree)
   method, params = table.METHODS[name], params_of(name, space)
   noise = jax.tree.map(lambda a: a[0], noise_like(params, 1, 3))
-  arch = method_lib.sample(method, space, params, noise, 1.)
+  arch = method.sample(space, params, noise, 1.)
   degrees = [2 + i if name == 'gdas' else min(in_degree, 2 + i)
              for i in range(num_nodes)]
-  assert method.degrees(space) == tuple(degrees)
   for t in CELLS:
     edges = np.asarray(arch[t].edges)
     assert len(np.unique(edges)) == len(edges) == sum(degrees)
@@ -429,13 +440,13 @@ def test_sample_of_any_space(name, num_nodes, in_degree):
     np.testing.assert_array_equal(arch[t].gates, np.ones(len(edges)))
 
 
-@pytest.mark.parametrize('name', ROWS)
+@pytest.mark.parametrize('name', SAMPLED)
 def test_sample_equals_the_equations(name, quick_jit):
   params = params_of(name)
   noise = noise_like(params, 20, 5)
   method = table.METHODS[name]
   archs = quick_jit(jax.vmap(
-      lambda n: method_lib.sample(method, SPACE, params, n, .5)))(noise)
+      lambda n: method.sample(SPACE, params, n, .5)))(noise)
   for k in range(20):
     expected = numpy_sample(
         name, params, jax.tree.map(lambda a, k=k: a[k], noise))
@@ -447,18 +458,14 @@ def test_sample_equals_the_equations(name, quick_jit):
 def test_sizes_of_s0():
   # 2 x 14 x 7 alphas; 40 (v1) or 28 (v2) betas over both cells.
   for name, betas in (('rome_v1', 40), ('rome_v2', 28), ('gdas', 0)):
-    params = method_lib.init_arch(
-        table.METHODS[name], spaces.S0, jax.random.key(0))
+    params = table.METHODS[name].init(spaces.S0, jax.random.key(0))
     count = [sum(x.size for x in jax.tree.leaves(p)) for p in params]
     assert count == [196, betas]
-    assert sum(table.METHODS[name].degrees(spaces.S0)) == (
-        14 if name == 'gdas' else 8)
 
 
 def test_initial_arch():
   space = spaces.Space('s', tuple('abcdefgh'), num_nodes=20)
-  params = method_lib.init_arch(
-      table.METHODS['rome_v2'], space, jax.random.key(0), .1, 0.)
+  params = table.METHODS['rome_v2'].init(space, jax.random.key(0), .1, 0.)
   n = params.alpha['normal'].size
   z = (np.std(params.alpha['normal']) / .1 - 1) * np.sqrt(2 * n)
   assert abs(z) < 5  # Relative standard error 1/sqrt(2n).
@@ -468,12 +475,12 @@ def test_initial_arch():
 
 def test_noise_is_gumbel():
   params = params_of('rome_v2')
-  noise = method_lib.gumbel_noise(params, jax.random.key(0), 500)
+  noise = method_lib.gumbel(params, jax.random.key(0), 500)
   x = np.concatenate([np.ravel(a) for a in jax.tree.leaves(noise)])
   # Mean: Euler's constant; variance pi^2/6.
   assert abs(x.mean() - .5772) < 5 * np.sqrt(np.pi ** 2 / 6 / x.size)
-  assert jax.tree.map(np.shape, noise) == jax.tree.map(
-      lambda a: (500, *a.shape), params)
+  assert jax.tree.map(np.shape, (noise.alpha, noise.beta)) == (
+      jax.tree.map(lambda a: (500, *a.shape), tuple(params)))
 
 
 # ------------------------------------------- probability, Eq. 18; derivation
@@ -526,12 +533,14 @@ SMALL_SPACES = [spaces.Space('s', ('a', 'b', 'c'), 2, in_degree=d)
 @pytest.mark.parametrize('space', SMALL_SPACES, ids=['deg1', 'deg2'])
 def test_log_prob(name, space):
   """Eq. 18 for every normal cell beside one reduction cell."""
-  method, params = table.METHODS[name], params_of(name, space)
+  params = params_of(name, space)
+  edge_law = {'rome_v1': laws.log_prob_pairs,
+              'rome_v2': laws.log_prob_independent}[name]
   every = cells_of(space)
   edges, ops = (jnp.asarray(x) for x in zip(*every))
   other = CellArch(edges[7], ops[7], None)
-  found = jax.jit(jax.vmap(lambda e, o: method_lib.log_prob(
-      method, space, params,
+  found = jax.jit(jax.vmap(lambda e, o: laws.log_prob(
+      edge_law, space, params,
       {'normal': CellArch(e, o, None), 'reduce': other})))(edges, ops)
   normal = np.array([
       brute_force_log_prob(name, space, params, 'normal', *z) for z in every])
@@ -551,7 +560,7 @@ def test_derivation_is_the_likeliest_sample(name, space):
   """
   for seed in range(5):
     params = params_of(name, space, seed)
-    genotype = derive_lib.derive(table.METHODS[name], space, params)
+    genotype = table.METHODS[name].derive(space, params)
     for t, nodes in (('normal', genotype.normal),
                      ('reduce', genotype.reduce)):
       log_p = np.log(paper.softmax(np.float64(params.alpha[t])))
@@ -578,7 +587,7 @@ def test_derivation_is_the_mode_of_eq_18(name):
     for t in CELLS:
       params.alpha[t][:] = rng.permuted(
           np.tile(np.float32([0., .3, 1.]), (5, 1)), axis=1)
-    genotype = derive_lib.derive(table.METHODS[name], space, params)
+    genotype = table.METHODS[name].derive(space, params)
     for t, nodes in (('normal', genotype.normal),
                      ('reduce', genotype.reduce)):
       best = max(cells_of(space), key=lambda z, t=t: brute_force_log_prob(
@@ -604,8 +613,8 @@ def test_top_two_is_the_likeliest_set():
 
 
 def test_derived_concat_is_every_node():
-  genotype = derive_lib.derive(
-      table.METHODS['rome_v2'], spaces.S0, params_of('rome_v2', spaces.S0))
+  genotype = table.METHODS['rome_v2'].derive(
+      spaces.S0, params_of('rome_v2', spaces.S0))
   assert genotype.normal_concat == genotype.reduce_concat == (2, 3, 4, 5)
 
 
@@ -619,26 +628,25 @@ def test_gdas_derivation():
         ((p[e, o], SPACE.ops[o], e - a) for e in range(a, b)
          for o in range(3)), reverse=True)
     expected.append(tuple((op, pred) for _, op, pred in ranked[:2]))
-  genotype = derive_lib.derive(table.METHODS['gdas'], SPACE, params)
+  genotype = table.METHODS['gdas'].derive(SPACE, params)
   assert genotype.reduce == tuple(expected)
 
 
 def test_gdas_may_take_one_edge_twice():
   params = params_of('gdas', scale=0.)
   params.alpha['normal'][3] = 5., 4.9, -9.  # .52 and .48 beat any third.
-  genotype = derive_lib.derive(table.METHODS['gdas'], SPACE, params)
+  genotype = table.METHODS['gdas'].derive(SPACE, params)
   assert genotype.normal[1] == (('a', 1), ('b', 1))
 
 
 # -------------------------------------------------------------- diagnostics
 
 
-@pytest.mark.parametrize('name', ROWS)
+@pytest.mark.parametrize('name', SAMPLED)
 def test_diagnostics(name):
   params = params_of(name)
   found = {k: float(v) for k, v in
-           method_lib.diagnostics(
-               table.METHODS[name], SPACE, params).items()}
+           step_lib.diagnostics(SPACE, params).items()}
   for t in CELLS:
     groups = {'alpha': list(np.float64(params.alpha[t]))}
     if name == 'rome_v1':  # Node 1 has one pair, no choice.
@@ -675,9 +683,8 @@ def test_no_key_is_used_twice(monkeypatch, quick_jit):
   update = quick_jit(make(
       'rome_v2', step_lib.Options(k=3, sampler='strict_fair'), theta_tx,
       arch_tx))
-  state = step_lib.init_state(
-      {t: jnp.ones((5, 3)) for t in CELLS}, params_of('rome_v2'),
-      theta_tx, arch_tx)
+  state = state_of('rome_v2', {t: jnp.ones((5, 3)) for t in CELLS},
+                   params_of('rome_v2'), theta_tx, arch_tx)
   target = np.float32([3.])
   for _ in range(3):
     state, _ = update(state, target, target)

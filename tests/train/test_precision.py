@@ -56,13 +56,13 @@ def supernet_loss(space, dtype):
   """(loss of (theta, arch parameters, batch), theta, arch parameters)."""
   net, theta = supernet(space)
   method = table.METHODS['rome_v2']
-  params = method_lib.init_arch(method, space, jax.random.key(0))
+  params = method.init(space, jax.random.key(0))
   noise = jax.tree.map(
-      lambda a: a[0], method_lib.gumbel_noise(params, jax.random.key(1), 1))
+      lambda a: a[0], method_lib.gumbel(params, jax.random.key(1), 1))
   loss_fn = search.make_loss(net, dtype)
 
   def loss(theta, params, batch):
-    arch = method_lib.sample(method, space, params, noise, 1.)
+    arch = method.sample(space, params, noise, 1.)
     return loss_fn(theta, arch, batch, jax.random.key(2))[0]
 
   return loss, theta, params
@@ -264,10 +264,10 @@ def test_search_step_is_the_mean_of_its_parts(
   method = table.METHODS['rome_v2']
   sgd = optax.sgd(1.)
   state = step_lib.init_state(
-      theta, method_lib.init_arch(method, tiny, jax.random.key(0)), sgd, sgd)
+      theta, method.init(tiny, jax.random.key(0)), sgd, sgd)
 
   updates = {
-      accumulate: quick_jit(step_lib.make_update(
+      accumulate: quick_jit(step_lib.make_step(
           method, tiny, loss_fn, sgd, sgd, lambda step: 1.,
           step_lib.Options(k=2, samples=parallel, accumulate=accumulate)))
       for accumulate in (1, 3)}

@@ -1,0 +1,108 @@
+"""DARTS (Liu et al., ICLR 2019) and PC-DARTS (Xu et al., ICLR 2020).
+
+All operations of all edges are evaluated, each times its softmax.
+"""
+
+from typing import Any
+
+import jax
+
+from rome_jax.engine import archs
+from rome_jax.engine.archs import CellArch
+from rome_jax.methods import derive, laws
+from rome_jax.methods.method import (
+    ARCH,
+    THETA,
+    ArchParams,
+    Mask,
+    Method,
+    Noise,
+    full_mask,
+    no_noise,
+    normal,
+)
+from rome_jax.spaces import Space
+
+
+def _softmax(space, arch, mask, cell_type):
+  """[S,C], softmax(alpha) over the candidates of each edge."""
+  mask = mask or full_mask(space)
+  return jax.nn.softmax(laws.masked_logits(
+      arch.alpha[cell_type], mask[cell_type]))
+
+
+def softmax_slots(space: Space, arch: ArchParams, noise: Noise, tau: Any,
+                  mask: Mask | None = None) -> dict[str, CellArch]:
+  """DARTS' mixture: every candidate, its gate softmax(alpha) (Eq. 2)."""
+  del noise, tau
+  return {t: archs.all_slots(space, _softmax(space, arch, mask, t), t)
+          for t in space.cell_types}
+
+
+def edge_normalised_slots(space: Space, arch: ArchParams, noise: Noise,
+                          tau: Any, mask: Mask | None = None,
+                          ) -> dict[str, CellArch]:
+  """PC-DARTS' mixture: softmax(alpha) times the edge's softmax(beta) (Eq. 2).
+
+  The softmax of beta is over the edges that enter a node.
+  """
+  del noise, tau
+  cells = {}
+  for t in space.cell_types:
+    weights = laws.edge_softmax(space, arch.beta[t])
+    cells[t] = archs.all_slots(
+        space, weights[:, None] * _softmax(space, arch, mask, t), t)
+  return cells
+
+
+def _init_alpha(space, key, alpha_std=1e-3, beta_std=1e-3):
+  return normal(space, key, 0, alpha_std, beta_std)
+
+
+def _init_alpha_beta(space, key, alpha_std=1e-3, beta_std=1e-3):
+  return normal(space, key, space.num_edges, alpha_std, beta_std)
+
+
+def check_slots(name: str):
+  """A check for methods that evaluate all operations of every edge."""
+
+  def check(space, section):
+    if section.k != 1:
+      return (f'search.k={section.k} must be 1 with method={name!r}, whose '
+              'mixture is the same in every sample')
+    if space.sites != 'edges' or space.parents != 'all':
+      return (f'method={name!r} needs a space whose edges hold the operations, '
+              f'such as s0 or nasbench201, not space={space.name}')
+    return None
+
+  return check
+
+
+def _check_pc_darts(space, section):
+  wrong = check_slots('pc_darts')(space, section)
+  if wrong is None and section.channels % pc_darts.partial:
+    wrong = (f'search.channels={section.channels} must be a multiple of '
+             f"{pc_darts.partial} with method='pc_darts'")
+  return wrong
+
+
+darts = Method(
+    name='darts',
+    init=_init_alpha,
+    sample=softmax_slots,
+    derive=derive.two_strongest,
+    updates=(ARCH, THETA),
+    noise=no_noise,
+    recipe={'search.k': 1, 'search.lr': .025},
+    check=check_slots('darts'))
+
+pc_darts = darts._replace(
+    name='pc_darts',
+    init=_init_alpha_beta,
+    sample=edge_normalised_slots,
+    derive=derive.two_strongest_by_beta,
+    partial=4,
+    recipe={'search.k': 1, 'search.batch_size': 256, 'search.lr': .1,
+            'search.lr_end': 0., 'search.alpha_lr': 6e-4,
+            'search.alpha_start': 15},
+    check=_check_pc_darts)
