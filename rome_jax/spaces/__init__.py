@@ -3,6 +3,7 @@
 from rome_jax.spaces.sizes import Sizes
 from rome_jax.spaces.space import (
     CELL_TYPES,
+    DARTS,
     MOBILE,
     MOBILE_TINY,
     NASBENCH201,
@@ -18,6 +19,6 @@ from rome_jax.spaces.space import (
 )
 
 __all__ = [
-    'CELL_TYPES', 'MOBILE', 'MOBILE_TINY', 'NASBENCH201', 'S0', 'S1', 'S2',
-    'S3', 'S4', 'SPACES', 'Sizes', 'Space', 'get_space', 'mobile',
+    'CELL_TYPES', 'DARTS', 'MOBILE', 'MOBILE_TINY', 'NASBENCH201', 'S0', 'S1',
+    'S2', 'S3', 'S4', 'SPACES', 'Sizes', 'Space', 'get_space', 'mobile',
 ]

@@ -1,15 +1,17 @@
-"""Search spaces: the static, hashable description of what may be sampled.
+"""Search spaces: static, hashable descriptions of what may be sampled.
 
 Letters used across the package: N intermediate nodes, E edges, O operations,
-M active edges ("slots") of one sampled cell, S sites (what holds an
-operation: an edge, or a node), K samples, B H W C images.
+M active edges ("slots") of one sampled cell, S sites (a site holds an
+operation: an edge, or a node), C candidates of the site that has most,
+K samples, B H W C images.
 
-A space is a table row. To add one of your own, put it into `SPACES`; see
+A space is a row of a table. To add your own, put it into `SPACES`; see
 docs/own_space.md.
 """
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -30,27 +32,32 @@ class Space:
 
   Attributes:
     name: the name in configs and files.
-    ops: the O candidate operations, names of `ops.OPS`.
+    ops: the O candidate operations, names that the family knows
+      (`operations.OPS` in most).
     num_nodes: N.
     num_inputs: input states of a cell; a reduction cell strides their edges.
     in_degree: edges that a node keeps in a derived cell (fewer where a node
       has fewer predecessors); 2 in ROME Eq. 9. One number, or one per node
-      (the last one for the output where `sites` is 'nodes'). 0: every edge,
-      so that there is no topology to search.
+      (the last is the output's where `sites` is 'nodes'). 0 keeps every edge
+      and leaves no topology to search.
     cell_types: ('normal', 'reduce'), or ('normal',) where all cells are equal.
-    edge_ops: per cell type, per edge the names of its own candidates, as in
-      RobustDARTS S1; () gives every edge all of `ops`.
+    edge_ops: per cell type, per site the names of its own candidates, as in
+      RobustDARTS S1; () gives every site all of `ops`.
     not_derived: operations that are searched but never derived (`none` in
       RobustDARTS S3).
-    absent: the operation written on an edge that a derived cell leaves out;
+    absent: the operation that a genotype has on an edge that was left out;
       '' leaves the edge out of the genotype too.
     sites: what holds an operation, 'edges' or (NAS-Bench-1Shot1) 'nodes'.
       With 'nodes' the last node is the cell's output and holds none.
     parents: what a node may read: 'all' states before it, or only the
       'previous' one, as in a chain of blocks.
-    skeleton: the network around the cells, a name of
-      `families.FAMILIES`.
-    layout: what the skeleton needs besides; for 'mobile' the stages.
+    family: the network around the cells, a name in `families.FAMILIES`.
+    layout: what the family needs besides. 'mobile': the stages.
+      'nasbench1shot1': how the cell's output takes the cell's input,
+      ('concatenated',), or () for 'added'.
+
+  >>> S0.num_edges, S0.num_sites, S0.num_choices
+  (14, 14, 7)
   """
 
   name: str
@@ -65,7 +72,7 @@ class Space:
   sites: str = 'edges'
   parents: str = 'all'
   family: str = 'darts'
-  layout: tuple[tuple[int, ...], ...] = ()
+  layout: tuple = ()
 
   def __post_init__(self):
     for field in ('num_nodes', 'num_inputs'):
@@ -134,7 +141,11 @@ class Space:
 
   @functools.cached_property
   def node_edges(self) -> tuple[tuple[int, int], ...]:
-    """Per node, the half-open range of its edges."""
+    """Per node, the half-open range of its edges.
+
+    >>> S0.node_edges
+    ((0, 2), (2, 5), (5, 9), (9, 14))
+    """
     sizes = [self.num_inputs + i if self.parents == 'all' else 1
              for i in range(self.num_nodes)]
     stops = np.cumsum(sizes)
@@ -152,14 +163,22 @@ class Space:
 
   @functools.cached_property
   def edge_nodes(self) -> np.ndarray:
-    """[E] int32: the node (0..N-1) that each edge enters."""
+    """[E] int32: the node (0..N-1) that each edge enters.
+
+    >>> NASBENCH201.edge_nodes.tolist()
+    [0, 1, 1, 2, 2, 2]
+    """
     return np.concatenate([
         np.full(b - a, i, np.int32)
         for i, (a, b) in enumerate(self.node_edges)])
 
   @functools.cached_property
   def edge_preds(self) -> np.ndarray:
-    """[E] int32: the state each edge leaves (inputs first, then nodes)."""
+    """[E] int32: the state that each edge leaves (inputs first, then nodes).
+
+    >>> NASBENCH201.edge_preds.tolist()
+    [0, 0, 1, 0, 1, 2]
+    """
     return np.concatenate([
         self.num_inputs + i - (b - a) + np.arange(b - a, dtype=np.int32)
         for i, (a, b) in enumerate(self.node_edges)]).astype(np.int32)
@@ -171,7 +190,11 @@ class Space:
 
   @functools.cached_property
   def in_degrees(self) -> tuple[int, ...]:
-    """Per node, the number of edges that a derived cell keeps."""
+    """Per node, the number of edges that a derived cell keeps.
+
+    >>> S0.in_degrees, NASBENCH201.in_degrees
+    ((2, 2, 2, 2), (1, 2, 3))
+    """
     wanted = self.in_degree
     if not isinstance(wanted, tuple):
       wanted = (wanted or self.num_edges,) * self.num_nodes
@@ -184,18 +207,22 @@ class Space:
 
   @property
   def num_choices(self) -> int:
-    """Operations of the site that has most, the width of alpha."""
+    """C: candidates of the site that has most, the width of alpha."""
     return max(len(names) for t in self.cell_types
                for names in self.site_ops(t))
 
   def site_ops(self, cell_type: str) -> tuple[tuple[str, ...], ...]:
-    """Per site, the names of its candidates."""
+    """Per site, the names of its candidates.
+
+    >>> S1.site_ops('normal')[0]
+    ('skip_connect', 'dil_conv_3x3')
+    """
     if not self.edge_ops:
       return (self.ops,) * self.num_sites
     return self.edge_ops[self.cell_types.index(cell_type)]
 
   def choices(self, cell_type: str) -> np.ndarray:
-    """[S, num_choices] int32: places in `ops`; -1 where a row is shorter."""
+    """[S,C] int32: places in `ops`; -1 after the end of a shorter row."""
     table = np.full((self.num_sites, self.num_choices), -1, np.int32)
     for row, names in zip(table, self.site_ops(cell_type)):
       row[:len(names)] = [self.ops.index(name) for name in names]
@@ -205,11 +232,64 @@ class Space:
     """A copy with other values of some attributes."""
     return dataclasses.replace(self, **changes)
 
+  def restrict_to(self, mask: Mapping[str, np.ndarray]) -> 'Space':
+    """The part of the space that a mask keeps, under the same name.
+
+    Operations that no site keeps are gone from `ops`, so alpha may become
+    narrower and a supernet smaller.
+
+    Args:
+      mask: {cell type: bool [S,C]}, True where the candidate in that place of
+        `choices` stays. Places after the end of a shorter row count for
+        nothing.
+
+    Raises:
+      UserError: a mask is missing or has another shape, or a site keeps
+        nothing.
+
+    >>> keep = np.array([False, True, False])     # of none, skip, sep_conv_3x3
+    >>> mask = {t: np.tile(keep, (14, 1)) for t in S3.cell_types}
+    >>> S3.restrict_to(mask).ops
+    ('skip_connect',)
+    """
+    if set(mask) != set(self.cell_types):
+      raise errors.UserError(
+          f'space {self.name}: a mask must have the cell types '
+          f'{", ".join(self.cell_types)}, not {", ".join(sorted(mask))}')
+    tables = tuple(self._kept(t, np.asarray(mask[t])) for t in self.cell_types)
+    used = {name for table in tables for names in table for name in names}
+    ops, not_derived = (
+        tuple(name for name in names if name in used)
+        for names in (self.ops, self.not_derived))
+    if all(names == ops for table in tables for names in table):
+      tables = ()
+    return self.restrict(ops=ops, edge_ops=tables, not_derived=not_derived)
+
+  def _kept(self, cell_type, mask):
+    """Per site, the candidates of a cell type that a mask keeps."""
+    shape = (self.num_sites, self.num_choices)
+    if mask.shape != shape or mask.dtype != bool:
+      raise errors.UserError(
+          f'space {self.name}: the mask of cell type {cell_type} must be bool '
+          f'{list(shape)}, not {mask.dtype} {list(mask.shape)}')
+    table = tuple(
+        tuple(name for name, kept in zip(names, row) if kept)
+        for names, row in zip(self.site_ops(cell_type), mask))
+    for site, names in enumerate(table):
+      if not names:
+        raise errors.UserError(
+            f'space {self.name}: the mask keeps no operation on '
+            f'{self.sites[:-1]} {site} of cell type {cell_type}')
+    return table
+
 
 _CONVS = ('sep_conv_3x3', 'sep_conv_5x5', 'dil_conv_3x3', 'dil_conv_5x5')
 _POOLS = ('max_pool_3x3', 'avg_pool_3x3')
 
 S0 = Space('s0', (*_POOLS, 'skip_connect', *_CONVS))
+# DARTS (Liu et al., ICLR 2019): its eight operations. `none` is searched and
+# never derived; ROME's S0 leaves it out.
+DARTS = Space('darts', ('none', *S0.ops), not_derived=('none',))
 
 # RobustDARTS (Zela et al., ICLR 2020), `src/spaces.py` of the authors' code:
 # S1 has two operations of its own on every edge.
@@ -241,9 +321,9 @@ S3 = Space('s3', ('none', 'skip_connect', 'sep_conv_3x3'),
            not_derived=('none',))
 S4 = Space('s4', ('noise', 'sep_conv_3x3'))
 
-# NAS-Bench-201 (Dong and Yang, ICLR 2020): every edge stays, `none` is one of
-# the operations. With an in-degree of its own (ROME) an edge that is left out
-# is written as `none`.
+# NAS-Bench-201 (Dong and Yang, ICLR 2020): every edge stays and `none` is one
+# of the operations. With an in-degree (ROME) a genotype has `none` on an edge
+# that was left out.
 NASBENCH201 = Space(
     'nasbench201',
     ('none', 'skip_connect', 'nor_conv_1x1', 'nor_conv_3x3', 'avg_pool_3x3'),
@@ -278,7 +358,7 @@ def mobile(name: str, stages: tuple[tuple[int, int, int], ...],
     name: of the space.
     stages: (width, blocks, stride of the first block) of each stage.
     ops: candidates of every block; a block that keeps size and width may
-      also be 'zero', of which only its shortcut stays.
+      also be 'zero', which leaves its shortcut only.
   """
   rows = []
   for _, blocks, _ in stages:
@@ -296,20 +376,23 @@ MOBILE_TINY = mobile(
     ('mbconv_k3_e3', 'mbconv_k5_e3'))
 
 SPACES = {space.name: space for space in (
-    S0, S1, S2, S3, S4, NASBENCH201, *_SHOT, MOBILE, MOBILE_TINY)}
+    S0, DARTS, S1, S2, S3, S4, NASBENCH201, *_SHOT, MOBILE, MOBILE_TINY)}
 
 
 def get_space(name: str, *, in_degree: int = 0,
               drop_none: bool = False) -> Space:
-  """Looks a space up by name.
+  """Looks up a space by name.
 
   Args:
     name: a key of SPACES.
-    in_degree: another number of edges per node; 0: the space's own.
-    drop_none: leave the operation `none` out (then S3 is S2).
+    in_degree: another number of edges per node; 0 leaves the space's own.
+    drop_none: leave out the operation `none` (then S3 is S2).
 
   Raises:
     UserError: no space of that name, or it cannot be changed so.
+
+  >>> get_space('s3', drop_none=True).ops
+  ('skip_connect', 'sep_conv_3x3')
   """
   if name not in SPACES:
     raise errors.UserError(

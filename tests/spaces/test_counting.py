@@ -271,7 +271,8 @@ def test_counting_needs_no_jax():
 # The logs of RobustDARTS's searches (experiments/search_logs*), in millions
 # of parameters; S2 and S3 differ by `none`, which has none.
 @pytest.mark.parametrize('name, ten, hundred', [
-    ('s0', 1930618, 1953748), ('s1', 405146, 428276),
+    ('s0', 1930618, 1953748), ('darts', 1930618, 1953748),
+    ('s1', 405146, 428276),
     ('s2', 665466, 688596), ('s3', 665466, 688596), ('s4', 624506, 647636)])
 def test_published_supernets(name, ten, hundred):
   space = spaces.get_space(name)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from rome_jax import errors, spaces
+from rome_jax.spaces import genotypes
 
 
 def test_s1_is_the_published_table():
@@ -99,3 +100,83 @@ def test_a_row_has_its_own_name(monkeypatch):
   monkeypatch.setitem(spaces.SPACES, 'mine', spaces.S2)
   with pytest.raises(errors.UserError, match="must have that name, not 's2'"):
     spaces.get_space('mine')
+
+
+# ------------------------------------------------------------------ masks
+
+
+def test_a_mask_gives_the_static_part_of_a_space():
+  """Site by site; S1's candidates are of each edge's own."""
+  rng = np.random.default_rng(0)
+  mask = {t: rng.random((14, 2)) < .5 for t in spaces.CELL_TYPES}
+  for rows in mask.values():
+    rows[np.arange(14), rng.integers(2, size=14)] = True
+  part = spaces.S1.restrict_to(mask)
+  assert part.name == 's1' and part.cell_types == spaces.CELL_TYPES
+  used = set()
+  for t in spaces.CELL_TYPES:
+    for e, names in enumerate(spaces.S1.site_ops(t)):
+      expected = [name for i, name in enumerate(names) if mask[t][e, i]]
+      assert list(part.site_ops(t)[e]) == expected
+      used |= set(expected)
+  assert part.ops == tuple(op for op in spaces.S1.ops if op in used)
+  # The candidate of a place in the smaller table, found by name.
+  names = [part.ops[i] for i in part.choices('reduce')[0] if i >= 0]
+  assert tuple(names) == part.site_ops('reduce')[0]
+
+
+def test_a_mask_that_keeps_all_gives_the_space_itself():
+  for space in spaces.SPACES.values():
+    mask = {t: np.ones((space.num_sites, space.num_choices), bool)
+            for t in space.cell_types}
+    assert space.restrict_to(mask) == space
+
+
+def test_a_mask_of_few_operations_narrows_alpha():
+  keep = np.isin(spaces.DARTS.ops, ('none', 'skip_connect', 'dil_conv_5x5'))
+  part = spaces.DARTS.restrict_to(
+      {t: np.tile(keep, (14, 1)) for t in spaces.CELL_TYPES})
+  assert part == spaces.DARTS.restrict(
+      ops=('none', 'skip_connect', 'dil_conv_5x5'))
+  assert part.num_choices == 3 and part.edge_ops == ()
+
+
+def mask_of(space, t, site, row):
+  mask = {t: np.ones((space.num_sites, space.num_choices), bool)
+          for t in space.cell_types}
+  mask[t][site] = row
+  return mask
+
+
+@pytest.mark.parametrize('space, mask, message', [
+    (spaces.S2, mask_of(spaces.S2, 'reduce', 3, False),
+     'keeps no operation on edge 3 of cell type reduce'),
+    (spaces.SPACES['nasbench1shot1_1'],
+     mask_of(spaces.SPACES['nasbench1shot1_1'], 'normal', 2, False),
+     'keeps no operation on node 2 of cell type normal'),
+    # Only the place after the end of the first block's row.
+    (spaces.MOBILE_TINY, mask_of(
+        spaces.MOBILE_TINY, 'normal', 0, [False, False, True]),
+     'keeps no operation on edge 0'),
+    (spaces.S3, mask_of(spaces.S3, 'normal', 5, [True, False, False]),
+     "not_derived=.'none',. leaves nothing to derive on edge 5"),
+    (spaces.S2, {'normal': np.ones((14, 2), bool)},
+     'must have the cell types normal, reduce, not normal'),
+    (spaces.NASBENCH201, {'normal': np.ones((6, 4), bool)},
+     r'must be bool \[6, 5\], not bool \[6, 4\]'),
+    (spaces.NASBENCH201, {'normal': np.ones((6, 5))},
+     r'must be bool \[6, 5\], not float64')])
+def test_masks_that_leave_no_space(space, mask, message):
+  with pytest.raises(errors.UserError, match=message):
+    space.restrict_to(mask)
+
+
+def test_darts_searches_none_and_never_derives_it():
+  """The primitives of quark0/darts cnn/genotypes.py, in their order."""
+  assert spaces.DARTS.ops == (
+      'none', 'max_pool_3x3', 'avg_pool_3x3', 'skip_connect', 'sep_conv_3x3',
+      'sep_conv_5x5', 'dil_conv_3x3', 'dil_conv_5x5')
+  rng = np.random.default_rng(0)
+  for _ in range(20):
+    assert 'none' not in genotypes.used_ops(
+        genotypes.random(spaces.DARTS, rng))
