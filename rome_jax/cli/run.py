@@ -1,10 +1,10 @@
 """`python -m rome_jax.main --config=configs/quickstart.py`: a whole run.
 
-Search, derive, retrain, compare, report; in a folder that the same command
+Search, derive, retrain, compare, report, in a folder that the same command
 continues after any interruption. Exit codes: 0 done, or stopped on request
 with everything saved; 2 a mistake in the config, a file or the workdir; 3 a
-loss that is no longer finite; 4 another process of the run was lost, or
-computed something else (`hosts`; 134 where JAX itself ends the process).
+loss that is no longer finite; 4 another process of the run was lost or
+computed something else (`hosts`; 134 if JAX itself ends the process).
 """
 
 import contextlib
@@ -16,19 +16,24 @@ import os
 import pathlib
 import platform
 import sys
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from rome_jax import data, errors, families, files
 from rome_jax.config import checks, command_line, fields
+from rome_jax.config import setup as door
 from rome_jax.devices import hosts, interrupt
-from rome_jax.devices import mesh as mesh_lib
 from rome_jax.engine import operations
 from rome_jax.show import curves, report
 from rome_jax.spaces import genotypes, nasbench201_forms
 from rome_jax.tables import nasbench201
 from rome_jax.train import checkpoint, metrics, retrain, search
+from rome_jax.train.recipes import RetrainRecipe, SearchRecipe
+from rome_jax.train.setup import Setup
 
 try:
   import fcntl
@@ -36,7 +41,34 @@ except ImportError:  # Windows
   fcntl = None
 
 REPORT = report.FILENAME
+PHASES = ('compiling', 'searching', 'retraining', 'testing', 'writing')
 PACKAGES = ('rome_jax', 'jax', 'jaxlib', 'flax', 'optax', 'numpy')
+
+
+class Prepared(NamedTuple):
+  """A run whose config, data and genotype have been checked.
+
+  Attributes:
+    config: validated.
+    dataset: what it names, or what was given in its place.
+    given: the genotype to retrain, or None.
+    setup: names resolved to values.
+    search, retrain: the recipes.
+  """
+
+  config: Any
+  dataset: data.Dataset
+  given: genotypes.Record | None
+  setup: Setup
+  search: SearchRecipe
+  retrain: RetrainRecipe
+
+  @property
+  def jobs(self):
+    """genotype -> the retrainings that the config asks for."""
+    kind = 'given' if self.given else 'derived'
+    return lambda genotype: retrain.jobs(
+        self.setup.space, self.retrain, genotype, self.config.seed, kind)
 
 
 def main(argv=None) -> int:
@@ -47,6 +79,8 @@ def main(argv=None) -> int:
       print(loaded.options.help)
       return 0
     with hosts.joined(loaded.options):
+      if loaded.options.check:
+        return check(loaded.config)
       if loaded.options.dry_run:
         return show_cost(loaded.config)
       return run(loaded.config, loaded.workdir)
@@ -68,35 +102,54 @@ def run(config, workdir, dataset=None) -> int:
   Raises:
     UserError, DivergedError, LostError: see `main`.
   """
+  began = time.perf_counter()
   checks.validate(config)
   workdir = pathlib.Path(workdir)
   if hosts.from_first(lambda: _finished(workdir)):
     hosts.from_first(lambda: checks.check_workdir(workdir, config))
-    print(f'{workdir} holds this run already, finished; see '
+    print(f'{workdir} already holds this run, finished; see '
           f'{workdir / REPORT}')
     return 0
   with interrupt.Interrupt() as stop:
     stop = hosts.agreed(stop)
-    given, dataset, mesh = _prepare(config, dataset)
+    prepared = prepare(config, dataset)
     hosts.from_first(lambda: checks.check_workdir(workdir, config))
     hosts.check_shared(workdir / fields.FILENAME)
     use_compilation_cache(config.compilation_cache)
     with _only_one(workdir), _writer(workdir) as writer:
-      result = _run_phases(
-          config, dataset, workdir, given, writer, stop, mesh)
+      result = _run_phases(prepared, workdir, writer, stop)
       if result is not None:
-        hosts.from_first(lambda: _finish(workdir, result))
+        hosts.from_first(lambda: _finish(workdir, result, began))
         return 0
-  print(f'stopped by {stop.signal.name}; everything is saved, the same '
+  print(f'stopped by {stop.signal.name}; everything is saved, and the same '
         'command continues')
   return 0
 
 
-def show_cost(config, dataset=None) -> int:
+def check(config, dataset: data.Dataset | None = None) -> int:
+  """Checks config, data and genotype, and says what was checked.
+
+  Compiles nothing and writes nothing. One batch of each kind is read.
+
+  Args:
+    config, dataset: as in `run`.
+
+  Returns:
+    The exit code, 0.
+
+  Raises:
+    UserError: as `run`.
+  """
+  checks.validate(config)
+  print('\n'.join(_checked(prepare(config, dataset))))
+  return 0
+
+
+def show_cost(config, dataset: data.Dataset | None = None) -> int:
   """Says what a run would cost and writes nothing; returns the exit code.
 
   The network that is retrained is that of the given genotype, or of a random
-  one of the space, as the search's is not known yet.
+  one of the space, since the search's is not known yet.
 
   Args:
     config, dataset: as in `run`.
@@ -105,29 +158,42 @@ def show_cost(config, dataset=None) -> int:
     UserError: as `run`, or a program needs more memory than there is.
   """
   checks.validate(config)
-  given, dataset, mesh = _prepare(config, dataset)
+  prepared = prepare(config, dataset)
+  setup, seed = prepared.setup, config.seed
   use_compilation_cache(config.compilation_cache)
-  if given is None:
-    search.prepare(config, dataset, mesh)
-    genotype = genotypes.random(
-        checks.space(config), np.random.default_rng(config.seed))
-  else:
-    genotype = given.genotype
-  found = retrain.jobs(config, genotype)
-  if found:
-    retrain.Trainer(config, dataset, mesh).prepare(found[0])
-    print(f'{len(found)} retrainings of that kind', file=sys.stderr)
+  if prepared.given is None:
+    search.prepare(setup, prepared.search, prepared.dataset, seed)
+  jobs = prepared.jobs(_example(prepared))
+  if jobs:
+    retrain.Trainer(
+        setup, prepared.retrain, prepared.dataset).prepare(jobs[0])
+    print(f'{len(jobs)} retrainings of that kind', file=sys.stderr)
   return 0
 
 
-def _prepare(config, dataset):
-  """(given genotype or None, data set, mesh or None), all checked."""
+def _example(prepared):
+  """The given genotype, or a random one of the space."""
+  if prepared.given is not None:
+    return prepared.given.genotype
+  return genotypes.random(
+      prepared.setup.space, np.random.default_rng(prepared.config.seed))
+
+
+def prepare(config, dataset: data.Dataset | None = None) -> Prepared:
+  """Opens and checks what a validated config names; compiles nothing.
+
+  Raises:
+    UserError: as `run`.
+  """
   given = _given(config)
   _check_operations(config, given)
   dataset = dataset or _load(config)
-  _check_data(config, dataset, given)
+  setup = door.make_setup(config, dataset)
+  prepared = Prepared(config, dataset, given, setup,
+                      door.search_recipe(config), door.retrain_recipe(config))
+  _check_data(prepared)
   _check_alike(config, dataset, given)
-  return given, dataset, mesh_lib.from_config(config)
+  return prepared._replace(setup=setup._replace(mesh=door.make_mesh(config)))
 
 
 def _check_alike(config, dataset, given):
@@ -204,22 +270,72 @@ def _only_one(workdir):
     yield
 
 
-def _check_data(config, dataset, given):
+def _check_data(prepared):
   """What can only be checked with the data at hand, before compiling."""
-  space, stem = checks.space(config), search.stem(config, dataset)
-  retrains = config.retrain.seeds or config.retrain.random_architectures
-  for name in ('search', 'retrain'):
-    part = config[name]
+  setup, dataset, given = prepared.setup, prepared.dataset, prepared.given
+  for name, recipe, auxiliary in (
+      ('search', prepared.search, False),
+      ('retrain', prepared.retrain, prepared.retrain.auxiliary)):
     if name == 'retrain' or given is None:
       families.check(
-          space, f'config.{name}', search.sizes(part, dataset), stem,
-          auxiliary=name == 'retrain' and part.auxiliary)
+          setup.space, f'config.{name}', setup.sizes_of(recipe), setup.stem,
+          auxiliary=auxiliary)
   if given is None:
-    search.make_batches(config, dataset)
-  if retrains:
-    retrain.Trainer(config, dataset)
+    search.make_halves(setup, prepared.search, dataset, prepared.config.seed)
+  if door.retrains(prepared.config):
+    retrain.Trainer(setup, prepared.retrain, dataset)
   if given is not None:
-    retrain.count(config, dataset, given.genotype)
+    retrain.count(setup, prepared.retrain, given.genotype)
+
+
+def _checked(prepared):
+  """Lines that say what was found, for `check`."""
+  config, dataset, given = prepared.config, prepared.dataset, prepared.given
+  setup = prepared.setup
+  lines = [
+      f'config: {setup.method.name} in {setup.space.name}, '
+      f'{len(fields.FIELDS)} fields',
+      f'data: {config.dataset}, {len(dataset.train.labels):,} training and '
+      f'{len(dataset.test.labels):,} test images of {dataset.image_size} x '
+      f'{dataset.image_size} x {dataset.image_channels}, '
+      f'{dataset.num_classes} classes']
+  if given is None:
+    lines.append(_checked_search(prepared))
+  if door.retrains(config):
+    lines.append(_checked_retraining(prepared))
+  if given is not None:
+    lines.append(f'genotype: {genotypes.to_text(given.genotype)}')
+  return [*lines, 'nothing was compiled; --dry-run also says what it costs']
+
+
+def _checked_search(prepared):
+  setup, recipe = prepared.setup, prepared.search
+  halves = search.make_halves(
+      setup, recipe, prepared.dataset, prepared.config.seed)
+  halves(0)
+  found = setup.family.count_supernet(
+      setup.space, setup.sizes_of(recipe), setup.stem)
+  steps = search.num_steps(recipe, halves.train.steps_per_epoch)
+  return (f'search: {steps:,} steps of {recipe.batch_size} images, '
+          f'K={recipe.k}; {len(halves.train.indices):,} images for theta, '
+          f'{len(halves.valid.indices):,} for alpha and beta; '
+          f'{_size(recipe, found)}')
+
+
+def _checked_retraining(prepared):
+  setup, recipe = prepared.setup, prepared.retrain
+  trainer = retrain.Trainer(setup, recipe, prepared.dataset)
+  trainer.batches(0)(0)
+  example = _example(prepared)
+  of = '' if prepared.given else ' in a random network'
+  return (f'retraining: {len(prepared.jobs(example))} times {trainer.steps:,} '
+          f'steps of {recipe.batch_size} images; '
+          f'{_size(recipe, retrain.count(setup, recipe, example))}{of}')
+
+
+def _size(recipe, count):
+  return (f'{recipe.cells} cells of {recipe.channels} channels, '
+          f'{count.params:,} parameters, {count.macs:,} multiply-adds')
 
 
 def use_compilation_cache(where: str) -> None:
@@ -248,8 +364,9 @@ def _processor_key():
   return hashlib.sha256('\n'.join(facts).encode()).hexdigest()[:12]
 
 
-def _run_phases(config, dataset, workdir, given, writer, stop, mesh):
+def _run_phases(prepared, workdir, writer, stop):
   """The search and every retraining; the result, or None if stopped."""
+  config, setup, given = prepared.config, prepared.setup, prepared.given
   result = {'format': 1, 'method': config.method, 'space': config.space,
             'dataset': config.dataset, 'seed': config.seed}
   if given is not None:
@@ -258,28 +375,37 @@ def _run_phases(config, dataset, workdir, given, writer, stop, mesh):
     path = workdir / 'genotype.json'
     hosts.from_first(lambda: _save_given(path, given, config))
   else:
-    note = workdir / 'phases' / 'search.json'
-    if (figures := _read_note(note)) is None:
-      outcome, genotype = search.run(
-          config, dataset, workdir, writer, stop, mesh)
-      if not outcome.finished:
-        return None
-      figures = _write_note(note, _search_figures(
-          outcome, genotype, checks.space(config)))
+    figures = _search(prepared, workdir, writer, stop)
+    if figures is None:
+      return None
     result['search'] = figures
     genotype = genotypes.from_text(hosts.from_first(
         lambda: genotypes.to_text(
             genotypes.load(str(workdir / 'genotype.json')))))
   result['genotype'] = genotypes.to_text(genotype)
-  result |= _tabular(checks.space(config), genotype)
-  evaluations = _retrain(
-      config, dataset, workdir, genotype, writer, stop, mesh)
+  result |= _tabular(setup.space, genotype)
+  evaluations = _retrain(prepared, workdir, genotype, writer, stop)
   if evaluations is None:
     return None
-  count = retrain.count(config, dataset, genotype)
+  count = retrain.count(setup, prepared.retrain, genotype)
   return result | {
       'evaluations': evaluations, 'summary': report.summarise(evaluations),
       'params': count.params, 'macs': count.macs, **environment()}
+
+
+def _search(prepared, workdir, writer, stop):
+  """The figures of the search; None if stopped."""
+  config, setup = prepared.config, prepared.setup
+  note = workdir / 'phases' / 'search.json'
+  if (figures := _read_note(note)) is not None:
+    return figures
+  outcome, genotype = search.run(
+      setup, prepared.search, prepared.dataset, config.seed,
+      door.settings(config, workdir), writer, stop,
+      {'dataset': config.dataset})
+  if not outcome.finished:
+    return None
+  return _write_note(note, _search_figures(outcome, genotype, setup.space))
 
 
 def _read_note(path):
@@ -333,27 +459,34 @@ def _tabular(space, genotype):
   return {'table': nasbench201.report(genotype)}
 
 
-def _retrain(config, dataset, workdir, genotype, writer, stop, mesh):
+def _retrain(prepared, workdir, genotype, writer, stop):
   """One record per retraining; None if stopped."""
   trainer, records = None, []
-  for job in retrain.jobs(config, genotype):
+  for job in prepared.jobs(genotype):
     note = workdir / 'phases' / f'{job.name}.json'
     if (figures := _read_note(note)) is None:
-      trainer = trainer or retrain.Trainer(config, dataset, mesh)
-      outcome = trainer.run(job, workdir, writer, stop)
+      trainer = trainer or retrain.Trainer(
+          prepared.setup, prepared.retrain, prepared.dataset)
+      outcome = trainer.run(
+          job, door.settings(prepared.config, workdir), writer, stop)
       if not outcome.finished:
         return None
-      count = retrain.count(config, dataset, job.genotype)
-      figures = _write_note(note, {
-          'name': job.name, 'kind': job.kind, 'seed': job.seed,
-          'genotype': genotypes.to_text(job.genotype),
-          **{k: outcome.scalars.get(k) for k in (
-              'train_loss', 'train_accuracy', 'test_loss', 'test_accuracy')},
-          'params': count.params, 'macs': count.macs,
-          'train_seconds': outcome.figures.pop('seconds'), **outcome.figures,
-          'peak_memory_bytes': peak_memory_bytes()})
+      figures = _write_note(note, _retrain_figures(prepared, job, outcome))
     records.append(figures)
   return records
+
+
+def _retrain_figures(prepared, job, outcome):
+  keep = ('train_loss', 'train_accuracy', 'test_loss', 'test_accuracy')
+  count = retrain.count(prepared.setup, prepared.retrain, job.genotype)
+  figures = dict(outcome.figures)
+  return {
+      'name': job.name, 'kind': job.kind, 'seed': job.seed,
+      'genotype': genotypes.to_text(job.genotype),
+      **{k: outcome.scalars.get(k) for k in keep},
+      'params': count.params, 'macs': count.macs,
+      'train_seconds': figures.pop('seconds'), **figures,
+      'peak_memory_bytes': peak_memory_bytes()}
 
 
 def peak_memory_bytes() -> int | None:
@@ -387,13 +520,52 @@ def environment() -> dict:
           timespec='seconds')}
 
 
-def _finish(workdir, result):
+def _finish(workdir, result, began):
   """Pictures, the result and, last, the report."""
+  writing = time.perf_counter()
   record = genotypes.read(str(workdir / 'genotype.json'))
   curves.save_run(workdir, metrics.read(workdir), record.genotype)
   files.write_json(workdir / 'result.json', result)
   report.write_report(workdir)
+  now = time.perf_counter()
+  spent = seconds_spent(
+      result.get('search'), result['evaluations'], now - writing)
   print(_closing_text(workdir, result))
+  print(_where_the_seconds_went(spent, now - began))
+
+
+def seconds_spent(searched: Mapping[str, Any] | None,
+                  evaluations: Iterable[Mapping[str, Any]],
+                  writing: float) -> dict[str, float]:
+  """{phase: seconds} for every name of PHASES.
+
+  Training counts what all processes of an interrupted run took; compiling and
+  testing only what the last one did.
+
+  Args:
+    searched: the search's figures in result.json, or None.
+    evaluations: those of the retrainings.
+    writing: seconds that pictures and report took.
+  """
+  spent = dict.fromkeys(PHASES, 0.) | {'writing': writing}
+  if searched:
+    spent['compiling'] += searched['compile_seconds']
+    spent['searching'] += searched['seconds']
+  for row in evaluations:
+    testing, compiling = row['test_seconds'], row['test_compile_seconds']
+    spent['compiling'] += row['compile_seconds'] + compiling
+    spent['testing'] += testing
+    spent['retraining'] += row['train_seconds'] - testing - compiling
+  return spent
+
+
+def _where_the_seconds_went(spent, total):
+  """One line; without the rest where earlier processes did their share."""
+  parts = [f'{name} {seconds:.0f}' for name, seconds in spent.items()]
+  rest = total - sum(spent.values())
+  if rest >= 0:
+    parts.append(f'all else {rest:.0f}')
+  return f'seconds: {", ".join(parts)}'
 
 
 def _closing_text(workdir, result):

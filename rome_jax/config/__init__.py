@@ -1,6 +1,7 @@
 """The configuration of a run: its fields, their checks, the command line."""
 
 from rome_jax.config.checks import (
+    apply_recipe,
     check_workdir,
     from_json,
     space,
@@ -10,6 +11,7 @@ from rome_jax.config.command_line import Loaded, Options, arguments, load
 from rome_jax.config.fields import FIELDS, FILENAME, defaults, to_json
 
 __all__ = [
-    'FIELDS', 'FILENAME', 'Loaded', 'Options', 'arguments', 'check_workdir',
-    'defaults', 'from_json', 'load', 'space', 'to_json', 'validate',
+    'FIELDS', 'FILENAME', 'Loaded', 'Options', 'apply_recipe', 'arguments',
+    'check_workdir', 'defaults', 'from_json', 'load', 'space', 'to_json',
+    'validate',
 ]

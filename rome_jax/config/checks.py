@@ -9,6 +9,7 @@ import ml_collections
 
 from rome_jax import errors, files, spaces
 from rome_jax.config import fields
+from rome_jax.methods import table
 
 
 def from_json(value) -> ml_collections.ConfigDict:
@@ -51,27 +52,45 @@ def validate(config) -> None:
           f'config.{name}.accumulate={parts}')
 
 
-def check_value(name, value, field):
+def check_value(name: str, value, field: fields.Field) -> None:
+  """Checks one value against its row of the table.
+
+  Raises:
+    UserError: it has another type or is not allowed.
+  """
   kind = type(field.default)
   if type(value) is not kind:
     raise errors.UserError(
-        f'config.{name}={value!r} must be {fields.KINDS[kind]}')
-  if field.choices and value not in field.choices:
+        f'config.{name}={_shown(value)} must be {fields.KINDS[kind]}')
+  choices = field.choices and field.choices()
+  if choices and value not in choices:
     raise errors.UserError(
-        f'config.{name}={value!r} must be one of {", ".join(field.choices)}'
-        f'{errors.near_miss(value, field.choices)}')
+        f'config.{name}={value!r} must be one of {", ".join(choices)}'
+        f'{errors.near_miss(value, choices)}')
   if kind in (int, float) and not _inside(value, field):
-    number = fields.KINDS[kind] if math.isfinite(value) else 'a finite number'
+    number = fields.KINDS[kind] if _finite(value) else 'a finite number'
     raise errors.UserError(
-        f'config.{name}={value!r} must be {number} {_range(field)}')
+        f'config.{name}={_shown(value)} must be {number} {_range(field)}')
   if name == 'dataset' and not value:
     raise errors.UserError(
         "config.dataset='' must name a data set, for example digits")
 
 
+def _shown(value):
+  """A value as a message shows it; Python prints no endless integer."""
+  if type(value) is int and abs(value) >= 10**30:
+    return f'a number of {value.bit_length()} bits'
+  return repr(value)
+
+
+def _finite(value):
+  # An integer may be too large for math.isfinite.
+  return isinstance(value, int) or math.isfinite(value)
+
+
 def _inside(value, field):
   """Whether a number is finite and in the field's range."""
-  if not math.isfinite(value):
+  if not _finite(value):
     return False
   low = -math.inf if field.low is None else field.low
   high = math.inf if field.high is None else field.high
@@ -93,16 +112,13 @@ def _range(field):
 
 def _check_search(config):
   search = config.search
-  if config.method == 'gdas' and search.k != 1:
+  searched, method = space(config), table.METHODS[config.method]
+  if wrong := method.check(searched, search):
+    raise errors.UserError(f'config.{wrong}')
+  if method.derive is None and not search.candidates:
     raise errors.UserError(
-        f"config.search.k={search.k} must be 1 with config.method='gdas', "
-        'which samples one architecture a step')
-  searched = space(config)
-  if config.method == 'gdas' and searched.absent and searched.has_topology:
-    raise errors.UserError(
-        f"config.method='gdas' needs every edge, but space={config.space} "
-        f'keeps {searched.in_degrees} of a node\'s (config.in_degree='
-        f'{config.in_degree})')
+        'config.search.candidates=0 must be at least 1 with '
+        f'config.method={config.method!r}, which chooses among them')
   operations = searched.num_choices
   fair = all((searched.choices(t) >= 0).all() for t in searched.cell_types)
   if search.sampler == 'strict_fair' and not fair:
@@ -119,6 +135,10 @@ def _check_search(config):
     raise errors.UserError(
         f'config.search.fraction_theta={search.fraction_theta} and '
         f'fraction_alpha={search.fraction_alpha} must add up to at most 1')
+  if search.epochs and search.alpha_start >= search.epochs:
+    raise errors.UserError(
+        f'config.search.alpha_start={search.alpha_start} must be below '
+        f'config.search.epochs={search.epochs}, or alpha never moves')
 
 
 def _check_retrain(config):
@@ -142,29 +162,63 @@ def space(config) -> spaces.Space:
                           drop_none=config.drop_none)
 
 
-def set_field(config, name, value):
+def apply_recipe(config, before: str | None = None) -> None:
+  """Sets the fields in which the paper of config.method has values of its own.
+
+  A method's row lists them (`Method.recipe`). Nothing else does this, so what
+  config.json says is all there is to know: call it after setting
+  `config.method`, before the fields that are to differ from the paper's.
+
+  Args:
+    config: changed in place.
+    before: the method whose recipe the config has had; fields that only that
+      one sets return to their defaults.
+
+  Raises:
+    UserError: config.method is unknown, or its recipe has a bad field.
+  """
+  check_value('method', config.method, fields.FIELDS['method'])
+  old = table.METHODS[before].recipe if before else {}
+  recipe = {name: fields.FIELDS[name].default for name in old}
+  for name, value in (recipe | table.METHODS[config.method].recipe).items():
+    set_field(config, name, value)
+
+
+def set_field(config, name: str, value) -> None:
+  """Sets one field, by its full name, once the value is found right.
+
+  Raises:
+    UserError: no such field, or a value that is not allowed.
+  """
   fields.check_known(name)
   field = fields.FIELDS[name]
   if isinstance(field.default, float) and type(value) is int:
-    value = float(value)
+    value = _as_float(value)
   check_value(name, value, field)
   section, _, last = name.rpartition('.')
   setattr(config[section] if section else config, last, value)
 
 
-def check_workdir(workdir, config) -> None:
-  """Makes the folder a run's own, or sees that it is this run's already.
+def _as_float(value):
+  try:
+    return float(value)
+  except OverflowError:
+    return math.inf if value > 0 else -math.inf
 
-  Writes `config.json` where there is none. Where there is one it must say
-  the same, but for `FREE_FIELDS`, whose new values are written.
+
+def check_workdir(workdir, config) -> None:
+  """Makes the folder a run's own, or checks that it already is.
+
+  Writes `config.json` if there is none. If there is one it must say the same,
+  except for `FREE_FIELDS`, whose new values are written.
 
   Args:
     workdir: folder, made if it does not exist.
     config: a validated config.
 
   Raises:
-    UserError: the folder holds a run of another config (the message names
-      each field that differs), or it cannot be used.
+    UserError: the folder holds a run of version 0.1.0 or of another config
+      (the message names each field that differs), or it cannot be used.
   """
   path = pathlib.Path(workdir, fields.FILENAME)
   ours = fields.to_json(config)
@@ -186,7 +240,12 @@ def check_workdir(workdir, config) -> None:
 def _check_same(path, theirs, ours):
   if not isinstance(theirs, dict):
     raise errors.UserError(f'{path} holds no config')
-  # As JSON texts, which the word absent is not.
+  if any(fields.renamed(name) for name in fields.flatten(theirs)):
+    raise errors.UserError(
+        f'{path.parent} holds a run of rome_jax 0.1.0, which this version '
+        'cannot continue; finish it with that version or use another '
+        '--workdir')
+  # As JSON texts: no JSON text reads `absent`.
   old, new = ({name: json.dumps(value)
                for name, value in fields.flatten(c).items()}
               for c in (theirs, ours))

@@ -33,7 +33,8 @@ class Options(NamedTuple):
 
   Attributes:
     help: the text to print and end with, or ''.
-    dry_run: whether only to say what the run would cost.
+    check: whether only to check config, data and genotype.
+    dry_run: whether only to compile and say what the run would cost.
     distributed: whether the run has several processes.
     coordinator: HOST:PORT of process 0; '': as the cluster says.
     processes: how many there are; None: as the cluster says.
@@ -42,6 +43,7 @@ class Options(NamedTuple):
   """
 
   help: str = ''
+  check: bool = False
   dry_run: bool = False
   distributed: bool = False
   coordinator: str = ''
@@ -53,12 +55,16 @@ class Options(NamedTuple):
 def load(argv: list[str]) -> Loaded:
   """Reads a command line (without the program's name).
 
-  `--config=PATH[:ARGUMENT]` (a bare name is looked for in configs/ too; how
-  most files read theirs: `arguments`),
-  `--config.FIELD=VALUE` any number of times, `--workdir=DIR` (default:
-  runs/<name of the config file>), `--dry-run`, `--help`. `=` may be a space.
-  For several processes (`hosts`): `--distributed`, or `--coordinator=HOST:PORT
-  --processes=N --process=I`; with either, `--heartbeat=SECONDS`.
+  `--config=PATH[:ARGUMENT]` (a bare name is looked for in configs/ too; most
+  files read their argument with `arguments`), `--config.FIELD=VALUE` any
+  number of times, `--workdir=DIR` (default: runs/<name of the config file>),
+  `--check`, `--dry-run`, `--help`. `=` may be a space. For several processes
+  (`hosts`): `--distributed`, or `--coordinator=HOST:PORT --processes=N
+  --process=I`; with either, `--heartbeat=SECONDS`.
+
+  `--config.method=NAME` changes the method that the file chose, and with it
+  the fields of its recipe (`apply_recipe`); it is read before the other
+  fields, which then have the last word.
 
   Raises:
     UserError: an unknown flag or field, a bad value, an unusable file.
@@ -79,13 +85,19 @@ def load(argv: list[str]) -> Loaded:
         '--config=configs/quickstart.py')
   path, argument = _find(named['config'])
   config = _run_file(path, argument)
-  for name, text in overrides:
+  before = config.get('method')
+  # A stable sort: the method first, all others in the order given.
+  for name, text in sorted(overrides, key=lambda pair: pair[0] != 'method'):
     _override(config, name, text)
+    if name == 'method' and config.method != before:
+      checks.apply_recipe(config, before)
+      before = config.method
   checks.validate(config)
   stem = path.stem + re.sub(r'\W+', '_', f'_{argument}' if argument else '')
   return Loaded(
       config, named.get('workdir') or os.path.join('runs', stem),
-      Options(dry_run='dry-run' in named, **_hosts_options(named)))
+      Options(check='check' in named, dry_run='dry-run' in named,
+              **_hosts_options(named)))
 
 
 def _hosts_options(named):
@@ -126,12 +138,9 @@ def _whole(named, name, low, high):
 
 
 _EXPLICIT = ('coordinator', 'processes', 'process')
-
-
-_SWITCHES = ('dry-run', 'distributed')  # flags without a value
-
-
+_SWITCHES = ('check', 'dry-run', 'distributed')  # flags without a value
 _VALUES = ('config', 'workdir', *_EXPLICIT, 'heartbeat')
+_RENAMED = {'plan': 'dry-run'}  # flags of 0.1.0
 
 
 def _flags(argv):
@@ -150,7 +159,10 @@ def _flags(argv):
     if not word.startswith('--'):
       raise errors.UserError(
           f'{word!r} is no flag; flags are --config, --config.FIELD, '
-          '--workdir, --dry-run and --help')
+          '--workdir, --check, --dry-run and --help')
+    if name in _RENAMED:
+      raise errors.UserError(
+          f'--{name} of version 0.1.0 is now called --{_RENAMED[name]}')
     if name not in _VALUES and not name.startswith('config.'):
       known = [*_VALUES, *_SWITCHES, 'help',
                *(f'config.{n}' for n in fields.FIELDS)]
@@ -219,9 +231,9 @@ def arguments(text: str, **allowed) -> types.SimpleNamespace:
   """Reads the argument of a config file, `key=value,key=value`.
 
   Args:
-    text: what stands behind the colon of `--config=PATH:TEXT`, or ''.
-    **allowed: per key, the tuple of texts that it may have, the first of them
-      its default; or a text, the default of a key that takes any.
+    text: what follows the colon of `--config=PATH:TEXT`, or ''.
+    **allowed: per key, the tuple of texts that it may have, the default
+      first; or a text, the default of a key that takes any.
 
   Returns:
     A namespace with the text of every key.
@@ -278,9 +290,17 @@ def _file_error(path, error):
   # ConfigDict's own message lists every field; ours names the likely one.
   if isinstance(error, AttributeError | KeyError) and (
       found := re.match(r'[\'"]*Key "(\w+)" does not exist', str(error))):
-    return f'{place}: field {found[1]} is unknown{fields.near_field(found[1])}'
+    return f'{place}: field {found[1]} {_unknown(found[1])}'
   words = (str(error).strip().splitlines() or [''])[0]
   return f'{place}: {type(error).__name__}: {words}'
+
+
+def _unknown(name):
+  """What to say of a field's last name, whose section is not known."""
+  for old in fields.RENAMED:
+    if old.split('.')[-1] == name:
+      return f'of version 0.1.0 is now called {fields.renamed(old)}'
+  return f'is unknown{fields.near_field(name)}'
 
 
 def _override(config, name, text):
@@ -302,15 +322,19 @@ def help_text() -> str:
   """How to call the program, and every field."""
   lines = [
       'usage: python -m rome_jax.main --config=PATH[:KEY=VALUE,...] '
-      '[--workdir=DIR] [--config.FIELD=VALUE ...] [--dry-run]', '',
+      '[--workdir=DIR] [--config.FIELD=VALUE ...] [--check | --dry-run]', '',
+      '--check: check config, data and genotype in seconds and compile '
+      'nothing.',
+      '--dry-run: compile, say what the run would cost, and write nothing.',
+      '',
       'Several processes, which share the workdir: --distributed (SLURM, Open '
       'MPI,', 'Kubernetes, Cloud TPU), or --coordinator=HOST:PORT '
       '--processes=N --process=I;', '[--heartbeat=SECONDS] after which a '
-      'silent process is lost.', '',
+      'silent process counts as lost.', '',
       'The docstring of the file at PATH says which keys it has.', '',
       'Fields and their defaults:']
   for name, field in fields.FIELDS.items():
-    allowed = f' ({", ".join(field.choices)})' if field.choices else ''
+    allowed = f' ({", ".join(field.choices())})' if field.choices else ''
     lines.append(f'  --config.{name}={field.default}')
     lines.append(f'      {field.meaning}{allowed}')
   return '\n'.join(lines)

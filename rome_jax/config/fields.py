@@ -1,37 +1,39 @@
-"""The configuration of a run: its fields, its checks, its command line.
+"""The fields of a config, in one table.
 
-One table holds every field: default, what is allowed, what it means. The
-defaults, the checks, `--help` and the type of `--config.field=value` are all
-read from it. Sources: DARTS is Liu et al., ICLR 2019, and its code; ROME is
-Wang et al., ICCV 2023. Where ROME's text is silent the meaning says
-"unstated".
+A row says what is allowed and what the field means; its default comes from
+`train.recipes` where it belongs to a search or a retraining. The defaults,
+the checks, `--help` and the type of `--config.FIELD=VALUE` are all read from
+this table. Sources: DARTS is Liu et al., ICLR 2019, and its code; ROME is
+Wang et al., ICCV 2023. "Unstated" marks what ROME's text leaves open.
 """
 
 import dataclasses
 import difflib
+from collections.abc import Callable
 from typing import Any
 
 import ml_collections
 
 from rome_jax import errors
+from rome_jax.methods import table
+from rome_jax.train import recipes
 
 FILENAME = 'config.json'
-
-
-METHODS = ('rome_v1', 'rome_v2', 'gdas')
-
-
 DTYPES = ('float32', 'bfloat16')
-
-
 AUGMENTATIONS = ('none', 'shift', 'cifar', 'svhn', 'imagenet')
 
-
-# What may change between the two starts of one run: nothing that a result
-# depends on.
+# What may change between two starts of one run: nothing that a result depends
+# on.
 FREE_FIELDS = (
     'name', 'log_every', 'checkpoint_every', 'keep_checkpoints',
     'compilation_cache', 'data_dir', 'mesh.data', 'mesh.sample')
+
+# Names of 0.1.0 and what they are called today; a section stands for all of
+# its fields.
+RENAMED = {'search.parallel': 'search.samples', 'evaluate': 'retrain'}
+
+# Far above any use, and far below where 32 bits end.
+MANY = 10**6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,222 +41,247 @@ class Field:
   """One row of the table.
 
   Attributes:
-    default: the value, whose type is the field's type.
     meaning: what it is, with unit and source.
+    default: the value, whose type is the field's type.
     low: the least number allowed, or None.
     high: the largest number allowed, or None.
     low_open: whether `low` itself is forbidden.
     high_open: whether `high` itself is forbidden.
-    choices: the values allowed, or () for any.
+    choices: () -> the values allowed, asked whenever they are needed, since
+      users may add rows to a table; None for any value.
   """
 
-  default: Any
   meaning: str
+  default: Any = None
   low: float | None = None
   high: float | None = None
   low_open: bool = False
   high_open: bool = False
-  choices: tuple[str, ...] = ()
+  choices: Callable[[], tuple[str, ...]] | None = None
 
 
-def _choice(default, meaning, choices):
-  return Field(default, meaning, choices=choices)
+def _choice(meaning, choices, default=None):
+  return Field(meaning, default, choices=lambda: choices)
 
 
-def _at_least(low, default, meaning):
-  return Field(default, meaning, low=low)
+def _between(low, high, meaning, default=None):
+  return Field(meaning, default, low, high)
 
 
-def _positive(default, meaning):
-  return Field(default, meaning, low=0, low_open=True)
+def _at_least(low, meaning, default=None):
+  return Field(meaning, default, low)
 
 
-def _below_one(default, meaning):
-  return Field(default, meaning, low=0, high=1, high_open=True)
+def _positive(meaning):
+  return Field(meaning, low=0, low_open=True)
 
 
-def _share(default, meaning):
-  return Field(default, meaning, low=0, low_open=True, high=1)
+def _below_one(meaning):
+  return Field(meaning, low=0, high=1, high_open=True)
+
+
+def _share(meaning):
+  return Field(meaning, low=0, low_open=True, high=1)
 
 
 _TOP = {
-    'name': Field('', 'a name of your own for the run; only shown'),
-    'seed': Field(0, 'every random number of the run follows from it', 0,
-                  2**32 - 1),
-    'method': _choice(
-        'rome_v2', 'how architectures are sampled and derived: pairs of edges '
-        '(ROME-v1, Eq. 10-14), Gumbel-Top2 edges (ROME-v2, Eq. 15-17; the '
-        "paper's default), all edges active (GDAS)", METHODS),
-    'space': Field('s0', 'search space, a name of rome_jax.spaces.SPACES'),
-    'in_degree': _at_least(
-        0, 0, 'edges that a node keeps; 0: as the space says. ROME samples '
-        'topologies of NAS-Bench-201 with 2 and drop_none'),
+    'name': Field('a name of your own for the run; only shown', ''),
+    'seed': _between(
+        0, 2**32 - 1, 'every random number of the run follows from it', 0),
+    'method': Field(
+        'how architectures are sampled, trained and derived, a row of '
+        'rome_jax.methods; on the command line it also sets the fields of '
+        "the method's recipe", 'rome_v2',
+        choices=lambda: tuple(table.METHODS)),
+    'space': Field('search space, a name of rome_jax.spaces.SPACES', 's0'),
+    'in_degree': _between(
+        0, 100, 'edges that a node keeps; 0: as the space says. ROME samples '
+        'topologies of NAS-Bench-201 with 2 and drop_none', 0),
     'drop_none': Field(
-        False, 'leave the operation none out of the space; then S3 is S2, and '
-        'in NAS-Bench-201 only in_degree leaves edges out. (S3 searches it '
-        'but never derives it)'),
+        'leave the operation none out of the space: S3 becomes S2, and in '
+        'NAS-Bench-201 only in_degree leaves edges out. (S3 searches it but '
+        'never derives it)', False),
     'dataset': Field(
-        'digits', 'digits, cifar10, cifar100, svhn, mnist, fashion_mnist, '
-        'imagenet, folder, npz or tfds:NAME; its files are under data_dir'),
-    'data_dir': Field('', "folder of the data set's files"),
-    'image_size': _at_least(
-        0, 0, 'side in pixels to which images are brought; 0: as they are'),
+        'digits, cifar10, cifar100, svhn, mnist, fashion_mnist, imagenet, '
+        'folder, npz or tfds:NAME; its files are under data_dir', 'digits'),
+    'data_dir': Field("folder of the data set's files", ''),
+    'image_size': _between(
+        0, 8192, 'side in pixels to which images are scaled; 0: as they are',
+        0),
     'test_fraction': Field(
-        .2, 'share of your own data that is held out for the test where it '
-        'brings no test split', low=0, high=1, low_open=True,
-        high_open=True),
+        'share of your own data that is held out for the test if it has no '
+        'test split', .2, low=0, high=1, low_open=True, high_open=True),
     'stem': _choice(
-        'auto', "first layers: 'cifar' keeps the resolution, 'imagenet' "
-        "divides it by 8, 'auto' is 'imagenet' from 128 pixels",
-        ('auto', 'cifar', 'imagenet')),
+        "first layers: 'cifar' keeps the resolution, 'imagenet' divides it "
+        "by 8, 'auto' is 'imagenet' from 128 pixels",
+        ('auto', 'cifar', 'imagenet'), 'auto'),
     'genotype': Field(
-        '', 'path or published name of a genotype, or a string, code or index '
-        'of NAS-Bench-201: no search, only its retraining'),
-    'log_every': _at_least(1, 50, 'steps between two lines of metrics'),
-    'checkpoint_every': _at_least(1, 500, 'steps between two checkpoints'),
-    'keep_checkpoints': _at_least(
-        1, 2, 'checkpoints that stay; with 1 there is none to fall back to'),
+        'path or published name of a genotype, or a string, code or index of '
+        'NAS-Bench-201: retrain it, search nothing', ''),
+    'log_every': _between(
+        1, MANY, 'steps between two lines of metrics', 50),
+    'checkpoint_every': _between(
+        1, MANY, 'steps between two checkpoints', 500),
+    'keep_checkpoints': _between(
+        1, MANY, 'checkpoints to keep; with 1 there is none to fall back to',
+        2),
     'compilation_cache': Field(
-        'auto', "folder of compiled programs; 'auto': one of the user's; "
-        'empty: none'),
+        "folder of compiled programs; 'auto': one in the user's cache; empty: "
+        'none', 'auto'),
 }
-
 
 _DTYPE = (
-    'dtype of activations and convolutions; weights, statistics of BatchNorm, '
-    'losses and optimiser are float32 in any case')
-
-
+    'dtype of activations and convolutions; weights, BatchNorm statistics, '
+    'losses and the optimiser always use float32')
 _ACCUMULATE = (
     'parts of a batch, evaluated one after another in the memory of one; '
-    'their gradients are averaged, and the statistics of BatchNorm are those '
-    'of a part')
-
+    'their gradients are averaged, and each part has BatchNorm statistics of '
+    'its own')
 
 _SEARCH = {
-    'cells': _at_least(
-        1, 8, 'cells of the supernet, reductions at 1/3 and 2/3 (DARTS)'),
-    'channels': _at_least(1, 16, 'channels of the first cell (DARTS)'),
-    'epochs': _at_least(
-        0, 50, 'passes over the theta half; ROME keeps K x epochs near 350'),
-    'max_steps': _at_least(0, 0, 'upper limit of the steps; 0: none'),
-    'batch_size': _at_least(
-        1, 64, 'images of one step, shared by its K samples (ROME, memory '
+    'cells': _between(
+        1, 1000, 'cells of the supernet, reductions at 1/3 and 2/3 (DARTS)'),
+    'channels': _between(1, 10_000, 'channels of the first cell (DARTS)'),
+    'epochs': _between(
+        0, MANY, 'passes over the theta half; ROME keeps K x epochs near 350'),
+    'max_steps': _between(0, 10**9, 'upper limit of the steps; 0: none'),
+    'batch_size': _between(
+        1, MANY, 'images of one step, shared by its K samples (ROME, memory '
         'table)'),
-    'k': _at_least(
-        1, 7, 'K, architectures sampled a step (Algorithm 1); 1 in GDAS'),
+    'k': _between(
+        1, 1000, 'K, architectures sampled in a step (Algorithm 1)'),
     'samples': _choice(
-        'auto', "the K samples one after another in the memory of one "
-        "('scan') or batched ('vmap'); 'auto': as the device and its memory "
-        "suggest", ('auto', 'scan', 'vmap')),
-    'dtype': _choice('float32', _DTYPE, DTYPES),
-    'accumulate': _at_least(1, 1, _ACCUMULATE),
+        "the K samples one after another in the memory of one ('scan') or "
+        "batched ('vmap'); 'auto': as the device and its memory suggest",
+        ('auto', 'scan', 'vmap')),
+    'dtype': _choice(_DTYPE, DTYPES),
+    'accumulate': _between(1, MANY, _ACCUMULATE),
     'sampler': _choice(
-        'iid', "theta's samples: independent (Algorithm 1), or each "
-        'operation given to each edge equally often (FairNAS), sampled or '
-        'not', ('iid', 'strict_fair')),
+        "theta's samples: independent (Algorithm 1), or each operation given "
+        'to each edge equally often (FairNAS), sampled or not',
+        ('iid', 'strict_fair')),
     'order': _choice(
-        'alpha_first', 'what a step updates first: alpha and beta '
-        '(Algorithm 1) or theta (GDAS)', ('alpha_first', 'theta_first')),
+        'what a step updates first: alpha and beta (Algorithm 1) or theta '
+        '(GDAS)', ('alpha_first', 'theta_first')),
     'theta_reduce': _choice(
-        'sum', "the K gradients of theta (Eq. 21: sum)", ('sum', 'mean')),
+        'the K gradients of theta (Eq. 21: sum)', ('sum', 'mean')),
     'alpha_reduce': _choice(
-        'mean', 'the K gradients of alpha and beta (Eq. 20: mean)',
-        ('sum', 'mean')),
+        'the K gradients of alpha and beta (Eq. 20: mean)', ('sum', 'mean')),
     'tau_start': _positive(
-        10., 'temperature of the relaxation at first (GDAS; unstated)'),
-    'tau_end': _positive(.1, 'temperature at last (GDAS; unstated)'),
+        'temperature of the relaxation at first (GDAS; unstated)'),
+    'tau_end': _positive('temperature at last (GDAS; unstated)'),
     'tau_schedule': _choice(
-        'linear', "from tau_start to tau_end; 'constant' stays at tau_start",
+        "from tau_start to tau_end; 'constant' stays at tau_start",
         ('linear', 'exponential', 'constant')),
     'tau_per': _choice(
-        'epoch', 'how often tau changes (GDAS: epoch)', ('epoch', 'step')),
-    'lr': _positive(.05, "theta's learning rate at first (ROME; DARTS .025)"),
-    'lr_end': _at_least(0, .001, 'learning rate at last, by a cosine (DARTS)'),
+        'how often tau changes (GDAS: epoch)', ('epoch', 'step')),
+    'lr': _positive("theta's learning rate at first (ROME; DARTS .025)"),
+    'lr_end': _at_least(0, 'learning rate at last, by a cosine (DARTS)'),
     'lr_per': _choice(
-        'epoch', 'how often the learning rate changes (DARTS: epoch)',
+        'how often the learning rate changes (DARTS: epoch)',
         ('epoch', 'step')),
-    'momentum': _below_one(.9, "of theta's SGD (DARTS)"),
-    'nesterov': Field(False, 'Nesterov momentum (GDAS: yes, DARTS: no)'),
+    'momentum': _below_one("of theta's SGD (DARTS)"),
+    'nesterov': Field('Nesterov momentum (GDAS: yes, DARTS: no)'),
     'weight_decay': _at_least(
-        0, 3e-4, "L2 of theta, added to the gradient (DARTS)"),
+        0, 'L2 of theta, added to the gradient (DARTS)'),
     'clip_norm': _positive(
-        5., "largest global norm of theta's reduced gradient (DARTS)"),
-    'alpha_lr': _positive(3e-4, "Adam's rate for alpha and beta (DARTS)"),
-    'alpha_b1': _below_one(.5, "Adam's b1 (DARTS)"),
-    'alpha_b2': _below_one(.999, "Adam's b2 (DARTS)"),
+        "largest global norm of theta's reduced gradient (DARTS)"),
+    'alpha_start': _between(
+        0, MANY, 'epochs before the first update of alpha and beta (PC-DARTS: '
+        '15)'),
+    'alpha_lr': _positive("Adam's rate for alpha and beta (DARTS)"),
+    'alpha_b1': _below_one("Adam's b1 (DARTS)"),
+    'alpha_b2': _below_one("Adam's b2 (DARTS)"),
     'alpha_weight_decay': _at_least(
-        0, 1e-3, 'L2 of alpha and beta, added to the gradient (DARTS)'),
+        0, 'L2 of alpha and beta, added to the gradient (DARTS)'),
     'alpha_init': _at_least(
-        0, 1e-3, 'standard deviation of alpha at first (DARTS)'),
+        0, 'standard deviation of alpha at first (DARTS)'),
     'beta_init': _at_least(
-        0, 1e-3, 'standard deviation of beta at first (unstated)'),
+        0, 'standard deviation of beta at first (unstated)'),
+    'scalar_gates': Field(
+        "add the gates of the operations that were not sampled, of value 0, "
+        "so that their gradient reaches alpha too (GDAS' code for "
+        'NAS-Bench-201)'),
     'fraction_theta': _share(
-        .5, 'share of each class of the training images for theta (DARTS)'),
+        'share of each class of the training images for theta (DARTS)'),
     'fraction_alpha': _share(
-        .5, 'share for alpha and beta, disjoint from the other (DARTS)'),
-    'augment': _choice('cifar', 'augmentation', AUGMENTATIONS),
-    'cutout': _at_least(
-        0, 0, 'side in pixels of the square set to zero; 0: none (DARTS)'),
+        'share for alpha and beta, disjoint from the other (DARTS)'),
+    'augment': _choice('augmentation', AUGMENTATIONS),
+    'cutout': _between(
+        0, 8192, 'side in pixels of the square set to zero; 0: none (DARTS)'),
+    'candidates': _between(
+        0, MANY, 'random architectures evaluated on the validation half after '
+        'the search; the best is derived (SPOS). 0: none'),
 }
-
 
 _RETRAIN = {
-    'cells': _at_least(1, 20, 'cells of the discrete network (DARTS)'),
-    'channels': _at_least(1, 36, 'channels of the first cell (DARTS)'),
-    'epochs': _at_least(0, 600, 'passes over the training images (DARTS)'),
-    'batch_size': _at_least(1, 96, 'images of one step (DARTS)'),
-    'dtype': _choice('float32', _DTYPE, DTYPES),
-    'accumulate': _at_least(1, 1, _ACCUMULATE),
+    'cells': _between(1, 1000, 'cells of the discrete network (DARTS)'),
+    'channels': _between(1, 10_000, 'channels of the first cell (DARTS)'),
+    'epochs': _between(0, MANY, 'passes over the training images (DARTS)'),
+    'batch_size': _between(1, MANY, 'images of one step (DARTS)'),
+    'dtype': _choice(_DTYPE, DTYPES),
+    'accumulate': _between(1, MANY, _ACCUMULATE),
     'remat': _choice(
-        'none', "what is computed again in the backward pass to save memory: "
-        "nothing, or the inside of each cell ('cells'); the results are the "
-        'same', ('none', 'cells')),
-    'lr': _positive(.025, "SGD's largest learning rate (DARTS)"),
-    'lr_end': _at_least(0, 0., 'learning rate at last (DARTS)'),
+        'what the backward pass computes again to save memory: nothing, or '
+        "the inside of each cell ('cells'); the results are the same",
+        ('none', 'cells')),
+    'lr': _positive("SGD's largest learning rate (DARTS)"),
+    'lr_end': _at_least(0, 'learning rate at last (DARTS)'),
     'lr_schedule': _choice(
-        'cosine', 'way from lr to lr_end after the warm-up (DARTS: cosine)',
+        'from lr to lr_end after the warm-up (DARTS: cosine)',
         ('cosine', 'linear')),
-    'warmup_epochs': _at_least(
-        0, 0, 'epochs in which the learning rate rises from 0 to lr'),
-    'momentum': _below_one(.9, 'of SGD (DARTS)'),
-    'nesterov': Field(False, 'Nesterov momentum (DARTS: no)'),
-    'weight_decay': _at_least(0, 3e-4, 'L2, added to the gradient (DARTS)'),
-    'clip_norm': _positive(5., 'largest global norm of the gradient (DARTS)'),
+    'warmup_epochs': _between(
+        0, MANY, 'epochs in which the learning rate rises from 0 to lr, at '
+        'every step (PC-DARTS: once an epoch)'),
+    'momentum': _below_one('of SGD (DARTS)'),
+    'nesterov': Field('Nesterov momentum (DARTS: no)'),
+    'weight_decay': _at_least(0, 'L2, added to the gradient (DARTS)'),
+    'clip_norm': _positive('largest global norm of the gradient (DARTS)'),
     'drop_path': _below_one(
-        .2, 'chance to drop a path at the end, rising from 0 linearly over '
-        'the epochs (DARTS .2, P-DARTS .3)'),
+        'chance to drop a path at the end, rising from 0 linearly over the '
+        'epochs (DARTS .2, P-DARTS .3)'),
     'auxiliary': Field(
-        True, 'whether a second classifier hangs at 2/3 of the depth '
-        '(DARTS)'),
-    'auxiliary_weight': _at_least(0, .4, 'weight of its loss (DARTS)'),
-    'cutout': _at_least(
-        0, 16, 'side in pixels of the square set to zero; 0: none (DARTS)'),
-    'label_smoothing': _below_one(0., 'share spread evenly over all classes'),
-    'augment': _choice('cifar', 'augmentation', AUGMENTATIONS),
-    'seeds': _at_least(
-        0, 1, 'retrainings from scratch, whose mean and spread are shown; '
-        '0: none'),
-    'random_architectures': _at_least(
-        0, 0, 'random genotypes of the space retrained alike, to compare'),
-    'eval_every': _at_least(1, 1, 'epochs between two tests'),
-    'eval_batch_size': _at_least(
-        0, 0, 'images of one test batch; 0: as batch_size'),
+        'a second classifier at 2/3 of the depth (DARTS)'),
+    'auxiliary_weight': _at_least(0, 'weight of its loss (DARTS)'),
+    'auxiliary_norm': Field(
+        "a BatchNorm after the second convolution of ImageNet's auxiliary "
+        "head (PC-DARTS', P-DARTS' and GDAS' code: yes, DARTS: no)"),
+    'cutout': _between(
+        0, 8192, 'side in pixels of the square set to zero; 0: none (DARTS)'),
+    'label_smoothing': _below_one('share spread evenly over all classes'),
+    'augment': _choice('augmentation', AUGMENTATIONS),
+    'seeds': _between(
+        0, 10_000, 'retrainings from scratch, whose mean and spread are '
+        'shown; 0: none'),
+    'random_architectures': _between(
+        0, 10_000, 'random genotypes of the space retrained alike, to '
+        'compare'),
+    'eval_every': _between(1, MANY, 'epochs between two tests'),
+    'eval_batch_size': _between(
+        0, MANY, 'images of one test batch; 0: as batch_size'),
 }
-
 
 _MESH = {
-    'data': _at_least(
-        0, 0, 'parts into which a batch is cut, a device each; 0: as many as '
-        'the devices give'),
-    'sample': _at_least(
-        1, 1, 'groups of devices, each with its share of the K architectures '
-        'of a search'),
+    'data': _between(
+        0, MANY, 'parts of a batch, one device each; 0: as many as the '
+        'devices allow', 0),
+    'sample': _between(
+        1, MANY, 'groups of devices, each with its share of the K '
+        'architectures of a search', 1),
 }
 
 
-SECTIONS = {'search': _SEARCH, 'retrain': _RETRAIN, 'mesh': _MESH}
+def _with_defaults(rows, recipe):
+  """The rows of a section, each with the recipe's default."""
+  defaults = recipe._field_defaults
+  return {name: dataclasses.replace(rows[name], default=default)
+          for name, default in defaults.items()}
 
+
+SECTIONS = {
+    'search': _with_defaults(_SEARCH, recipes.SearchRecipe),
+    'retrain': _with_defaults(_RETRAIN, recipes.RetrainRecipe),
+    'mesh': _MESH}
 
 # {'seed': Field, ..., 'search.cells': Field, ...}
 FIELDS = {
@@ -277,10 +304,10 @@ def to_json(config) -> dict:
 
 
 KINDS = {int: 'a whole number', float: 'a number', str: 'text',
-          bool: 'true or false'}
+         bool: 'true or false'}
 
 
-def near_field(name):
+def near_field(name: str) -> str:
   """'; did you mean X?' with the full names of the likely fields, or ''."""
   section, _, last = name.rpartition('.')
   full_names = {}
@@ -295,7 +322,23 @@ def near_field(name):
   return f'; did you mean {" or ".join(map(repr, found))}?'
 
 
-def check_known(name):
+def renamed(name: str) -> str | None:
+  """What a field or section of 0.1.0 is called today; None if unchanged."""
+  section, dot, last = name.partition('.')
+  if section in RENAMED:
+    return RENAMED[section] + dot + last
+  return RENAMED.get(name)
+
+
+def check_known(name: str) -> None:
+  """Refuses what is no field.
+
+  Raises:
+    UserError: naming the likely field, or the new name of an old one.
+  """
+  if new := renamed(name):
+    raise errors.UserError(
+        f'config.{name} of version 0.1.0 is now called config.{new}')
   if name in SECTIONS:
     raise errors.UserError(
         f'config.{name} is a section; set one of its fields, for example '
@@ -305,7 +348,7 @@ def check_known(name):
         f'config field {name} is unknown{near_field(name)}')
 
 
-def flatten(value, prefix=''):
+def flatten(value: dict, prefix: str = '') -> dict[str, Any]:
   """{'search.cells': 8, ...} of a nested dict."""
   flat = {}
   for name, item in value.items():

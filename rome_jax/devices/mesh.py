@@ -1,14 +1,14 @@
 """Devices: the mesh, and the search step spread over it.
 
-A mesh has two axes. Over 'data' each batch is cut into equal parts; over
-'sample' the K sampled architectures are. A search on any mesh samples the
-same architectures, and its sums differ by the order of addition only:
-statistics of BatchNorm are those of the whole batch (`kernels`), losses and
-gradients are sums over 'sample' and means over 'data'.
+A mesh has two axes. 'data' cuts each batch into equal parts; 'sample' divides
+the K sampled architectures. A search samples the same architectures on any
+mesh, and its sums differ only by the order of addition: BatchNorm takes the
+statistics of the whole batch (`engine.kernels`), losses and gradients are sums
+over 'sample' and means over 'data'.
 
 Everything but the batches is replicated. The samples' part of a step runs
-under `jax.shard_map`, each device with its own architectures; a switch whose
-number differs between devices is something that `jit` alone cannot express.
+under `jax.shard_map`, each device with its own architectures: `jit` alone
+cannot express a switch that takes another branch on each device.
 """
 
 from typing import Any, NamedTuple
@@ -26,10 +26,10 @@ SAMPLE = 'sample'
 
 
 def make_mesh(data: int = 0, sample: int = 1) -> Mesh:
-  """A mesh of data x sample devices of this run, all processes' devices.
+  """A mesh of data x sample devices, taken from all processes of the run.
 
   Args:
-    data: parts of a batch; 0: as many as the devices give.
+    data: parts of a batch; 0: as many as the devices allow.
     sample: groups of devices with architectures of their own.
 
   Raises:
@@ -53,36 +53,6 @@ def make_mesh(data: int = 0, sample: int = 1) -> Mesh:
       devices=devices[:data * sample])
 
 
-def from_config(config) -> Mesh | None:
-  """The mesh that a config asks for; None where it has one device.
-
-  Raises:
-    UserError: the devices cannot be arranged so, or K or a batch cannot be
-      cut evenly (nothing is padded: that would change the sums).
-  """
-  mesh = make_mesh(config.mesh.data, config.mesh.sample)
-  if mesh.size == 1:
-    return None
-  searches = not config.genotype
-  retrains = config.retrain.seeds or config.retrain.random_architectures
-  shape = (f'a mesh of config.mesh.data={mesh.shape[DATA]} by '
-           f'config.mesh.sample={mesh.shape[SAMPLE]} devices')
-  if searches and config.search.k % mesh.shape[SAMPLE]:
-    raise errors.UserError(
-        f'config.search.k={config.search.k} must be a multiple of '
-        f'{mesh.shape[SAMPLE]} on {shape}')
-  for used, name, devices in ((searches, 'search', mesh.shape[DATA]),
-                              (retrains, 'retrain', mesh.size)):
-    size, accumulate = config[name].batch_size, config[name].accumulate
-    if used and size % (devices * accumulate):
-      also = (f' with config.{name}.accumulate={accumulate}'
-              if accumulate > 1 else '')
-      raise errors.UserError(
-          f'config.{name}.batch_size={size} must be a multiple of '
-          f'{devices * accumulate} on {shape}{also}')
-  return mesh
-
-
 def sizes(mesh: Mesh | None) -> tuple[int, int]:
   """(parts of a batch, groups of samples); (1, 1) without a mesh."""
   return (mesh.shape[DATA], mesh.shape[SAMPLE]) if mesh else (1, 1)
@@ -95,8 +65,8 @@ def spread(mesh: Mesh | None):
     mesh: None for one device, where functions stay as they are.
 
   Returns:
-    wrap(f) of f(samples, shared, batch) -> a sum over the leading axis of
-    `samples` of means over the batch; with the same result on every device.
+    wrap(f) for f(samples, shared, batch), which sums means over the batch
+    over the leading axis of `samples`; every device has the same result.
   """
 
   def wrap(function):
@@ -130,7 +100,7 @@ def split_over_all(mesh: Mesh) -> NamedSharding:
 
 
 class ShardedBatches(NamedTuple):
-  """Batches as global arrays, of which a process reads only its own rows.
+  """Batches as global arrays; each process reads only its own rows.
 
   Attributes:
     batches: (step, rows) -> pytree of arrays [len(rows), ...], pure; `rows`
@@ -172,12 +142,12 @@ def local_rows(sharding: NamedSharding, size: int) -> np.ndarray:
 
 def from_rows(tree: Any, rows: np.ndarray, size: int,
               sharding: NamedSharding) -> Any:
-  """Global arrays of whose first axis each process has its own rows.
+  """Global arrays, made of the rows that each process has.
 
   Args:
     tree: pytree of arrays [len(rows), ...].
     rows: `local_rows`.
-    size: of the first axis of the whole.
+    size: of the whole first axis.
     sharding: of every leaf; over the first axis only.
   """
 
@@ -194,7 +164,7 @@ def from_rows(tree: Any, rows: np.ndarray, size: int,
 
 
 def place(tree: Any, sharding: NamedSharding) -> Any:
-  """Host arrays that every process holds whole, as global arrays.
+  """Global arrays from host arrays that every process holds whole.
 
   Args:
     tree: pytree of arrays.

@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import optax
 
 from rome_jax.methods.step import OneVector
+from rome_jax.train.recipes import RetrainRecipe, SearchRecipe
 
 
-def cross_entropy(logits, labels, smoothing=0.):
+def cross_entropy(logits: jax.Array, labels: jax.Array,
+                  smoothing: float = 0.) -> jax.Array:
   """Cross entropy of each example, [B].
 
   Args:
@@ -20,26 +22,28 @@ def cross_entropy(logits, labels, smoothing=0.):
   return optax.softmax_cross_entropy(logits, targets)
 
 
-def correct(logits, labels):
+def correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
   """1 where the largest logit is the label's, [B] float."""
   return (logits.argmax(-1) == labels).astype(jnp.float32)
 
 
-def cosine(start, end, steps, *, steps_per_epoch=1, warmup_steps=0):
+def cosine(start: float, end: float, steps: int, *, steps_per_epoch: int = 1,
+           warmup_steps: int = 0) -> optax.Schedule:
   """Cosine from `start` to `end`, as a function of the step.
 
   Args:
     start, end: learning rates at the first step and after the last.
-    steps: length in steps, with the warm-up.
-    steps_per_epoch: above 1, the rate changes once an epoch (PyTorch's
-      schedulers); with 1, every step.
-    warmup_steps: linear rise from 0 to `start` before.
+    steps: length in steps, warm-up included.
+    steps_per_epoch: above 1, the rate changes once an epoch (as PyTorch's
+      schedulers do); with 1, every step.
+    warmup_steps: of a linear rise from 0 to `start`, which comes first.
   """
   return _decay(start, end, steps, steps_per_epoch, warmup_steps,
                 lambda t: .5 * (1 + jnp.cos(jnp.pi * t)))
 
 
-def linear(start, end, steps, *, steps_per_epoch=1, warmup_steps=0):
+def linear(start: float, end: float, steps: int, *, steps_per_epoch: int = 1,
+           warmup_steps: int = 0) -> optax.Schedule:
   """Straight line from `start` to `end`; arguments as `cosine`."""
   return _decay(start, end, steps, steps_per_epoch, warmup_steps,
                 lambda t: 1 - t)
@@ -58,25 +62,26 @@ def _decay(start, end, steps, steps_per_epoch, warmup_steps, shape):
   return schedule
 
 
-def sgd(schedule, section):
+def sgd(schedule: optax.Schedule,
+        recipe: SearchRecipe | RetrainRecipe) -> OneVector:
   """Clip, L2 added to the gradient, momentum: PyTorch's SGD after a clip.
 
   Args:
     schedule: learning rate as a function of the step.
-    section: config with clip_norm, weight_decay, momentum, nesterov.
+    recipe: gives clip_norm, weight_decay, momentum, nesterov.
   """
   return OneVector(*optax.chain(
-      optax.clip_by_global_norm(section.clip_norm),
-      optax.add_decayed_weights(section.weight_decay),
-      optax.sgd(schedule, section.momentum, section.nesterov)))
+      optax.clip_by_global_norm(recipe.clip_norm),
+      optax.add_decayed_weights(recipe.weight_decay),
+      optax.sgd(schedule, recipe.momentum, recipe.nesterov)))
 
 
-def arch_adam(section):
+def arch_adam(recipe: SearchRecipe) -> optax.GradientTransformation:
   """Adam with coupled L2 for alpha and beta (DARTS).
 
   Args:
-    section: config with alpha_lr, alpha_b1, alpha_b2, alpha_weight_decay.
+    recipe: gives alpha_lr, alpha_b1, alpha_b2, alpha_weight_decay.
   """
   return optax.chain(
-      optax.add_decayed_weights(section.alpha_weight_decay),
-      optax.adam(section.alpha_lr, section.alpha_b1, section.alpha_b2))
+      optax.add_decayed_weights(recipe.alpha_weight_decay),
+      optax.adam(recipe.alpha_lr, recipe.alpha_b1, recipe.alpha_b2))

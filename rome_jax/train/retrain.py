@@ -1,5 +1,7 @@
 """Retraining from scratch: a genotype to a tested network."""
 
+import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -8,14 +10,16 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
-from rome_jax import data, errors, families
-from rome_jax.config import checks
+from rome_jax import data, errors
 from rome_jax.devices import hosts
 from rome_jax.devices import mesh as mesh_lib
 from rome_jax.engine import sums
 from rome_jax.engine import weights as weights_lib
-from rome_jax.spaces import counting, genotypes
-from rome_jax.train import loop, memory, optim, search
+from rome_jax.spaces import Space, counting, genotypes
+from rome_jax.spaces.genotypes import Genotype
+from rome_jax.train import loop, memory, optim
+from rome_jax.train.recipes import RetrainRecipe
+from rome_jax.train.setup import Setup
 
 
 class Job(NamedTuple):
@@ -37,7 +41,7 @@ class Job(NamedTuple):
 class State(NamedTuple):
   """Everything that a step changes, and the seed that it depends on.
 
-  The Optax state `opt` is that of one vector, all of `params` in tree order.
+  The Optax state `opt` is for one vector, all of `params` in tree order.
   """
 
   step: jax.Array
@@ -55,36 +59,43 @@ def init_state(variables, tx, seed: int = 0) -> State:
                tx.init(ravel_pytree(params)[0]))
 
 
-def jobs(config, genotype) -> list[Job]:
-  """The retrainings a config asks for, the architecture's own first."""
-  section, seed = config.retrain, config.seed
-  kind = 'given' if config.genotype else 'derived'
+def jobs(space: Space, recipe: RetrainRecipe, genotype: Genotype, seed: int,
+         kind: str = 'derived') -> list[Job]:
+  """The retrainings that a recipe asks for, the architecture's own first.
+
+  Args:
+    space: where random architectures are drawn.
+    recipe: says how many of both.
+    genotype: the architecture.
+    seed: of the run; the retrainings take it and those that follow.
+    kind: 'derived', or 'given' if nothing was searched.
+  """
   found = [Job(f'{kind}-{i}', kind, genotype, (seed + i) % 2**32)
-           for i in range(section.seeds)]
-  space = checks.space(config)
-  for i in range(section.random_architectures):
+           for i in range(recipe.seeds)]
+  for i in range(recipe.random_architectures):
     rng = np.random.Generator(np.random.Philox(key=[seed, i]))
     found.append(Job(f'random-{i}', 'random', genotypes.random(space, rng),
                      (seed + i) % 2**32))
   return found
 
 
-def make_network(config, dataset, genotype):
-  """The network of the config's `retrain` section, a flax module."""
-  section = config.retrain
-  space = checks.space(config)
-  return families.get(space).network(
-      space, genotype, search.sizes(section, dataset),
-      search.stem(config, dataset), auxiliary=section.auxiliary,
-      remat=section.remat)
+def make_network(setup: Setup, recipe: RetrainRecipe, genotype: Genotype):
+  """The network of a genotype, a flax module."""
+  options = {}
+  if recipe.auxiliary_norm:  # Not every family has an auxiliary head.
+    options['auxiliary_norm'] = True
+  return setup.family.network(
+      setup.space, genotype, setup.sizes_of(recipe), setup.stem,
+      auxiliary=recipe.auxiliary, remat=recipe.remat, **options)
 
 
-def make_step(network, section, tx, steps, steps_per_epoch):
+def make_step(network, recipe: RetrainRecipe, tx, steps: int,
+              steps_per_epoch: int) -> Callable[..., Any]:
   """(state, batch) -> (state, metrics): one step of DARTS's retraining.
 
   Args:
     network: the module.
-    section: config.retrain.
+    recipe: of the retraining.
     tx: Optax transformation.
     steps: of the whole training.
     steps_per_epoch: drop path rises once an epoch, linearly to its end.
@@ -94,22 +105,22 @@ def make_step(network, section, tx, steps, steps_per_epoch):
     drop_rng, noise_rng = jax.random.split(rng)
     outputs, updates = network.apply(
         {'params': params, 'batch_stats': batch_stats},
-        batch['image'].astype(section.dtype), train=True, drop_path=rate,
+        batch['image'].astype(recipe.dtype), train=True, drop_path=rate,
         mutable=['batch_stats'],
         rngs={'drop_path': drop_rng, 'noise': noise_rng})
-    logits, auxiliary = outputs if section.auxiliary else (outputs, None)
-    loss = _mean_loss(logits, batch, section)
+    logits, auxiliary = outputs if recipe.auxiliary else (outputs, None)
+    loss = _mean_loss(logits, batch, recipe)
     total = loss
-    if section.auxiliary:
-      total += section.auxiliary_weight * _mean_loss(auxiliary, batch, section)
+    if recipe.auxiliary:
+      total += recipe.auxiliary_weight * _mean_loss(auxiliary, batch, recipe)
     accuracy = optim.correct(logits, batch['label']).mean()
     return total, (loss, accuracy, updates.get('batch_stats', {}))
 
   def step(state, batch):
     rng = jax.random.fold_in(jax.random.key(state.seed), state.step)
     rate = 0.
-    if section.drop_path:
-      rate = drop_path_at(section, state.step, steps_per_epoch)
+    if recipe.drop_path:
+      rate = drop_path_at(recipe, state.step, steps_per_epoch)
 
     def part_of(batch_stats, part, fold):
       (_, (loss, accuracy, batch_stats)), grads = jax.value_and_grad(
@@ -118,7 +129,7 @@ def make_step(network, section, tx, steps, steps_per_epoch):
       return batch_stats, (loss, accuracy, ravel_pytree(grads)[0])
 
     batch_stats, (loss, accuracy, grads) = sums.mean_over_parts(
-        part_of, state.batch_stats, batch, section.accumulate)
+        part_of, state.batch_stats, batch, recipe.accumulate)
     params, unravel = ravel_pytree(state.params)
     updates, opt = tx.update(grads, state.opt, params)
     state = state._replace(
@@ -131,30 +142,81 @@ def make_step(network, section, tx, steps, steps_per_epoch):
   return step
 
 
-def _mean_loss(logits, batch, section):
+def _mean_loss(logits, batch, recipe):
   return optim.cross_entropy(
-      logits, batch['label'], section.label_smoothing).mean()
+      logits, batch['label'], recipe.label_smoothing).mean()
 
 
-def drop_path_at(section, step, steps_per_epoch):
+def drop_path_at(recipe: RetrainRecipe, step, steps_per_epoch: int):
   """drop_path * epoch / epochs (DARTS, `train.py`)."""
-  return section.drop_path * (step // steps_per_epoch) / section.epochs
+  return recipe.drop_path * (step // steps_per_epoch) / recipe.epochs
 
 
-def make_test(network, dataset, section, placement=None):
+class Test:
   """state -> {'test_loss', 'test_accuracy'} over the whole test split.
 
   On a mesh the split is divided over all devices, and so is its reading over
   the processes; batches are filled up to a multiple of the devices.
+
+  Attributes:
+    seconds: of all its calls so far, without compiling.
+    compile_seconds: of the first call.
   """
-  size = section.eval_batch_size or section.batch_size
+
+  def __init__(self, network, dataset: data.Dataset, recipe: RetrainRecipe,
+               placement: loop.Placement | None = None):
+    """Compiles nothing yet."""
+    self.seconds = self.compile_seconds = 0.
+    self._count = len(dataset.test.labels)
+    self._batches = _test_batches(dataset, recipe, placement)
+    self._sums = _make_sums(network, recipe)
+    self._placement = placement
+    self._compiled = None
+
+  def __call__(self, state: State) -> dict[str, float]:
+    began, compiling = time.perf_counter(), self.compile_seconds
+    # Floats of the host: added in one order, whatever the device does.
+    loss = correct = 0.
+    seed, step = np.uint32(state.seed), np.int32(state.step)
+    with data.prefetch(self._batches, 0, len(self._batches)) as ahead:
+      for i, batch in enumerate(ahead):
+        a, b = self._program(state.params, state.batch_stats, batch, seed,
+                             step, np.int32(i))
+        loss, correct = loss + float(a), correct + float(b)
+    compiled = self.compile_seconds - compiling
+    self.seconds += time.perf_counter() - began - compiled
+    return {'test_loss': loss / self._count,
+            'test_accuracy': correct / self._count}
+
+  def _program(self, *args):
+    if self._compiled is None:
+      began = time.perf_counter()
+      shardings = {}
+      if self._placement is not None:
+        one = self._placement.carry
+        shardings = dict(
+            in_shardings=(one, one, self._placement.batch, one, one, one),
+            out_shardings=one)
+      self._compiled = jax.jit(
+          self._sums, **shardings).lower(*args).compile()
+      hosts.wait_for_all('test compiled')
+      self.compile_seconds = time.perf_counter() - began
+    return self._compiled(*args)
+
+
+def _test_batches(dataset, recipe, placement):
+  size = recipe.eval_batch_size or recipe.batch_size
   if placement is not None:
     devices = placement.batch.mesh.size
     size = -(-size // devices) * devices
   batches = data.evaluation_batches(
       dataset.test, size,
-      data.make_transform(section.augment, dataset, train=False))
-  batches = mesh_lib.sharded(batches, placement and placement.batch, size)
+      data.make_transform(recipe.augment, dataset, train=False))
+  return mesh_lib.sharded(batches, placement and placement.batch, size)
+
+
+def _make_sums(network, recipe):
+  """(params, ..., batch, ...) -> (summed loss, number of correct images)."""
 
   # Numbers and no keys: every process may pass those.
   def sums(params, batch_stats, batch, seed, step, i):
@@ -165,67 +227,48 @@ def make_test(network, dataset, section, placement=None):
     rng = jax.random.fold_in(jax.random.fold_in(rng, 2), i)
     logits = network.apply(
         {'params': params, 'batch_stats': batch_stats},
-        batch['image'].astype(section.dtype), rngs={'noise': rng})
+        batch['image'].astype(recipe.dtype), rngs={'noise': rng})
     mask = batch['mask']
     loss = optim.cross_entropy(logits, batch['label'])
     return (loss * mask).sum(), (
         optim.correct(logits, batch['label']) * mask).sum()
 
-  shardings = {}
-  if placement is not None:
-    one = placement.carry
-    shardings = dict(
-        in_shardings=(one, one, placement.batch, one, one, one),
-        out_shardings=one)
-  compiled = []
-
-  def program(*args):
-    if not compiled:
-      compiled.append(jax.jit(sums, **shardings).lower(*args).compile())
-      hosts.wait_for_all('test compiled')
-    return compiled[0](*args)
-
-  def test(state):
-    # Floats of the host: added in one order, whatever the device does.
-    loss = correct = 0.
-    seed, step = np.uint32(state.seed), np.int32(state.step)
-    with data.prefetch(batches, 0, len(batches)) as ahead:
-      for i, batch in enumerate(ahead):
-        a, b = program(state.params, state.batch_stats, batch, seed, step,
-                       np.int32(i))
-        loss, correct = loss + float(a), correct + float(b)
-    count = len(dataset.test.labels)
-    return {'test_loss': loss / count, 'test_accuracy': correct / count}
-
-  return test
+  return sums
 
 
 class Trainer:
   """Compiles each genotype once and trains it with any seed."""
 
-  def __init__(self, config, dataset, mesh=None):
-    section = config.retrain
-    self.config, self.dataset = config, dataset
+  def __init__(self, setup: Setup, recipe: RetrainRecipe,
+               dataset: data.Dataset):
+    """Compiles nothing yet.
+
+    Raises:
+      UserError: there are no steps, or fewer images than a batch has.
+    """
+    self.setup, self.recipe, self.dataset = setup, recipe, dataset
+    mesh = setup.mesh
     self.devices = mesh.size if mesh else 1
     self.placement = mesh and loop.Placement(
         mesh_lib.replicated(mesh), mesh_lib.split_over_all(mesh))
     self.transform = data.make_transform(
-        section.augment, dataset, train=True, cutout=section.cutout)
-    self.per_epoch = self._batches(0).steps_per_epoch
-    self.steps = section.epochs * self.per_epoch
+        recipe.augment, dataset, train=True, cutout=recipe.cutout)
+    self.per_epoch = self.batches(0).steps_per_epoch
+    self.steps = recipe.epochs * self.per_epoch
     if self.steps < 1:
       raise errors.UserError(
-          f'config.retrain.epochs={section.epochs} gives no steps; use at '
+          f'config.retrain.epochs={recipe.epochs} gives no steps; use at '
           'least 1, or config.retrain.seeds=0 to skip the retraining')
-    self.schedule = optim.SCHEDULES[section.lr_schedule](
-        section.lr, section.lr_end, self.steps, steps_per_epoch=self.per_epoch,
-        warmup_steps=section.warmup_epochs * self.per_epoch)
-    self.tx = optim.sgd(self.schedule, section)
+    self.schedule = optim.SCHEDULES[recipe.lr_schedule](
+        recipe.lr, recipe.lr_end, self.steps, steps_per_epoch=self.per_epoch,
+        warmup_steps=recipe.warmup_epochs * self.per_epoch)
+    self.tx = optim.sgd(self.schedule, recipe)
     self._programs = {}
 
-  def _batches(self, seed):
-    return data.Batches(self.dataset.train, None,
-                        self.config.retrain.batch_size, seed, self.transform)
+  def batches(self, seed: int) -> data.Batches:
+    """Batches of the training images in the order of a seed."""
+    return data.Batches(self.dataset.train, None, self.recipe.batch_size, seed,
+                        self.transform)
 
   def _placed(self, batches):
     return mesh_lib.sharded(batches, self.placement and self.placement.batch,
@@ -239,31 +282,44 @@ class Trainer:
 
   def _program(self, network, state, label=''):
     """(compiled step, test, carry) of a network."""
-    section = self.config.retrain
-    step = make_step(network, section, self.tx, self.steps, self.per_epoch)
-    batch = self._placed(self._batches(0))(0)
+    recipe = self.recipe
+    step = make_step(network, recipe, self.tx, self.steps, self.per_epoch)
+    batch = self._placed(self.batches(0))(0)
     carry = loop.init_carry(step, state, batch, placement=self.placement)
+    if network in self._programs:
+      program, test = self._programs[network]
+      # What was compiled for an earlier job costs this one nothing.
+      return program._replace(compile_seconds=0.), test, carry
+    program = loop.compile_step(step, carry, batch, label, self.placement)
+    test = Test(network, self.dataset, recipe, self.placement)
     # Jobs of one genotype follow each other: older programs are of no use.
-    if network not in self._programs:
-      self._programs = {network: (
-          loop.compile_step(step, carry, batch, label, self.placement),
-          make_test(network, self.dataset, section, self.placement))}
-    return *self._programs[network], carry
+    self._programs = {network: (program, test)}
+    return program, test, carry
 
-  def run(self, job: Job, workdir, writer, stop) -> loop.Outcome:
-    """Trains one job, or goes on with it; see `loop.run`."""
+  def run(self, job: Job, settings: loop.Settings, writer,
+          stop) -> loop.Outcome:
+    """Trains one job, or continues it; see `loop.run`.
+
+    Returns:
+      The outcome; its figures also have test_seconds (without compiling) and
+      test_compile_seconds, both of this process and part of `seconds`.
+    """
     phase, program, carry = self.prepare(job)
-    return loop.run(phase, program, carry,
-                    search.settings(self.config, workdir), writer, stop)
+    test = phase.test
+    before = test.seconds, test.compile_seconds
+    outcome = loop.run(phase, program, carry, settings, writer, stop)
+    return outcome._replace(figures=outcome.figures | {
+        'test_seconds': test.seconds - before[0],
+        'test_compile_seconds': test.compile_seconds - before[1]})
 
-  def prepare(self, job: Job):
+  def prepare(self, job: Job) -> tuple[loop.Phase, loop.Program, loop.Carry]:
     """(phase, compiled program, carry), after saying what it will cost.
 
     Raises:
       UserError: the program needs more memory than there is.
     """
-    section = self.config.retrain
-    network = make_network(self.config, self.dataset, job.genotype)
+    recipe = self.recipe
+    network = make_network(self.setup, recipe, job.genotype)
     known = network in self._programs
     program, test, carry = self._program(
         network, self._init(network, job.seed), job.name)
@@ -273,28 +329,26 @@ class Trainer:
       return means | {
           'lr': float(self.schedule(last)),
           'drop_path': float(
-              drop_path_at(section, last, self.per_epoch))}, memo
+              drop_path_at(recipe, last, self.per_epoch))}, memo
 
     phase = loop.Phase(
         name=f'retrain/{job.name}', steps=self.steps,
-        steps_per_epoch=self.per_epoch, images_per_step=section.batch_size,
-        batches=self._placed(self._batches(job.seed)), observe=observe,
-        test=test, test_every=section.eval_every * self.per_epoch)
+        steps_per_epoch=self.per_epoch, images_per_step=recipe.batch_size,
+        batches=self._placed(self.batches(job.seed)), observe=observe,
+        test=test, test_every=recipe.eval_every * self.per_epoch)
     if not known:
       size = memory.Size(
-          'retrain', section.batch_size, section.accumulate, section.dtype,
-          section.channels, self.dataset.image_size, self.devices,
-          remat=section.remat)
+          'retrain', recipe.batch_size, recipe.accumulate, recipe.dtype,
+          recipe.channels, self.dataset.image_size, self.devices,
+          remat=recipe.remat)
       memory.announce(
           f'the retraining {job.name}', phase, program, carry,
           phase.batches(0), size)
     return phase, program, carry
 
 
-def count(config, dataset, genotype) -> counting.Count:
+def count(setup: Setup, recipe: RetrainRecipe,
+          genotype: Genotype) -> counting.Count:
   """Exact parameters (without the auxiliary head) and multiply-adds."""
-  section = config.retrain
-  space = checks.space(config)
-  return families.get(space).count(
-      space, genotype, search.sizes(section, dataset),
-      search.stem(config, dataset))
+  return setup.family.count(
+      setup.space, genotype, setup.sizes_of(recipe), setup.stem)

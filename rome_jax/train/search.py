@@ -1,37 +1,47 @@
-"""The search driver: a config and a data set to a genotype."""
+"""The search driver: a setup, a recipe and a data set to a genotype."""
 
-import pathlib
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rome_jax import data, errors, families, spaces
-from rome_jax.config import checks
+from rome_jax import data, errors
 from rome_jax.devices import hosts
 from rome_jax.devices import mesh as mesh_lib
 from rome_jax.engine import archs
 from rome_jax.engine import weights as weights_lib
-from rome_jax.methods import laws, table
+from rome_jax.methods import laws
 from rome_jax.methods import step as step_lib
+from rome_jax.methods.method import State
 from rome_jax.spaces import genotypes
-from rome_jax.train import loop, memory, optim
+from rome_jax.spaces.genotypes import Genotype
+from rome_jax.train import candidates, loop, memory, optim
+from rome_jax.train.recipes import SearchRecipe
+from rome_jax.train.setup import Setup
 
 
-class Paired(NamedTuple):
-  """Batches of theta and of alpha/beta, step by step."""
+class Halves(NamedTuple):
+  """Batches of the two halves of the training images, step by step.
 
-  theta: data.Batches
-  alpha: data.Batches
+  Attributes:
+    train: for theta.
+    valid: for alpha and beta.
+    names: which of the two a step reads.
+  """
+
+  train: data.Batches
+  valid: data.Batches
+  names: tuple[str, ...] = ('train', 'valid')
 
   @property
   def split(self):
     """The split both read; tells `data.prefetch` how to read ahead."""
-    return self.theta.split
+    return self.train.split
 
   def __call__(self, step, rows=None):
-    return self.theta(step, rows), self.alpha(step, rows)
+    return {name: getattr(self, name)(step, rows) for name in self.names}
 
 
 class Search(NamedTuple):
@@ -39,52 +49,45 @@ class Search(NamedTuple):
 
   Attributes:
     phase: for `loop.run`.
-    update: (state, (batch_theta, batch_alpha)) -> (state, metrics).
+    update: (state, {'train': batch, 'valid': batch}) -> (state, metrics).
     state: before the first step.
     way: how the K samples are evaluated, a name of sums.WAYS.
   """
 
   phase: loop.Phase
-  update: object
-  state: step_lib.State
+  update: Callable[..., Any]
+  state: State
   way: str
 
 
-def sizes(section, dataset) -> spaces.Sizes:
-  """The sizes of the network of a section of the config."""
-  return spaces.Sizes(
-      section.cells, section.channels, dataset.num_classes,
-      dataset.image_size, dataset.image_channels)
+def make_halves(setup: Setup, recipe: SearchRecipe, dataset: data.Dataset,
+                seed: int) -> Halves:
+  """The two disjoint streams of a search (Algorithm 1: D_t and D_s).
 
-
-def stem(config, dataset) -> str:
-  """The config's stem, 'auto' resolved."""
-  return families.resolve_stem(
-      checks.space(config), config.stem, dataset.image_size)
-
-
-def make_batches(config, dataset) -> Paired:
-  """The two disjoint streams of a search (Algorithm 1: D_t and D_s)."""
-  section = config.search
+  Raises:
+    UserError: a half has too few images for its fraction or batch.
+  """
   transform = data.make_transform(
-      section.augment, dataset, train=True, cutout=section.cutout)
-  parts = data.halves(dataset.train.labels, section.fraction_theta,
-                      section.fraction_alpha, config.seed)
+      recipe.augment, dataset, train=True, cutout=recipe.cutout)
+  parts = data.halves(dataset.train.labels, recipe.fraction_theta,
+                      recipe.fraction_alpha, seed)
   # Two seeds, so that the streams share neither order nor augmentation.
-  seeds = np.random.SeedSequence(config.seed).generate_state(2, np.uint64)
-  return Paired(*(
-      data.Batches(dataset.train, part, section.batch_size, int(seed),
+  seeds = np.random.SeedSequence(seed).generate_state(2, np.uint64)
+  train, valid = (
+      data.Batches(dataset.train, part, recipe.batch_size, int(seed),
                    transform)
-      for part, seed in zip(parts, seeds)))
+      for part, seed in zip(parts, seeds))
+  read = {update.batch for update in setup.method.updates}
+  return Halves(train, valid, tuple(sorted(read)))
 
 
-def num_steps(section, steps_per_epoch) -> int:
+def num_steps(recipe: SearchRecipe, steps_per_epoch: int) -> int:
   """Steps of the whole search."""
-  steps = section.epochs * steps_per_epoch
-  return min(steps, section.max_steps) if section.max_steps else steps
+  steps = recipe.epochs * steps_per_epoch
+  return min(steps, recipe.max_steps) if recipe.max_steps else steps
 
 
-def make_loss(network, dtype='float32'):
+def make_loss(network, dtype: str = 'float32') -> Callable[..., Any]:
   """(theta, arch, batch, rng) -> (mean cross entropy, {'accuracy': mean}).
 
   Args:
@@ -102,28 +105,29 @@ def make_loss(network, dtype='float32'):
   return loss_fn
 
 
-def make_tau(section, steps, steps_per_epoch):
+def make_tau(recipe: SearchRecipe, steps: int,
+             steps_per_epoch: int) -> Callable[[Any], jax.Array]:
   """step -> temperature: from tau_start at the first to tau_end at the last.
 
   Per epoch, tau(e) = start + (end - start) e/(E-1), as in GDAS's code.
   """
-  unit = steps_per_epoch if section.tau_per == 'epoch' else 1
+  unit = steps_per_epoch if recipe.tau_per == 'epoch' else 1
   last = max(1, -(-steps // unit) - 1)
 
   def tau(step):
     return laws.tau_at(
-        jnp.minimum((step // unit) / last, 1.), section.tau_start,
-        section.tau_end, section.tau_schedule)
+        jnp.minimum((step // unit) / last, 1.), recipe.tau_start,
+        recipe.tau_end, recipe.tau_schedule)
 
   return tau
 
 
-def choose_samples(section, network, theta, image_size, image_channels,
-                    mesh=None) -> str:
+def choose_samples(recipe: SearchRecipe, network, theta, image_size: int,
+                   image_channels: int, mesh=None) -> str:
   """What `samples='auto'` is on this device; see `memory.samples`.
 
   Args:
-    section: config.search.
+    recipe: of the search.
     network, theta: the supernet and its weights.
     image_size, image_channels: of the data.
     mesh: of `mesh.make_mesh`; None for one device.
@@ -131,7 +135,7 @@ def choose_samples(section, network, theta, image_size, image_channels,
   total = memory.accelerator_bytes()
   if total is None:
     return 'scan'
-  space, loss_fn = network.space, make_loss(network, section.dtype)
+  space, loss_fn = network.space, make_loss(network, recipe.dtype)
   arch = {t: archs.first_cell(space, t) for t in space.cell_types}
 
   def loss(theta, images):
@@ -139,95 +143,110 @@ def choose_samples(section, network, theta, image_size, image_channels,
     return loss_fn(theta, arch, batch, jax.random.key(0))[0]
 
   data_parts, groups = mesh_lib.sizes(mesh)
-  images = section.batch_size // (section.accumulate * data_parts)
+  images = recipe.batch_size // (recipe.accumulate * data_parts)
   each = memory.image_bytes(
       loss, theta, (image_size, image_size, image_channels))
-  return memory.samples(section.k // groups, images * each, total)
+  return memory.samples(recipe.k // groups, images * each, total)
 
 
-def build(config, dataset, on_checkpoint=None, mesh=None) -> Search:
+def make_supernet(setup: Setup, recipe: SearchRecipe):
+  """The supernet of a setup, a flax module."""
+  options = {}
+  if setup.method.partial > 1:  # Not every family has partial channels.
+    options['partial'] = setup.method.partial
+  return setup.family.supernet(
+      setup.space, setup.sizes_of(recipe), setup.stem, **options)
+
+
+def build(setup: Setup, recipe: SearchRecipe, dataset: data.Dataset,
+          seed: int, on_checkpoint: Callable | None = None) -> Search:
   """Puts a search together; compiles nothing yet but the initialisation.
 
   Args:
-    config: validated.
-    dataset: a `data.Dataset`.
+    setup: what is searched, how, and where.
+    recipe: the numbers of the search.
+    dataset: the images.
+    seed: every random number follows from it.
     on_checkpoint: see `loop.Phase`.
-    mesh: of `mesh.make_mesh`; None for one device.
+
+  Raises:
+    UserError: there are no steps, or too few images.
   """
-  section = config.search
-  space = checks.space(config)
-  method = table.METHODS[config.method]
-  batches = make_batches(config, dataset)
-  per_epoch = batches.theta.steps_per_epoch
-  steps = num_steps(section, per_epoch)
+  space, method, mesh = setup.space, setup.method, setup.mesh
+  batches = make_halves(setup, recipe, dataset, seed)
+  per_epoch = batches.train.steps_per_epoch
+  steps = num_steps(recipe, per_epoch)
   if steps < 1:
     raise errors.UserError(
-        f'config.search.epochs={section.epochs} gives no steps; use at least '
+        f'config.search.epochs={recipe.epochs} gives no steps; use at least '
         '1, or set config.genotype to skip the search')
 
-  network = families.get(space).supernet(
-      space, sizes(section, dataset), stem(config, dataset))
+  network = make_supernet(setup, recipe)
   # No step draws from this key: steps fold in their own, smaller number.
-  init_rng = jax.random.fold_in(jax.random.key(config.seed), 2**32 - 1)
-  arch = method.init(space, init_rng, section.alpha_init, section.beta_init)
-  theta = weights_lib.init_supernet(
-      network, config.seed, dataset.image_size, dataset.image_channels)
+  init_rng = jax.random.fold_in(jax.random.key(seed), 2**32 - 1)
+  arch = method.init(space, init_rng, recipe.alpha_init, recipe.beta_init)
+  size, channels = setup.sizes.image_size, setup.sizes.image_channels
+  theta = weights_lib.init_supernet(network, seed, size, channels)
 
-  way = section.samples
+  way = recipe.samples
   if way == 'auto':
-    way = choose_samples(
-        section, network, theta, dataset.image_size, dataset.image_channels,
-        mesh)
+    way = choose_samples(recipe, network, theta, size, channels, mesh)
   schedule = optim.cosine(
-      section.lr, section.lr_end, steps,
-      steps_per_epoch=per_epoch if section.lr_per == 'epoch' else 1)
-  theta_tx = optim.sgd(schedule, section)
-  arch_tx = optim.arch_adam(section)
-  tau = make_tau(section, steps, per_epoch)
+      recipe.lr, recipe.lr_end, steps,
+      steps_per_epoch=per_epoch if recipe.lr_per == 'epoch' else 1)
+  theta_tx = optim.sgd(schedule, recipe)
+  arch_tx = optim.arch_adam(recipe)
   update = step_lib.make_step(
-      method, space, make_loss(network, section.dtype), theta_tx, arch_tx, tau,
-      step_lib.Options(
-          k=section.k, samples=way,
-          accumulate=section.accumulate, sampler=section.sampler,
-          order=section.order, theta_reduce=section.theta_reduce,
-          alpha_reduce=section.alpha_reduce, clip_norm=section.clip_norm,
-          arch_from=section.alpha_start * per_epoch),
+      method, space, make_loss(network, recipe.dtype), theta_tx, arch_tx,
+      make_tau(recipe, steps, per_epoch), _options(recipe, way, per_epoch),
       mesh_lib.spread(mesh))
+
+  phase = loop.Phase(
+      name='search', steps=steps, steps_per_epoch=per_epoch,
+      # Each update sends a batch through K networks.
+      images_per_step=len(method.updates) * recipe.k * recipe.batch_size,
+      batches=mesh_lib.sharded(
+          batches, mesh and mesh_lib.split_batch(mesh), recipe.batch_size),
+      observe=_observer(setup, schedule, recipe.alpha_start * per_epoch),
+      memo=jax.tree.map(jnp.copy, arch), on_checkpoint=on_checkpoint)
+  state = step_lib.init_state(
+      method, space, theta, arch, theta_tx, arch_tx, seed)
+  return Search(phase, update, state, way)
+
+
+def _options(recipe, way, steps_per_epoch):
+  return step_lib.Options(
+      k=recipe.k, samples=way, accumulate=recipe.accumulate,
+      sampler=recipe.sampler, order=recipe.order,
+      theta_reduce=recipe.theta_reduce, alpha_reduce=recipe.alpha_reduce,
+      clip_norm=recipe.clip_norm,
+      arch_from=recipe.alpha_start * steps_per_epoch)
+
+
+def _observer(setup, schedule, arch_from):
+  """(state, means, architecture logged last) -> (scalars, architecture)."""
 
   def observe(state, means, logged):
     # Before the architecture moves, its loss is not computed.
-    waits = int(state.step) <= section.alpha_start * per_epoch
+    waits = int(state.step) <= arch_from
     scalars = {k: v for k, v in means.items() if k != 'clipped'
                and not (waits and k.startswith('valid_'))}
     # The rate of the last step done, not of the next.
     scalars |= {
         'clip_rate': means['clipped'],
         'lr': float(schedule(int(state.step) - 1)),
-        **_of_genotype(method, space, state.arch, logged),
+        **_of_genotype(setup, state.arch, logged),
         **{k: float(v) for k, v in step_lib.diagnostics(
-            space, state.arch, state.mask).items()}}
+            setup.space, state.arch, state.mask).items()}}
     # A copy: the state's own arrays are donated to the next step.
     return scalars, jax.tree.map(jnp.copy, state.arch)
 
-  phase = loop.Phase(
-      name='search', steps=steps, steps_per_epoch=per_epoch,
-      # Each update sends a batch through K networks.
-      images_per_step=len(method.updates) * section.k * section.batch_size,
-      batches=mesh_lib.sharded(
-          batches, mesh and mesh_lib.split_batch(mesh), section.batch_size),
-      observe=observe, memo=jax.tree.map(jnp.copy, arch),
-      on_checkpoint=on_checkpoint)
-  state = step_lib.init_state(
-      method, space, theta, arch, theta_tx, arch_tx, config.seed)
-
-  def step(state, batch):
-    return update(state, {'train': batch[0], 'valid': batch[1]})
-
-  return Search(phase, step, state, way)
+  return observe
 
 
-def _of_genotype(method, space, arch, logged):
+def _of_genotype(setup, arch, logged):
   """What is logged of the derived genotype and of the last one logged."""
+  space, method = setup.space, setup.method
   if method.derive is None:
     return {}
   genotype = method.derive(space, arch)
@@ -245,71 +264,77 @@ def _changes(before, after):
       for old, new in zip(getattr(before, t), getattr(after, t)))
 
 
-def run(config, dataset, workdir, writer, stop, mesh=None):
-  """Searches, or goes on searching, in `workdir`.
+def run(setup: Setup, recipe: SearchRecipe, dataset: data.Dataset, seed: int,
+        settings: loop.Settings, writer, stop,
+        origin: Mapping[str, Any] | None = None,
+        ) -> tuple[loop.Outcome, Genotype | None]:
+  """Searches, or continues a search, in the folder of `settings`.
 
   Writes genotype.json at every checkpoint and at the end, once every process
   has derived the same.
 
   Args:
-    config: validated.
-    dataset: a `data.Dataset`.
-    workdir: folder of the run.
+    setup, recipe, dataset, seed: as in `build`.
+    settings: folder and intervals, see `loop.Settings`.
     writer: `metrics.MetricsWriter`.
     stop: see `loop.run`.
-    mesh: of `mesh.make_mesh`; None for one device.
+    origin: more JSON values to keep in genotype.json.
 
   Returns:
-    (outcome, genotype).
+    (outcome, genotype); None if the search was stopped before its method
+    could choose one.
   """
-  workdir = pathlib.Path(workdir)
-  space = checks.space(config)
-  method = table.METHODS[config.method]
 
-  def save_genotype(step, state):
-    genotype = method.derive(space, state.arch)
+  def save(step, genotype):
     hosts.compare(f'genotype at step {step}', genotypes.to_text(genotype))
     if hosts.is_first():
       genotypes.save(
-          workdir / 'genotype.json', genotype, space=space.name,
-          seed=config.seed, step=step, method=config.method,
-          dataset=config.dataset)
+          settings.workdir / 'genotype.json', genotype,
+          space=setup.space.name, seed=seed, step=step,
+          method=setup.method.name, **(origin or {}))
 
-  search, program, carry = prepare(config, dataset, mesh, save_genotype)
-  outcome = loop.run(
-      search.phase, program, carry, settings(config, workdir), writer, stop)
+  def on_checkpoint(step, state):
+    if setup.method.derive is not None:
+      save(step, setup.method.derive(setup.space, state.arch))
+
+  search, program, carry = prepare(
+      setup, recipe, dataset, seed, on_checkpoint)
+  outcome = loop.run(search.phase, program, carry, settings, writer, stop)
   outcome = outcome._replace(
       figures=outcome.figures | {'samples': search.way})
-  return outcome, method.derive(space, outcome.state.arch)
+  if setup.method.derive is not None:
+    return outcome, setup.method.derive(setup.space, outcome.state.arch)
+  if not outcome.finished:
+    return outcome, None
+  genotype, figures = candidates.best(
+      make_supernet(setup, recipe), setup, recipe, outcome.state.theta,
+      make_halves(setup, recipe, dataset, seed).valid, dataset, seed)
+  save(search.phase.steps, genotype)
+  return outcome._replace(figures=outcome.figures | figures), genotype
 
 
-def prepare(config, dataset, mesh=None, on_checkpoint=None):
+def prepare(setup: Setup, recipe: SearchRecipe, dataset: data.Dataset,
+            seed: int, on_checkpoint: Callable | None = None,
+            ) -> tuple[Search, loop.Program, loop.Carry]:
   """(Search, compiled program, carry), after saying what the run will cost.
 
   Args:
-    config, dataset, mesh, on_checkpoint: as in `build`.
+    setup, recipe, dataset, seed, on_checkpoint: as in `build`.
 
   Raises:
     UserError: the program needs more memory than there is.
   """
-  search = build(config, dataset, on_checkpoint, mesh)
+  search = build(setup, recipe, dataset, seed, on_checkpoint)
+  mesh = setup.mesh
   placement = mesh and loop.Placement(
       mesh_lib.replicated(mesh), mesh_lib.split_batch(mesh))
   batch = search.phase.batches(0)
   carry = loop.init_carry(
       search.update, search.state, batch, search.phase.memo, placement)
   program = loop.compile_step(search.update, carry, batch, 'search', placement)
-  section = config.search
   size = memory.Size(
-      'search', section.batch_size, section.accumulate, section.dtype,
-      section.channels, dataset.image_size, *mesh_lib.sizes(mesh), section.k,
+      'search', recipe.batch_size, recipe.accumulate, recipe.dtype,
+      recipe.channels, setup.sizes.image_size, *mesh_lib.sizes(mesh), recipe.k,
       search.way)
-  memory.announce(
-      'the search', search.phase, program, carry, batch, size)
+  memory.announce('the search', search.phase, program, carry, batch, size)
   return search, program, carry
-
-
-def settings(config, workdir) -> loop.Settings:
-  """The loop's part of a config."""
-  return loop.Settings(pathlib.Path(workdir), config.log_every,
-                       config.checkpoint_every, config.keep_checkpoints)

@@ -1,0 +1,92 @@
+"""Recipes: what a search and a retraining are told, and the defaults.
+
+This is the one place where a default stands; `config.fields` reads it here
+and says what each field means, what it may be and where it is from.
+"""
+
+from typing import NamedTuple
+
+
+class SearchRecipe(NamedTuple):
+  """How to search: the fields of a config's `search` section.
+
+  The defaults are those of ROME and, where its paper is silent, of DARTS.
+
+  >>> SearchRecipe(k=4).epochs
+  50
+  """
+
+  cells: int = 8
+  channels: int = 16
+  epochs: int = 50
+  max_steps: int = 0
+  batch_size: int = 64
+  k: int = 7
+  samples: str = 'auto'
+  dtype: str = 'float32'
+  accumulate: int = 1
+  sampler: str = 'iid'
+  order: str = 'alpha_first'
+  theta_reduce: str = 'sum'
+  alpha_reduce: str = 'mean'
+  tau_start: float = 10.
+  tau_end: float = .1
+  tau_schedule: str = 'linear'
+  tau_per: str = 'epoch'
+  lr: float = .05
+  lr_end: float = .001
+  lr_per: str = 'epoch'
+  momentum: float = .9
+  nesterov: bool = False
+  weight_decay: float = 3e-4
+  clip_norm: float = 5.
+  alpha_start: int = 0
+  alpha_lr: float = 3e-4
+  alpha_b1: float = .5
+  alpha_b2: float = .999
+  alpha_weight_decay: float = 1e-3
+  alpha_init: float = 1e-3
+  beta_init: float = 1e-3
+  scalar_gates: bool = False
+  fraction_theta: float = .5
+  fraction_alpha: float = .5
+  augment: str = 'cifar'
+  cutout: int = 0
+  candidates: int = 0
+
+
+class RetrainRecipe(NamedTuple):
+  """How to retrain: the fields of a config's `retrain` section.
+
+  The defaults are those of DARTS on CIFAR-10.
+
+  >>> RetrainRecipe(drop_path=.3).epochs
+  600
+  """
+
+  cells: int = 20
+  channels: int = 36
+  epochs: int = 600
+  batch_size: int = 96
+  dtype: str = 'float32'
+  accumulate: int = 1
+  remat: str = 'none'
+  lr: float = .025
+  lr_end: float = 0.
+  lr_schedule: str = 'cosine'
+  warmup_epochs: int = 0
+  momentum: float = .9
+  nesterov: bool = False
+  weight_decay: float = 3e-4
+  clip_norm: float = 5.
+  drop_path: float = .2
+  auxiliary: bool = True
+  auxiliary_weight: float = .4
+  auxiliary_norm: bool = False
+  cutout: int = 16
+  label_smoothing: float = 0.
+  augment: str = 'cifar'
+  seeds: int = 1
+  random_architectures: int = 0
+  eval_every: int = 1
+  eval_batch_size: int = 0
