@@ -1,1 +1,36 @@
-"""Search methods: the row of each, and the one step that reads it."""
+"""Search methods: a row each, and the one step that reads it.
+
+>>> from rome_jax import methods
+>>> methods.gdas.recipe['search.k']
+1
+>>> sorted(methods.METHODS)
+['darts', 'gdas', 'pc_darts', 'rome_v1', 'rome_v2', 'spos']
+"""
+
+from rome_jax.methods.method import (
+    ArchParams,
+    Extra,
+    Method,
+    Noise,
+    OneSearch,
+    RandomSearch,
+    State,
+    Update,
+)
+from rome_jax.methods.step import OneVector, Options
+from rome_jax.methods.table import (
+    METHODS,
+    darts,
+    gdas,
+    pc_darts,
+    register,
+    rome_v1,
+    rome_v2,
+    spos,
+)
+
+__all__ = [
+    'METHODS', 'ArchParams', 'Extra', 'Method', 'Noise', 'OneSearch',
+    'OneVector', 'Options', 'RandomSearch', 'State', 'Update', 'darts', 'gdas',
+    'pc_darts', 'register', 'rome_v1', 'rome_v2', 'spos',
+]

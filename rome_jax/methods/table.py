@@ -1,10 +1,10 @@
 """The table of methods, a row each, and how to add one."""
 
-from rome_jax.methods.darts import darts, pc_darts
-from rome_jax.methods.gdas import gdas
 from rome_jax.methods.method import Method
-from rome_jax.methods.rome import rome_v1, rome_v2
-from rome_jax.methods.single_path import spos
+from rome_jax.methods.rows.darts import darts, pc_darts
+from rome_jax.methods.rows.gdas import gdas
+from rome_jax.methods.rows.rome import rome_v1, rome_v2
+from rome_jax.methods.rows.single_path import spos
 
 METHODS: dict[str, Method] = {
     row.name: row for row in (rome_v1, rome_v2, gdas, darts, pc_darts, spos)}

@@ -14,8 +14,9 @@ import optax
 import pytest
 
 from rome_jax import spaces
-from rome_jax.methods import darts, derive, laws, single_path, step, table
+from rome_jax.methods import derive, laws, step, table
 from rome_jax.methods.method import ArchParams, Noise, full_mask
+from rome_jax.methods.rows import darts, single_path
 from rome_jax.train import optim
 
 SPACE = spaces.Space('tiny', ('a', 'b', 'c'), num_nodes=2)

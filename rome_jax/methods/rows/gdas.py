@@ -2,7 +2,7 @@
 
 from rome_jax.methods import derive, laws
 from rome_jax.methods.method import ARCH, THETA, Method, gumbel_of_arch, normal
-from rome_jax.methods.rome import hard_cells
+from rome_jax.methods.rows.rome import hard_cells
 
 
 def _init(space, key, alpha_std=1e-3, beta_std=1e-3):

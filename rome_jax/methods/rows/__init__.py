@@ -1,0 +1,1 @@
+"""The rows: a value of `method.Method` for each published method."""
