@@ -1,4 +1,4 @@
-"""One sampled cell in compact form."""
+"""One architecture of a cell, as the list of operations to evaluate."""
 
 from typing import NamedTuple
 
@@ -12,10 +12,14 @@ from rome_jax.spaces import Space
 
 
 class CellArch(NamedTuple):
-  """One sampled cell in compact form: its M active edges, node by node.
+  """The M slots of a cell, node by node: each an operation on an edge.
+
+  A single path lists the M active edges, one operation on each (`compact`). A
+  mixture lists every operation of every edge (`all_slots`). A node is the sum
+  of gate * operation over the slots of its edges.
 
   Attributes:
-    edges: [M] int32, edge numbers; a node's edges in rising order.
+    edges: [M] int32, edge numbers in rising order.
     ops: [M] int32, the operation on each, its place in `space.ops`. Where
       nodes hold the operations: [S], one per node.
     gates: [M] float, exactly 1 where the choice is hard; carries the gradient
@@ -29,7 +33,7 @@ class CellArch(NamedTuple):
 
 
 def compact(space: Space, edge_mask, op_mask, degrees, choices) -> CellArch:
-  """Masks of one cell to the list of its active edges.
+  """Lists the active edges of one sampled cell.
 
   Args:
     space: the search space.
@@ -56,8 +60,36 @@ def compact(space: Space, edge_mask, op_mask, degrees, choices) -> CellArch:
   return CellArch(edges, ops, gates)
 
 
+def all_slots(space: Space, gates, cell_type: str = 'normal') -> CellArch:
+  """Lists every operation of every edge: the mixture of DARTS.
+
+  Args:
+    space: a search space whose edges hold the operations.
+    gates: [S,C], the factor of each candidate, in the order of
+      `space.choices`; entries past the end of a shorter row are not read.
+    cell_type: 'normal' or 'reduce'.
+
+  Returns:
+    A CellArch of as many slots as the cell has candidates: E * O, fewer where
+    edges have operations of their own.
+
+  Raises:
+    ValueError: the space's nodes hold the operations.
+  """
+  if space.sites != 'edges':
+    raise ValueError(
+        f"all_slots needs a space with sites='edges'; {space.name} has "
+        f'sites={space.sites!r}')
+  choices = space.choices(cell_type)
+  chex.assert_shape(gates, choices.shape)
+  edges, places = np.nonzero(choices >= 0)
+  return CellArch(
+      jnp.asarray(edges, jnp.int32), jnp.asarray(choices[edges, places]),
+      gates[edges, places])
+
+
 def first_cell(space: Space, cell_type: str = 'normal') -> CellArch:
-  """An example: each node's first edges, the first operation on each."""
+  """An example: the first edges of each node, the first operation on each."""
   edges = np.concatenate([
       a + np.arange(d)
       for (a, _), d in zip(space.node_edges, space.in_degrees)])

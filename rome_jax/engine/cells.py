@@ -1,4 +1,4 @@
-"""Search cells and discrete cells as Flax modules."""
+"""The cells of supernets and of derived networks, as Flax modules."""
 
 from collections.abc import Callable
 
@@ -13,15 +13,15 @@ from rome_jax.spaces import Space
 
 
 def run_cells(cells, *states, arch: CellArch, want_weight_grads=None):
-  """The last outputs of equal cells in a row, each fed the ones before.
+  """Runs equal cells in a row, each fed the outputs of those before it.
 
-  They are one loop in the compiled program, whose size does not grow with
-  their number.
+  They are one loop of the compiled program, which does not grow with their
+  number.
 
   Args:
-    cells: bound `SearchCell`s, equal but for `reduction_prev` and the name.
-    *states: the inputs of the first, [B,H,W,.].
-    arch: the sampled cell.
+    cells: bound `SearchCell`s that differ in `reduction_prev` and name only.
+    *states: the inputs of the first cell, [B,H,W,.].
+    arch: the slots to evaluate, the same in all cells.
     want_weight_grads: bool, may be traced: False makes the gradients of the
       weights of operations and preprocessors zeros, which cost nothing. None
       means True. It changes no other gradient.
@@ -30,36 +30,38 @@ def run_cells(cells, *states, arch: CellArch, want_weight_grads=None):
     As many outputs [B,h,w,N*C] (or [B,h,w,C]), of the last cells, as a cell
     has inputs; fewer if there are fewer cells.
   """
-  plan = cells[0].plan
+  layout = cells[0].layout
   like = jax.ShapeDtypeStruct(
-      stage.output_shape(plan, states[-1].shape), states[-1].dtype)
-  made = [cell.variables_of(*stage.inputs_of(plan, i, states, lambda _: like),
+      stage.output_shape(layout, states[-1].shape), states[-1].dtype)
+  made = [cell.variables_of(*stage.inputs_of(layout, i, states, lambda _: like),
                             arch=arch)
           for i, cell in enumerate(cells)]
   if cells[0].is_initializing():
     # Compiling the cells to throw their output away would cost a minute.
     return (jnp.zeros(like.shape, like.dtype),) * min(
         len(cells), len(states))
-  index = plan.variant_index(arch.edges, arch.ops)
+  index = layout.variant_index(arch.edges, arch.ops)
   pairs, weights, groups, seeds = zip(*made)
-  flat = stage.gather(plan, groups, arch.edges, index)
+  flat = stage.gather(layout, groups, arch.edges, index)
   seeds = None if seeds[0] is None else jnp.stack(seeds)
   return stage.search_cells(
-      plan, pairs, weights, flat, arch.gates, arch.edges, arch.ops, seeds,
+      layout, pairs, weights, flat, arch.gates, arch.edges, arch.ops, seeds,
       want_weight_grads, states)
 
 
 class SearchCell(nn.Module):
-  """A cell of a supernet: every candidate's weights, one path evaluated.
+  """A cell of a supernet: has all candidates' weights, runs the listed slots.
 
   Attributes:
     space: the search space.
     features: C, channels of each node.
     reduction: whether edges from the inputs have stride 2.
-    reduction_prev: whether the cell before was a reduction; None if the
-      input is taken as it is: one only, by a normal cell whose output is its
+    reduction_prev: whether the cell before was a reduction. None takes the
+      input as it is; only for a normal cell of one input whose output is its
       last node.
-    conv_bias, pool_norm: see `ops.Context`.
+    conv_bias, pool_norm: `bias` and `pool_norm` of `operations.Context`.
+    partial: k, where operations see the first 1/k of the channels only; see
+      `operations.partial`.
   """
 
   space: Space
@@ -68,12 +70,14 @@ class SearchCell(nn.Module):
   reduction_prev: bool | None = None
   conv_bias: bool = False
   pool_norm: bool = True
+  partial: int = 1
 
   @property
-  def plan(self):
+  def layout(self):
     return layout_lib.layout_of(
         self.space, 'reduce' if self.reduction else 'normal', self.features,
-        self.reduction_prev is not None, self.conv_bias, self.pool_norm)
+        self.reduction_prev is not None, self.conv_bias, self.pool_norm,
+        self.partial)
 
   def __call__(self, *states, arch: CellArch, want_weight_grads=None):
     """Inputs [B,H,W,.] and a sampled cell to [B,h,w,N*C] (or [B,h,w,C])."""
@@ -82,11 +86,15 @@ class SearchCell(nn.Module):
 
   @nn.compact
   def variables_of(self, *states, arch: CellArch):
-    """What `_search_cells` needs of this cell, its inputs' shapes being known.
+    """What `stage.search_cells` needs of this cell.
+
+    Args:
+      *states: the inputs; only shapes and dtypes matter.
+      arch: the slots to evaluate.
 
     Returns:
-      (preprocessors or None, their weights, the operations' weights, [M] seeds
-      of the operation `noise` or None).
+      (preprocessors or None, their weights, the operations' weights, seeds [M]
+      of the slots; None if no operation of the space draws random numbers).
     """
     pair, weights = None, {}
     if self.reduction_prev is not None:
@@ -98,23 +106,23 @@ class SearchCell(nn.Module):
               lambda rng, x, module=module: module.init(
                   rng, jnp.zeros(x.shape, x.dtype))['params'], s)
           for module, s in zip(pair, states)}
-    groups = {group: operations.parameter(self, group, _init_edges, self.plan,
+    groups = {group: operations.parameter(self, group, _init_edges, self.layout,
                                        group)
-              for group in self.plan.groups}
+              for group in self.layout.groups}
     seeds = None
-    if 'noise' in self.space.ops:
+    if any(map(operations.draws, self.space.ops)):
       seeds = jax.random.bits(
           self.make_rng('noise'), arch.edges.shape, jnp.uint32)
     return pair, weights, groups, seeds
 
 
-def _init_edges(rng, plan, group):
+def _init_edges(rng, layout, group):
   """Initial parameters {operation: tree}, leaves [edges of the group, ...].
 
-  The law is `ops.torch_init`'s; one draw serves all operations, since each
-  draw costs compile time and a supernet has a hundred kernels.
+  The law is that of `operations.torch_init`. One draw serves all operations,
+  since each costs compile time and a supernet has a hundred kernels.
   """
-  variants = [v for v in plan.variants if v.group == group and v.size]
+  variants = [v for v in layout.variants if v.group == group and v.size]
   edges = max(len(v.edges) for v in variants)
   draw = jax.random.uniform(
       rng, (edges, sum(v.size for v in variants)), minval=-1., maxval=1.)
@@ -124,7 +132,7 @@ def _init_edges(rng, plan, group):
     drawn = jax.vmap(variant.unflatten)(
         draw[:len(variant.edges), start:stop])
     tree[variant.op] = jax.tree.map(
-        # A bias (behind which the mean is removed anyway) starts at 0.
+        # A bias starts at 0; the mean is removed after it anyway.
         lambda w: w * (operations.init_bound(w.shape[1:]) if w.ndim > 2 else 0),
         drawn)
     start = stop
@@ -135,11 +143,11 @@ def _init_edges(rng, plan, group):
 
 
 class DiscreteCell(nn.Module):
-  """A cell of a derived network, of one or two inputs.
+  """A cell of a derived network, with one or two inputs.
 
   Attributes:
     nodes: per node, its (operation, predecessor) pairs.
-    concat: the states that form the output.
+    concat: the states whose concatenation is the output.
     features: C.
     reduction, reduction_prev: as in `SearchCell`.
     norm: function that makes a normalisation layer.

@@ -1,11 +1,11 @@
-"""Depthwise convolution and pooling with gradients that XLA can fuse.
+"""Convolutions, poolings and BatchNorm, each fast on the platform it runs on.
 
 XLA's CPU backend runs `lax.conv_general_dilated(feature_group_count=C)` and
 the gradient of `reduce_window` an order of magnitude slower than the sum (or
 maximum) over k*k shifted copies of the image, which it fuses into one loop
-over memory. Each function here therefore has two implementations: shifted
-copies on the CPU and the stock operation elsewhere. `_on_cpu` is the one
-place that chooses.
+over memory. So most functions here have two implementations: shifted copies
+on the CPU, the stock operation elsewhere. `_on_cpu` and `_on_gpu` are the only
+functions that choose.
 
 All images are NHWC. Padding is d*(k//2) on each side, so that stride 1 keeps
 the size and stride 2 gives ceil(H/2).
@@ -32,13 +32,18 @@ def _on_cpu(shifted, stock, *args):
   return (shifted if jax.default_backend() == 'cpu' else stock)(*args)
 
 
+def _on_gpu(own, stock, *args):
+  """Runs `own` on a GPU, else `stock`; at trace time, like `_on_cpu`."""
+  return (own if jax.default_backend() == 'gpu' else stock)(*args)
+
+
 def _shared(*static):
-  """A function that is traced once per shape, however often it is called.
+  """Decorates a function to be traced once per shape, not once per call.
 
   A supernet has the same operation in many places; XLA inlines the calls.
 
   Args:
-    *static: numbers of the arguments that are no arrays.
+    *static: numbers of the arguments that are not arrays.
   """
   return functools.partial(jax.jit, static_argnums=static)
 
@@ -101,8 +106,9 @@ def _dilate(g, stride, size):
 
   Args:
     g: the image.
-    stride: that of the result to `g`, or those of rows and columns.
-    size: of the result.
+    stride: the distance of two pixels of `g` in the result; or two numbers,
+      for rows and columns.
+    size: height and width of the result.
   """
   strides = np.broadcast_to(stride, 2)
   if (strides == 1).all():
@@ -137,21 +143,30 @@ def _depthwise_stock(x, w, stride, dilation):
       feature_group_count=x.shape[3])
 
 
-def _pull_stock(forward, x, w, g):
-  """(dx, dw) of forward(x, w), as JAX derives them."""
+def _pull_stock(forward, x, w, g, weight_gradient=None):
+  """(dx, dw) of forward(x, w), as JAX derives them.
+
+  Args:
+    forward: the function.
+    x, w: its arguments.
+    g: cotangent of its value.
+    weight_gradient: (x, g) -> dw, in place of JAX's own.
+  """
   (dx,) = jax.vjp(lambda x: forward(x, w), x)[1](g)
-  dw = _if_wanted(
-      lambda x, g: jax.vjp(lambda w: forward(x, w), w)[1](g)[0], x, g)
-  return dx, dw
+
+  def stock(x, g):
+    return jax.vjp(lambda w: forward(x, w), w)[1](g)[0]
+
+  return dx, _if_wanted(weight_gradient or stock, x, g)
 
 
 @_shared(2, 3, 4)
 def _weight_gradient_shifted(x, g, k, stride, dilation):
-  """[k,k,C]: the sum of x*g at each tap.
+  """Gradient of the kernel [k,k,C]: the sum of x*g at each tap.
 
-  Per row offset and channel, one matrix product over the images' rows gives
-  the sums at all column offsets, [W',W]; those of the taps are k diagonals of
-  it. Plain sums would read both images again for each of the k*k taps.
+  For each row offset and channel, one matrix product over the rows of all
+  images gives the sums at all column offsets, [W',W]; the taps are k diagonals
+  of it. Plain sums would read both images again for each of the k*k taps.
   """
   b, h, w, c = g.shape
   p = dilation * (k // 2)
@@ -195,20 +210,30 @@ def _depthwise_fwd(x, w, stride, dilation):
 def _depthwise_bwd(stride, dilation, residuals, g):
   x, w = residuals
 
+  def matrices(x, g):
+    return _weight_gradient_shifted(x, g, w.shape[0], stride, dilation)
+
   def shifted(x, w, g):
     spread = _dilate(g, stride, x.shape[1:3])
     dx = _depthwise_shifted(spread, w[::-1, ::-1], 1, dilation)
-    dw = _if_wanted(
-        lambda x, g: _weight_gradient_shifted(
-            x, g, w.shape[0], stride, dilation), x, g)
-    return dx, dw
+    return dx, _if_wanted(matrices, x, g)
 
-  def stock(x, w, g):
+  def stock(x, w, g, weight_gradient=None):
     forward = functools.partial(
         _depthwise_stock, stride=stride, dilation=dilation)
-    return _pull_stock(forward, x, w, g)
+    return _pull_stock(forward, x, w, g, weight_gradient)
 
-  return _on_cpu(shifted, stock, x, w, g)
+  def on_gpu(x, w, g):
+    # cuDNN runs the stock gradient of the weights as one convolution per
+    # channel: 23 of the 61 busy ms of a step of S0 on an H100. What the
+    # products of matrices take there is not measured. With a stride they
+    # would slice, which XLA for GPUs does not survive; see `_strided_on_cpu`.
+    return stock(x, w, g, matrices if stride == 1 else None)
+
+  def elsewhere(x, w, g):
+    return _on_gpu(on_gpu, stock, x, w, g)
+
+  return _on_cpu(shifted, elsewhere, x, w, g)
 
 
 depthwise_conv.defvjp(_depthwise_fwd, _depthwise_bwd)
@@ -227,10 +252,10 @@ def _pointwise_matrices(x, w, stride):
 
 
 def _strided_on_cpu(matrices, stock, stride, *args):
-  """Matrices, but for a stride elsewhere than on the CPU.
+  """Runs `matrices`, but `stock` where there is a stride and no CPU.
 
-  There XLA ends the process (openxla/xla#47381) when it fuses a strided slice,
-  reshaped, into a matrix product.
+  XLA for GPUs ends the process (openxla/xla#47381) when it fuses a strided
+  slice, reshaped, into a matrix product.
   """
   if stride == 1:
     return matrices(*args)
@@ -289,11 +314,10 @@ def _stock_conv(x, w, strides=(1, 1)):
 def conv(x, w, strides=(1, 1)):
   """Convolution with padding k//2, without bias.
 
-  On the CPU both gradients are convolutions of stride 1 of NHWC images by HWIO
-  kernels again, of transposed arrays. Those that JAX derives have other
-  layouts, which XLA's CPU backend puts right in the outermost computation
-  only: in a `switch` or `scan` it runs them one to two orders of magnitude
-  slower.
+  On the CPU both gradients are again convolutions of stride 1 of NHWC images
+  by HWIO kernels, of transposed arrays. Those that JAX derives have other
+  layouts, which XLA's CPU backend corrects in the outermost computation only:
+  in a `switch` or `scan` it runs them 10 to 100 times slower.
 
   Args:
     x: [B,H,W,C'].
@@ -342,7 +366,7 @@ conv.defvjp(_conv_fwd, _conv_bwd)
 
 @_shared(1)
 def _max_with_tap(x, stride):
-  """3x3 maximum and the number 0..8 of the first tap that attains it."""
+  """3x3 maximum, and the number 0..8 of the first tap that attains it."""
   size = _out_size(x, stride)
   padded = _pad(x, 1, -jnp.inf)
   best = _tap(padded, 0, 0, stride, size)
@@ -400,6 +424,29 @@ def _max_pool_bwd(stride, x, g):
 max_pool.defvjp(_max_pool_fwd, _max_pool_bwd)
 
 
+def max_pool_2x2(x, low=0):
+  """2x2 max pooling of stride 2 that reads every pixel.
+
+  Compares the four pixels, since XLA's gradient of `reduce_window` is slow on
+  the CPU; the gradient goes to the first maximum in row order.
+
+  Args:
+    x: [B,H,W,C].
+    low: 0, or 1 to pad by one pixel above and to the left, as
+      NAS-Bench-1Shot1 does.
+
+  Returns:
+    [B,h,w,C], h = ceil((H + low) / 2) and w likewise.
+  """
+  sizes = [-(-(n + low) // 2) for n in x.shape[1:3]]
+  pads = [(low, 2 * s - low - n) for s, n in zip(sizes, x.shape[1:3])]
+  x = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-jnp.inf)
+  best, *others = (x[:, i::2, j::2] for i in range(2) for j in range(2))
+  for pixel in others:
+    best = jnp.where(pixel > best, pixel, best)
+  return best
+
+
 @_shared(1)
 def _window_sum(x, stride):
   size = _out_size(x, stride)
@@ -420,9 +467,9 @@ def _window_pixels(x, stride):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def avg_pool(x, stride=1):
-  """3x3 average pooling, padding 1 that is not counted in the mean.
+  """3x3 average pooling; [B,H,W,C] -> [B,ceil(H/s),ceil(W/s),C].
 
-  [B,H,W,C] -> [B,ceil(H/s),ceil(W/s),C].
+  Padding is 1, and the mean is over the pixels inside the image only.
   """
   return _window_sum(x, stride) / _window_pixels(x, stride)
 
@@ -441,15 +488,15 @@ def _avg_pool_bwd(stride, x, g):
 avg_pool.defvjp(_avg_pool_fwd, _avg_pool_bwd)
 
 
-# --------------------------------------------------------- order of execution
+# -------------------------------------------------------- order of execution
 
 
 def zero_after(numbers):
-  """An int32 0 whose value XLA does not know before `numbers` are computed.
+  """Returns an int32 0 that XLA cannot know before `numbers` are computed.
 
-  XLA's CPU backend removes barriers before it merges what is recomputed with
-  the forward pass. It would see through arithmetic, so there the 0 is the end
-  of a loop. On a GPU such a loop would cost a round trip to the host.
+  On the CPU it is the end of a loop: XLA would see through arithmetic, and it
+  removes barriers before it merges recomputed values with those of the forward
+  pass. On a GPU such a loop would cost a round trip to the host.
 
   Args:
     numbers: list of scalars.
@@ -469,7 +516,7 @@ def zero_after(numbers):
 
 
 def part_of_batch():
-  """Which part of the batch this device has, None where it is not cut."""
+  """The number of this device's part of the batch; None if it is whole."""
   try:
     return lax.axis_index(BATCH_AXIS)
   except NameError:
@@ -484,9 +531,9 @@ def _moments(x):
   """(x - mean, variance [C]), of the whole batch.
 
   A batch is cut where a `shard_map` has bound BATCH_AXIS, and only there. One
-  exchange then serves both, as it takes a link's latency, however little is
-  sent; the variance is that within the parts and that between their means, so
-  that nothing cancels.
+  exchange then serves both, since it costs the latency of a link however
+  little is sent. The variance is the sum of that within the parts and that
+  between their means, so that nothing cancels.
   """
   mean = _mean(x)
   centred = x - mean
@@ -516,7 +563,7 @@ def batch_norm(x, epsilon=1e-5):
 
 @_shared(1)
 def normalise(x, epsilon=1e-5):
-  """(`batch_norm`, [C] its scales), which `pull_normalised` needs.
+  """(`batch_norm(x)`, scales [C]), as `pull_normalised` needs them.
 
   A scale is 1 / sqrt(variance + epsilon).
   """
@@ -527,10 +574,10 @@ def normalise(x, epsilon=1e-5):
 
 
 def pull_normalised(y, scale, g):
-  """The cotangent of x, where y, scale = normalise(x) and g is that of y."""
+  """The cotangent of x; y, scale = normalise(x) and g is y's cotangent."""
   wide_y, wide_g = y.astype(scale.dtype), g.astype(scale.dtype)
-  # With a batch in parts, g is the gradient of the sum of the parts' losses,
-  # of which each part's statistics know through these means.
+  # If the batch is in parts, g belongs to the sum of the parts' losses; each
+  # part learns of the others' through these means.
   mean, projection = _mean(wide_g), _mean(wide_g * wide_y)
   if part_of_batch() is not None:
     mean, projection = lax.pmean(jnp.stack([mean, projection]), BATCH_AXIS)

@@ -1,4 +1,4 @@
-"""All that is static in a search cell."""
+"""What is static in a search cell: its operations and where things lie."""
 
 import dataclasses
 import functools
@@ -25,11 +25,11 @@ class Variant:
   """One branch of the switch: an operation on one kind of edge.
 
   Attributes:
-    op, group: names; together the place in the cell's parameters.
+    op, group: names; together they find its parameters in the cell's tree.
     module: the Flax module.
-    bank: which array of states it reads (0 the first).
-    edges: the edges it may be sampled on; the leading axis of its parameters.
-    shapes: of one edge's parameters, in tree order.
+    bank: the number of the bank of states that it reads.
+    edges: the edges that have it; the leading axis of its parameters.
+    shapes: of the parameters of one edge, in tree order.
     treedef: their structure.
   """
 
@@ -47,7 +47,7 @@ class Variant:
     return sum(int(np.prod(s)) for s in self.shapes)
 
   def unflatten(self, flat):
-    """[P] (its first `size` entries) to the module's variables."""
+    """Turns the first `size` of the numbers [P] into the parameters."""
     leaves, start = [], 0
     for shape in self.shapes:
       stop = start + int(np.prod(shape))
@@ -58,13 +58,20 @@ class Variant:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """All that is static in a search cell; hashable, so that traces are shared.
+  """What is static in a search cell; hashable, so that traces are shared.
 
   The states of the n equal cells of a stage lie in banks, arrays of maps of one
-  shape: those of normal cells in one, [R,B,H,W,C], those of a reduction cell in
-  two, inputs [2,B,H,W,C] and nodes [N,B,h,w,C]. Nothing is copied out of them
-  but what an operation reads, and they are what the backward pass needs of the
-  cells.
+  shape. Normal cells have one bank, [R,B,H,W,C]; a reduction cell has two,
+  inputs [2,B,H,W,C] and nodes [N,B,h,w,C]. Only what an operation reads is ever
+  copied out of them. The backward pass needs nothing else of the cells.
+
+  Attributes:
+    space: the search space.
+    cell_type: 'normal' or 'reduce'.
+    features: C, channels of each state.
+    preprocessed: whether the inputs are preprocessed, or one is taken as it is.
+    conv_bias, pool_norm: `bias` and `pool_norm` of `operations.Context`.
+    partial: k, see `operations.partial`; divides C.
   """
 
   space: Space
@@ -73,8 +80,12 @@ class Layout:
   preprocessed: bool = True
   conv_bias: bool = False
   pool_norm: bool = True
+  partial: int = 1
 
   def __post_init__(self):
+    if self.partial < 1 or self.features % self.partial:
+      raise ValueError(
+          f'partial={self.partial} must divide the {self.features} channels')
     if not self.preprocessed and (
         self.reduction or self.space.num_inputs > 1
         or not self.ends_in_last_node):
@@ -99,11 +110,12 @@ class Layout:
 
   @property
   def rows_per_cell(self):
-    """Per bank, how many rows lie between a cell and the next."""
+    """Per bank, how many rows lie between one cell and the next."""
     inputs, nodes = self.space.num_inputs, self.space.num_nodes
     if self.reduction:
       return inputs, nodes
-    # An input that is taken as it is, is the last node of the cell before.
+    # An input taken as it is has its row already: it is the last node of the
+    # cell before.
     return (inputs + nodes if self.preprocessed else nodes,)
 
   def first_rows(self, i):
@@ -111,7 +123,7 @@ class Layout:
     return [i * rows for rows in self.rows_per_cell]
 
   def output_rows(self, i):
-    """(first, how many): the nodes in the last bank that are i's output."""
+    """(first row, count) in the last bank of the nodes that cell i puts out."""
     start = (self.first_rows(i)[-1] + self.space.num_inputs
              - self.bank_starts[-1])
     last = self.space.num_nodes - 1
@@ -119,6 +131,7 @@ class Layout:
 
   @functools.cached_property
   def variants(self) -> tuple[Variant, ...]:
+    """Every operation of the cell, once for each kind of edge that has it."""
     kinds = ((0, 2, STRIDED), (1, 1, EDGES)) if self.reduction else (
         (0, 1, EDGES),)
     from_input = self.space.edge_preds < self.space.num_inputs
@@ -132,8 +145,9 @@ class Layout:
             if mine[e] and op in names)
         if not edges:
           continue
-        module = operations.build(op, operations.Context(
-            stride, operations.BatchStatistics, self.pool_norm, self.conv_bias))
+        module = operations.partial(operations.build(op, operations.Context(
+            stride, operations.BatchStatistics, self.pool_norm,
+            self.conv_bias)), self.partial)
         tree = self._init_shapes(module)
         leaves, treedef = jax.tree.flatten(tree)
         found.append(Variant(
@@ -148,34 +162,34 @@ class Layout:
 
   @property
   def groups(self):
-    """Names of the groups that have parameters."""
+    """Names of the groups that have any parameters."""
     return tuple(sorted({v.group for v in self.variants if v.size}))
 
   @property
   def num_parameters(self):
-    """P: parameters of the largest operation, at least 1."""
+    """P: the number of parameters of the largest operation, at least 1."""
     return max(1, *(v.size for v in self.variants))
 
   def variant_index(self, edges, ops):
-    """[M] edges and operations to [M] numbers of `variants`."""
+    """Per slot, the number of its variant: [M] of edges [M] and ops [M]."""
     table = np.zeros((self.space.num_edges, len(self.space.ops)), np.int32)
     for number, variant in enumerate(self.variants):
       table[list(variant.edges), self.space.ops.index(variant.op)] = number
     return jnp.asarray(table)[edges, ops]
 
   def gather(self, weights, edges, index):
-    """The parameters of the M sampled operations of each cell, [n,M,P].
+    """The parameters of the M slots of each of n cells, [n,M,P].
 
-    Those behind an operation's `size` are of no meaning.
+    Entries past an operation's `size` are padding.
 
     Args:
-      weights: of each of n cells, leaves [edges of the group, ...].
+      weights: per cell, its tree; leaves [edges of the variant, ...].
       edges: [M] int.
-      index: [M] int, of `variants`.
+      index: [M] int, numbers of variants.
     """
     rows = max(len(v.edges) for v in self.variants)
-    # One table, [n,rows,.], of all operations beside each other, from which
-    # windows are cut: a few large operations instead of many small ones.
+    # Windows are cut from one table [n,rows,.] with all operations side by
+    # side: a few large instructions in place of many small ones.
     starts, width = [], 0
     position = np.zeros((len(self.variants), self.space.num_edges), np.int32)
     for number, variant in enumerate(self.variants):
@@ -194,7 +208,7 @@ class Layout:
     return jax.vmap(window, out_axes=1)(index, edges)
 
   def _table(self, weights, rows, pad):
-    """[rows, all parameters of one edge + pad]."""
+    """[rows, parameters of all variants + pad] of one cell."""
     columns = [
         jnp.pad(leaf.reshape(leaf.shape[0], -1),
                 ((0, rows - leaf.shape[0]), (0, 0)))
@@ -203,5 +217,5 @@ class Layout:
     return jnp.concatenate([*columns, jnp.zeros((rows, pad))], 1)
 
 
-# One plan object per key: its variants are built once.
+# One object per key, so that its variants are built once.
 layout_of = functools.cache(Layout)

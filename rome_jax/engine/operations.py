@@ -1,18 +1,19 @@
-"""Candidate operations: one table row each, Flax modules over NHWC images.
+"""Candidate operations: Flax modules over NHWC images, one table row each.
 
 The structures are those of DARTS (Liu et al. 2019, `operations.py` of the
-authors' code). No convolution has a bias. An operation is built for a number
-of channels C and a stride; it maps [B,H,W,C] to [B,ceil(H/s),ceil(W/s),C].
+authors' code). Convolutions have no bias unless told so. An operation is built
+for a stride s; it maps [B,H,W,C] to [B,ceil(H/s),ceil(W/s),C].
 
 Normalisation differs between the phases: search cells use the statistics of
 the batch, without affine and without state; discrete networks use
-`flax.linen.BatchNorm`. A module takes it as `norm`, a function that makes the
+`flax.linen.BatchNorm`. So a module takes `norm`, a function that makes the
 layer.
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
 
+import flax.errors
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -29,25 +30,25 @@ def wide(dtype):
 
 
 def init_bound(shape) -> float:
-  """1/sqrt(fan_in) of a kernel [..., in, out] or (depthwise) [k,k,C]."""
+  """1/sqrt(fan_in) of a kernel [..., in, out], or depthwise [k,k,C]."""
   fan_in = np.prod(shape[:2] if len(shape) == 3 else shape[:-1])
   return float(fan_in) ** -.5
 
 
 def torch_init(rng, shape, dtype=jnp.float32):
-  """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): PyTorch's default.
+  """Draws from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default.
 
-  All published figures of this field start from it.
+  All published results of this field start from it.
   """
   bound = init_bound(shape)
   return jax.random.uniform(rng, shape, dtype, -bound, bound)
 
 
 def parameter(module: nn.Module, name, init, *args):
-  """`module.param` that leaves `init` alone where there is a parameter.
+  """`module.param`, but calls `init` only if the parameter is missing.
 
-  Flax traces `init` at every use, to compare shapes: a tenth of the time to
-  trace a supernet.
+  Flax traces `init` at every use to compare shapes, which takes a tenth of the
+  time to trace a supernet.
   """
   if module.has_variable('params', name):
     return module.get_variable('params', name)
@@ -96,7 +97,7 @@ class Conv(nn.Module):
     features: output channels.
     kernel: odd; of rows and columns if they differ.
     stride: 1 or 2; likewise.
-    bias: whether it has one; without affine statistics behind it.
+    bias: whether it has one, where no affine normalisation follows.
   """
 
   features: int
@@ -131,7 +132,7 @@ class ReluConvNorm(nn.Module):
 
 
 class FactorizedReduce(nn.Module):
-  """Halves the size: two strided 1x1 convolutions, one a pixel off.
+  """Halves the size by two strided 1x1 convolutions, one a pixel off.
 
   ReLU, then half of the channels from the even pixels and half from the odd
   ones, then one normalisation.
@@ -243,8 +244,8 @@ class Zero(nn.Module):
 class Noise(nn.Module):
   """Fresh N(0, 1) of the output's shape, in training and in test.
 
-  The operation of RobustDARTS S4 that carries no information. It draws from
-  the rng stream 'noise' and has no gradient.
+  RobustDARTS S4 has it as an operation that carries no information. It draws
+  from the rng stream 'noise' and has no gradient.
   """
 
   stride: int
@@ -253,9 +254,9 @@ class Noise(nn.Module):
   def __call__(self, x):
     shape = x[:, ::self.stride, ::self.stride].shape
     key, part = self.make_rng('noise'), kernels.part_of_batch()
-    if part is not None:  # Else every part of a batch would get the same.
+    if part is not None:  # Or every part of a batch would get the same.
       key = jax.random.fold_in(key, part)
-    # Drawn wide: bfloat16 has too few numbers for a normal law.
+    # Drawn in float32: bfloat16 has too few numbers for a normal law.
     return jax.random.normal(key, shape, wide(x.dtype)).astype(x.dtype)
 
 
@@ -265,8 +266,8 @@ class Context(NamedTuple):
   Attributes:
     stride: 1 or 2.
     norm: function that makes a normalisation layer.
-    pool_norm: whether a pooling is normalised: in DARTS' supernet only.
-    bias: whether full convolutions have a bias: in NAS-Bench-201's supernet.
+    pool_norm: whether poolings are normalised, as in DARTS' supernet.
+    bias: whether full convolutions have a bias, as in NAS-Bench-201's.
   """
 
   stride: int
@@ -311,8 +312,18 @@ OPS: dict[str, Callable[[Context], nn.Module]] = {
 }
 
 
+# Names of the operations that draw random numbers. They are given the rng
+# stream 'noise': in a search, one seed for each slot and step.
+DRAWS: set[str] = {'noise'}
+
+
+def draws(name: str) -> bool:
+  """Whether the named operation draws random numbers."""
+  return name in DRAWS
+
+
 def build(name: str, context: Context) -> nn.Module:
-  """The module of the named operation.
+  """Makes the module of the named operation.
 
   Raises:
     UserError: no such operation.
@@ -324,17 +335,69 @@ def build(name: str, context: Context) -> nn.Module:
   return OPS[name](context)
 
 
+# -------------------------------------------------------- partial channels
+
+
+class Partial(nn.Module):
+  """An operation on the first C/k channels; the others pass it by.
+
+  See `partial`. The parameters are those of `module`, under the same names.
+  """
+
+  module: nn.Module
+  k: int
+
+  def setup(self):
+    nn.share_scope(self, self.module)
+
+  def __call__(self, x):
+    features = x.shape[-1]
+    if features % self.k:
+      raise ValueError(
+          f'partial={self.k} must divide the {features} channels')
+    y = self.module(x[..., :features // self.k])
+    rest = x[..., features // self.k:]
+    if y.shape[1:3] != x.shape[1:3]:
+      rest = kernels.max_pool_2x2(rest)
+    y = jnp.concatenate([y, rest], -1)
+    y = y.reshape(*y.shape[:-1], self.k, features // self.k)
+    return y.swapaxes(-1, -2).reshape(*y.shape[:-2], features)
+
+
+def partial(module: nn.Module, k: int) -> nn.Module:
+  """Applies `module` to the first C/k channels only, as PC-DARTS does.
+
+  The other channels pass it by, through 2x2 max pooling of stride 2 where the
+  operation strides; then the channels are shuffled in k groups (Xu et al.,
+  ICLR 2020, Eq. 1; `MixedOp` in `model_search.py` of the authors' code).
+
+  There the channels pass by once per edge, here once per operation of the
+  edge, each time multiplied by its gate. The sums are equal if the gates of an
+  edge sum to 1 (softmax), or to the edge's own factor (softmax times beta);
+  they differ for others, such as sigmoids.
+
+  Args:
+    module: [B,H,W,C/k] -> [B,ceil(H/s),ceil(W/s),C/k].
+    k: a divisor of C; 1 gives `module` itself.
+
+  Returns:
+    A module [B,H,W,C] -> [B,ceil(H/s),ceil(W/s),C], which raises ValueError if
+    k does not divide C.
+  """
+  return module if k == 1 else Partial(module, k, parent=None)
+
+
 # ------------------------------------------------------ users' own operations
 
-# By their names `networks.initialise` knows how parameters begin.
+# By these names `weights.initialise` knows how parameters begin.
 _LEAVES = ('kernel', 'scale', 'bias')
-_PROBE = (2, 5, 5, 4)  # odd, so that a wrong stride shows
-# The package's own rows, which its tests check.
+_PROBE = (2, 5, 5, 4)  # Odd sizes show a wrong stride.
+# The package's own rows; its tests check them.
 _PACKAGE = {name: (OPS[name], counting.OP_COUNTS[name]) for name in OPS}
 
 
 def is_users(name: str) -> bool:
-  """Whether a row of the operation, or both, are not the package's."""
+  """Whether any of the operation's two rows is not the package's."""
   return (OPS.get(name), counting.OP_COUNTS.get(name)) != _PACKAGE.get(name)
 
 
@@ -342,11 +405,12 @@ def check(name: str) -> None:
   """Checks the two table rows of an operation against each other.
 
   Traces it at both strides, with statistics of the batch and with BatchNorm;
-  nothing is compiled.
+  compiles nothing.
 
   Raises:
-    UserError: a row is missing, or the module gives another shape, has state
-      or parameters of other names, or not as many as the count says.
+    UserError: a row is missing; or the module gives another shape, has state,
+      parameters of other names or another number of them than the count says,
+      or draws random numbers without being in DRAWS.
   """
   if name not in counting.OP_COUNTS:
     raise errors.UserError(
@@ -362,11 +426,17 @@ def check(name: str) -> None:
 def _trace(name, context):
   """(output, variables) of an operation, shapes only."""
   rngs = {'params': jax.random.key(0)}
-  if name == 'noise':  # The cells hand no other operation a key.
+  if draws(name):  # The cells hand no other operation a key.
     rngs['noise'] = jax.random.key(0)
-  return jax.eval_shape(
-      build(name, context).init_with_output, rngs,
-      jax.ShapeDtypeStruct(_PROBE, jnp.float32))
+  try:
+    return jax.eval_shape(
+        build(name, context).init_with_output, rngs,
+        jax.ShapeDtypeStruct(_PROBE, jnp.float32))
+  except flax.errors.InvalidRngError as error:
+    raise errors.UserError(
+        f'operation {name!r} draws random numbers from a stream that it is '
+        "not given; an operation in operations.DRAWS is given 'noise'"
+    ) from error
 
 
 def _check_search(name, stride):

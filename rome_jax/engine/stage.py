@@ -1,19 +1,18 @@
-"""Cells: one sampled architecture as a compact program, and a genotype's cell.
+"""Equal cells in a row, a stage, as one compact program with its own gradient.
 
-`SearchCell` evaluates the M active edges of a sampled cell in one `lax.scan`
-with a single switch over operations in its body, and `run_cells` the equal
-cells of a stage in one `lax.scan` around it, so that the program does not grow
-with the number of cells. A direct translation (a switch per edge,
-differentiated by JAX) keeps the residuals of every branch and takes minutes to
-compile. Here a stage is one `custom_vjp`: the forward pass keeps the stage's
-inputs and the banks, which hold each cell's preprocessed inputs and nodes; the
-backward pass walks cells and edges in reverse and recomputes the operation
-that was sampled, inside the switch. So memory is that of one path, whatever
-the number of candidate operations (ROME, Sec. 4.5).
+One `lax.scan` evaluates the M slots of a cell, with a single switch over
+operations in its body; one `lax.scan` around it runs the equal cells of a
+stage, so that the program does not grow with their number. A direct
+translation (a switch per edge, differentiated by JAX) keeps the residuals of
+every branch and takes minutes to compile. Here a stage is one `custom_vjp`:
+the forward pass keeps the stage's inputs and the banks, which hold the
+preprocessed inputs and the nodes of each cell. The backward pass walks cells
+and slots in reverse and recomputes each slot's operation inside the switch. So
+memory is that of one path, however many candidates there are (ROME, Sec. 4.5).
 
 `jax.vmap` over architectures would turn the switch into a `select` that runs
-every operation for every sample; `choice.one_by_one` keeps it a switch, and
-all that surrounds it is batched.
+every operation for every sample; `switch.one_by_one` keeps it a switch, and
+batches all that surrounds it.
 """
 
 import functools
@@ -26,7 +25,7 @@ from rome_jax.engine import kernels, operations, switch
 
 
 def preprocessors(features, reduction_prev, norm):
-  """The modules that bring s0 and s1 to `features` channels and one size."""
+  """The modules that give s0 and s1 `features` channels and one size."""
   first = (operations.FactorizedReduce if reduction_prev else
            operations.ReluConvNorm)
   return (first(features, norm, name='preprocess0', parent=None),
@@ -34,15 +33,15 @@ def preprocessors(features, reduction_prev, norm):
               features, norm, name='preprocess1', parent=None))
 
 
-# ------------------------------------------------------ one sampled operation
+# ---------------------------------------------------- the operation of a slot
 
 
 @functools.cache
-def _operation(plan):
-  """Per variant, (the bank that it reads, y = f(w, x, seed)).
+def _operation(layout):
+  """Per variant, (the bank that it reads, f) with y = f(w, x, seed).
 
-  w is [P], x the edge's predecessor; seed is that of the operation `noise`, or
-  None.
+  w is [P], x is the edge's predecessor. The seed is for operations that draw
+  random numbers; None if the space has none.
   """
 
   def branch(variant):
@@ -52,27 +51,31 @@ def _operation(plan):
           {'params': variant.unflatten(w)}, x, rngs=rngs)
     return variant.bank, run
 
-  return [branch(v) for v in plan.variants]
+  return [branch(v) for v in layout.variants]
 
 
 @functools.cache
-def _forward_switch(plan):
-  """y of (index, w, xs, seed): xs is a predecessor's `choice.Row` per bank.
+def _forward_switch(layout):
+  """The function (index, w, xs, seed) -> y.
 
-  A branch reads its own bank only.
+  xs holds a predecessor's `switch.Row` for each bank; a branch reads its own
+  bank only.
   """
 
   def branch(bank, run):
     return lambda w, xs, seed: run(w, xs[bank].read(), seed)
 
-  branches = [branch(*operation) for operation in _operation(plan)]
+  branches = [branch(*operation) for operation in _operation(layout)]
   return switch.one_by_one(
       lambda index, *args: lax.switch(index, branches, *args))
 
 
 @functools.cache
-def _backward_switch(plan, wants):
-  """(dw or None, dgate or None, dx per bank) of gate * f(w, x, seed)."""
+def _backward_switch(layout, wants):
+  """The pullback of gate * f(w, x, seed), by the number of the variant.
+
+  It gives (dw or None, dgate or None, dx for each bank).
+  """
 
   def branch(bank, run):
     def pull(w, gate, xs, seed, g, want_weight_grads):
@@ -84,7 +87,7 @@ def _backward_switch(plan, wants):
           for i, x in enumerate(xs)]
     return pull
 
-  branches = [branch(*operation) for operation in _operation(plan)]
+  branches = [branch(*operation) for operation in _operation(layout)]
   return switch.one_by_one(
       lambda index, *args: lax.switch(index, branches, *args))
 
@@ -92,22 +95,23 @@ def _backward_switch(plan, wants):
 # ------------------------------------------------------------ the whole DAG
 
 
-def _empty_banks(plan, cells, shape, dtype):
-  """Zeros for so many cells of inputs [B,H,W,.]."""
+def _empty_banks(layout, cells, shape, dtype):
+  """The banks of `cells` cells whose inputs are [B,H,W,.], as zeros."""
   b, h, w, _ = shape
-  rows = [cells * n for n in plan.rows_per_cell]
-  node = _node_shape(plan, shape)[1:]
-  if plan.reduction:
-    return (jnp.zeros((rows[0], b, h, w, plan.features), dtype),
+  rows = [cells * n for n in layout.rows_per_cell]
+  node = _node_shape(layout, shape)[1:]
+  if layout.reduction:
+    return (jnp.zeros((rows[0], b, h, w, layout.features), dtype),
             jnp.zeros((rows[1], *node), dtype))
-  # Before the first cell's nodes lies its input.
-  extra = 0 if plan.preprocessed else plan.space.num_inputs
+  # The first cell's input lies before its nodes.
+  extra = 0 if layout.preprocessed else layout.space.num_inputs
   return (jnp.zeros((rows[0] + extra, *node), dtype),)
 
 
-def _reads(plan, firsts, banks, pred):
-  """Per bank, the `choice.Row` of state `pred` (any if it is elsewhere)."""
-  starts = (*plan.bank_starts, plan.space.num_inputs + plan.space.num_nodes)
+def _reads(layout, firsts, banks, pred):
+  """Per bank, the `switch.Row` of state `pred`; any row if it has none."""
+  states = layout.space.num_inputs + layout.space.num_nodes
+  starts = (*layout.bank_starts, states)
   return [
       switch.Row(bank, first + jnp.clip(pred - a, 0, b - a - 1))
       for bank, first, a, b in zip(banks, firsts, starts, starts[1:])]
@@ -123,30 +127,34 @@ def _put(bank, start, values):
 
 
 def _add_to(bank, start, values):
-  # Unlike bank.at[row].add, which is a scatter, this stays in place (without
-  # `vmap`).
+  # bank.at[row].add is a scatter; without `vmap`, this stays in place.
   return _put(bank, start, _rows(bank, start, len(values)) + values)
 
 
-def _edge_arrays(plan, edges, ops):
-  space = plan.space
+def _slot_arrays(layout, edges, ops):
+  """Per slot, its predecessor, its node's row and its variant, each [M]."""
+  space = layout.space
   preds = jnp.asarray(space.edge_preds)[edges]
   # The row of each edge's node in the last bank.
   rows = (jnp.asarray(space.edge_nodes)[edges] + space.num_inputs
-          - plan.bank_starts[-1])
-  return preds, rows, plan.variant_index(edges, ops)
+          - layout.bank_starts[-1])
+  return preds, rows, layout.variant_index(edges, ops)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _run_edges(plan, flat, gates, edges, ops, seeds, firsts, banks):
-  """The banks with the nodes of the cell whose states start at `firsts`."""
-  preds, rows, index = _edge_arrays(plan, edges, ops)
+def _run_slots(layout, flat, gates, edges, ops, seeds, firsts, banks):
+  """Adds to the banks the nodes of the cell whose states start at `firsts`.
+
+  Slots come in the order of their edges, so a node is complete before any
+  later node reads it, whether it has one operation on an edge or all of them.
+  """
+  preds, rows, index = _slot_arrays(layout, edges, ops)
   slots = preds, rows, index, gates, flat, seeds
 
   def body(banks, slot):
     pred, row, variant, gate, w, seed = slot
-    y = _forward_switch(plan)(
-        variant, w, _reads(plan, firsts, banks, pred), seed)
+    y = _forward_switch(layout)(
+        variant, w, _reads(layout, firsts, banks, pred), seed)
     *others, last = banks
     y = gate.astype(y.dtype) * y
     return (*others, _add_to(last, firsts[-1] + row, y[None])), None
@@ -155,16 +163,16 @@ def _run_edges(plan, flat, gates, edges, ops, seeds, firsts, banks):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _pull_edges(plan, wants, flat, gates, edges, ops, seeds,
+def _pull_slots(layout, wants, flat, gates, edges, ops, seeds,
                 want_weight_grads, firsts, banks, dbanks):
-  """`_run_edges`' cotangents: (of the banks, of flat, of gates)."""
-  preds, rows, index = _edge_arrays(plan, edges, ops)
+  """`_run_slots`' cotangents: (of the banks, of flat, of gates)."""
+  preds, rows, index = _slot_arrays(layout, edges, ops)
   slots = preds, rows, index, gates, flat, seeds
-  pull = _backward_switch(plan, wants)
+  pull = _backward_switch(layout, wants)
 
   def body(dbanks, slot):
     pred, row, variant, gate, w, seed = slot
-    reads = _reads(plan, firsts, banks, pred)
+    reads = _reads(layout, firsts, banks, pred)
     g = switch.Row(dbanks[-1], firsts[-1] + row)
     dw, dgate, dxs = pull(
         variant, w, gate, reads, seed, g, want_weight_grads)
@@ -181,147 +189,148 @@ def _pull_edges(plan, wants, flat, gates, edges, ops, seeds,
 
 
 def unnormalised():
-  """In place of a layer of normalisation, which `_search_cells` supplies.
+  """Stands in for a normalisation layer, which `search_cells` supplies.
 
   It normalises outside the `switch` over cells. The result is in the bank, so
-  the backward pass repeats no convolution to have it.
+  the backward pass repeats no convolution to get it.
   """
   return lambda x: x
 
 
 def _preprocess(pair, weights, states):
-  """A cell's inputs [B,H,W,C], not normalised yet."""
+  """A cell's inputs [B,H,W,C] before normalisation."""
   return tuple(module.apply({'params': weights[module.name]}, s)
                for module, s in zip(pair, states))
 
 
-def _node_shape(plan, shape):
+def _node_shape(layout, shape):
   """[N,B,h,w,C] for inputs [B,H,W,.]."""
   b, h, w, _ = shape
-  stride = 2 if plan.reduction else 1
-  return (plan.space.num_nodes, b, -(-h // stride), -(-w // stride),
-          plan.features)
+  stride = 2 if layout.reduction else 1
+  return (layout.space.num_nodes, b, -(-h // stride), -(-w // stride),
+          layout.features)
 
 
-def output_shape(plan, shape):
+def output_shape(layout, shape):
   """[B,h,w,N*C] (or [B,h,w,C]) for inputs [B,H,W,.]."""
-  n, *size, c = _node_shape(plan, shape)
-  return (*size, c if plan.ends_in_last_node else n * c)
+  n, *size, c = _node_shape(layout, shape)
+  return (*size, c if layout.ends_in_last_node else n * c)
 
 
-def _output(plan, i, banks):
+def _output(layout, i, banks):
   """Cell i's output [B,h,w,N*C], the concatenation of its nodes."""
-  nodes = _rows(banks[-1], *plan.output_rows(i))
+  nodes = _rows(banks[-1], *layout.output_rows(i))
   n, b, h, w, c = nodes.shape
   return jnp.moveaxis(nodes, 0, 3).reshape(b, h, w, n * c)
 
 
-def _to_nodes(plan, output):
+def _to_nodes(layout, output):
   """[N,B,h,w,C] from their concatenation."""
   b, h, w, c = output.shape
-  nodes = output.reshape(b, h, w, c // plan.features, plan.features)
+  nodes = output.reshape(b, h, w, c // layout.features, layout.features)
   return jnp.moveaxis(nodes, 3, 0)
 
 
-def _add_to_output(plan, i, dbanks, g):
-  """The banks' cotangents with g [B,h,w,N*C] added to cell i's output's."""
-  start, _ = plan.output_rows(i)
-  return (*dbanks[:-1], _add_to(dbanks[-1], start, _to_nodes(plan, g)))
+def _add_to_output(layout, i, dbanks, g):
+  """Adds g [B,h,w,N*C], a cotangent of cell i's output, to the banks'."""
+  start, _ = layout.output_rows(i)
+  return (*dbanks[:-1], _add_to(dbanks[-1], start, _to_nodes(layout, g)))
 
 
-def _output_cotangents(plan, empty, gs):
-  """The banks' cotangents, of those gs {cell: g [B,h,w,N*C]} of outputs.
+def _output_cotangents(layout, empty, gs):
+  """The banks' cotangents, where gs {cell: g [B,h,w,N*C]} are the outputs'.
 
-  As one concatenation with parts of the `empty` banks, to be written once.
+  One concatenation with parts of the `empty` banks, so that all is written
+  once.
   """
   *others, last = empty
   parts, end = [], 0
   for i, g in gs.items():
-    start, count = plan.output_rows(i)
-    parts += [last[end:start], _to_nodes(plan, g)]
+    start, count = layout.output_rows(i)
+    parts += [last[end:start], _to_nodes(layout, g)]
     end = start + count
   return (*others, jnp.concatenate([*parts, last[end:]]))
 
 
-def inputs_of(plan, i, states, output):
-  """The inputs of cell i: output(j) of cells before it, or `states`."""
-  n = plan.space.num_inputs
+def inputs_of(layout, i, states, output):
+  """The inputs of cell i: outputs of the cells before it, or `states`."""
+  n = layout.space.num_inputs
   return tuple(states[j] if j < n else output(j - n) for j in range(i, i + n))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def search_cells(plan, pairs, weights, flat, gates, edges, ops, seeds,
+def search_cells(layout, pairs, weights, flat, gates, edges, ops, seeds,
                  want_weight_grads, states):
-  """The last outputs of n equal cells; see `run_cells`.
+  """The last outputs of n equal cells; see `cells.run_cells`.
 
   Args:
-    plan: of all of them.
-    pairs: of each cell, its preprocessors, see `_preprocess`, or None where
-      the only input is taken as it is.
-    weights: of each cell, those of its preprocessors.
-    flat: [n,M,P], see `_Plan.gather`.
-    gates, edges, ops: [M], of all cells.
-    seeds: [n,M], or None; see `_operation`.
+    layout: of each of them.
+    pairs: per cell, its preprocessors, see `_preprocess`; or None where the
+      only input is taken as it is.
+    weights: per cell, those of its preprocessors.
+    flat: [n,M,P], see `Layout.gather`.
+    gates, edges, ops: [M], the same for all cells.
+    seeds: [n,M] or None, see `_operation`.
     want_weight_grads: see `kernels.pulled`.
     states: the inputs of the first cell.
   """
-  banks, _ = _run_cells(plan, pairs, weights, flat, gates, edges, ops, seeds,
+  banks, _ = _run_cells(layout, pairs, weights, flat, gates, edges, ops, seeds,
                         states)
-  return _last_outputs(plan, len(pairs), banks)
+  return _last_outputs(layout, len(pairs), banks)
 
 
-def _last(plan, cells):
+def _last(layout, cells):
   """The numbers of the cells whose outputs are wanted."""
-  return range(cells)[-plan.space.num_inputs:]
+  return range(cells)[-layout.space.num_inputs:]
 
 
-def _last_outputs(plan, cells, banks):
-  return tuple(_output(plan, i, banks) for i in _last(plan, cells))
+def _last_outputs(layout, cells, banks):
+  return tuple(_output(layout, i, banks) for i in _last(layout, cells))
 
 
 def _switch_cells(cells, i, branch, *args):
-  """branch(i, *args), where branch needs a static i in range(cells)."""
+  """branch(i, *args), where `branch` needs a static i in range(cells)."""
   return lax.switch(
       i, [functools.partial(branch, j) for j in range(cells)], *args)
 
 
-def _run_cells(plan, pairs, weights, flat, gates, edges, ops, seeds, states):
-  """(banks, per preprocessor the [n,C] scales of its normalisation)."""
+def _run_cells(layout, pairs, weights, flat, gates, edges, ops, seeds, states):
+  """(banks, per preprocessor the scales [n,C] of its normalisation)."""
   cells = len(pairs)
-  banks = _empty_banks(plan, cells, states[-1].shape, states[-1].dtype)
-  if not plan.preprocessed:
+  banks = _empty_banks(layout, cells, states[-1].shape, states[-1].dtype)
+  if not layout.preprocessed:
     banks = (_put(banks[0], 0, jnp.stack(states)),)
 
   def preprocess(i, banks):
     return _preprocess(pairs[i], weights[i], inputs_of(
-        plan, i, states, lambda j: _output(plan, j, banks)))
+        layout, i, states, lambda j: _output(layout, j, banks)))
 
   def body(banks, slot):
     i, flat, seeds = slot
-    firsts, scales = plan.first_rows(i), []
-    if plan.preprocessed:
+    firsts, scales = layout.first_rows(i), []
+    if layout.preprocessed:
       for j, x in enumerate(_switch_cells(cells, i, preprocess, banks)):
         y, scale = kernels.normalise(x)
         banks = (_put(banks[0], firsts[0] + j, y[None]), *banks[1:])
         scales.append(scale)
-    banks = _run_edges(plan, flat, gates, edges, ops, seeds, firsts, banks)
+    banks = _run_slots(layout, flat, gates, edges, ops, seeds, firsts, banks)
     return banks, scales
 
   return lax.scan(body, banks, (jnp.arange(cells), flat, seeds))
 
 
-def _search_cells_fwd(plan, pairs, *primals):
+def _search_cells_fwd(layout, pairs, *primals):
   wants = switch.Wants(*map(switch.perturbed, (primals[:2], primals[2])))
   values = switch.values(primals)
   *others, _, states = values
-  kept = _run_cells(plan, pairs, *others, states)
-  return _last_outputs(plan, len(pairs), kept[0]), (wants, values, kept)
+  kept = _run_cells(layout, pairs, *others, states)
+  return _last_outputs(layout, len(pairs), kept[0]), (wants, values, kept)
 
 
 def _zero_after(tree):
-  """0 that XLA takes for unknown before the arrays of `tree` are there.
+  """A 0 that XLA does not know before it has the arrays of `tree`.
 
-  What it is added to is computed after them.
+  Whatever it is added to is computed after them.
   """
   numbers = [leaf[(0,) * leaf.ndim] for leaf in jax.tree.leaves(tree)]
   return kernels.zero_after(numbers)
@@ -331,33 +340,33 @@ def _plus(tree, zero):
   return jax.tree.map(lambda leaf: leaf + zero.astype(leaf.dtype), tree)
 
 
-def _search_cells_bwd(plan, pairs, residuals, gs):
+def _search_cells_bwd(layout, pairs, residuals, gs):
   wants, values, (banks, scales) = residuals
   weights, flat, gates, edges, ops, seeds, want_weight_grads, states = values
-  n, cells = plan.space.num_inputs, len(pairs)
+  n, cells = layout.space.num_inputs, len(pairs)
   gs = tuple(map(switch.dense, gs))
-  # Else XLA would find what is recomputed here equal to the forward pass's,
-  # and keep all of that until now.
+  # Or XLA would find that what is recomputed here equals values of the forward
+  # pass, and keep all of those until now.
   zero = _zero_after(gs)
   empty = _plus(_empty_banks(
-      plan, cells, states[-1].shape, gs[-1].dtype), zero)
+      layout, cells, states[-1].shape, gs[-1].dtype), zero)
   dbanks = _output_cotangents(
-      plan, empty, dict(zip(_last(plan, cells), gs)))
+      layout, empty, dict(zip(_last(layout, cells), gs)))
 
   def pull(i, g, banks, dweights, dbanks, dstates):
-    """Adds what cell i's preprocessors get at g, those of their outputs."""
+    """Pulls g, cotangents of cell i's preprocessed inputs, to its inputs."""
     inputs = _plus(inputs_of(
-        plan, i, states, lambda j: _output(plan, j, banks)), zero)
+        layout, i, states, lambda j: _output(layout, j, banks)), zero)
     _, pullback = jax.vjp(
         functools.partial(_preprocess, pairs[i]), weights[i], inputs)
     dw, dinputs = kernels.pulled(pullback, g, want_weight_grads)
     if wants.weights:
-      # Else XLA would put the products off to the end and keep their factors.
+      # Or XLA would leave the products to the end and keep their factors.
       dinputs = _plus(dinputs, _zero_after(dw))
       dweights = (*dweights[:i], dw, *dweights[i + 1:])
     for j, d in enumerate(dinputs, i):
       if j >= n:
-        dbanks = _add_to_output(plan, j - n, dbanks, d)
+        dbanks = _add_to_output(layout, j - n, dbanks, d)
       else:
         # The last cell that reads a state comes here first.
         d = d if i == min(j, cells - 1) else dstates[j] + d
@@ -367,13 +376,13 @@ def _search_cells_bwd(plan, pairs, residuals, gs):
   def body(carry, slot):
     i, flat, seeds, scales = slot
     dweights, dbanks, dstates = carry
-    # With the zero, since XLA sees through the loop over a single cell.
-    firsts = plan.first_rows(i + zero)
-    dbanks, dflat, dgates = _pull_edges(
-        plan, wants, flat, gates, edges, ops, seeds, want_weight_grads, firsts,
-        banks, dbanks)
-    if plan.preprocessed:
-      # Row by row: XLA sees through a slice that is the whole bank, too.
+    # The zero is added since XLA sees through the loop over a single cell.
+    firsts = layout.first_rows(i + zero)
+    dbanks, dflat, dgates = _pull_slots(
+        layout, wants, flat, gates, edges, ops, seeds, want_weight_grads,
+        firsts, banks, dbanks)
+    if layout.preprocessed:
+      # Row by row, since XLA sees through a slice of the whole bank, too.
       ys, dys = ([switch.Row(bank, firsts[0] + j).read() for j in range(n)]
                  for bank in (banks[0], dbanks[0]))
       g = tuple(map(kernels.pull_normalised, ys, scales, dys))
@@ -384,11 +393,11 @@ def _search_cells_bwd(plan, pairs, residuals, gs):
   dweights, dstates = jax.tree.map(
       lambda a: jnp.broadcast_to(zero.astype(a.dtype), a.shape),
       (weights if wants.weights else None,
-       states if plan.preprocessed else None))
+       states if layout.preprocessed else None))
   (dweights, dbanks, dstates), (dflat, dgates) = lax.scan(
       body, (dweights, dbanks, dstates),
       (jnp.arange(cells), flat, seeds, scales), reverse=True)
-  if not plan.preprocessed:
+  if not layout.preprocessed:
     dstates = tuple(dbanks[0][:n])
   if wants.gates:
     dgates = dgates.sum(0)
@@ -400,5 +409,6 @@ search_cells.defvjp(_search_cells_fwd, _search_cells_bwd,
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def gather(plan, weights, edges, index):
-  return plan.gather(weights, edges, index)
+def gather(layout, weights, edges, index):
+  """See `Layout.gather`."""
+  return layout.gather(weights, edges, index)

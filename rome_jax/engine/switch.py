@@ -1,4 +1,4 @@
-"""One of several modules, chosen by a number, in the memory of that one.
+"""Runs one of several modules, chosen by a number, in the memory of that one.
 
 JAX's reverse mode through `lax.switch` keeps the residuals of every branch,
 and `jax.vmap` turns a switch with a batched number into a `select` that runs
@@ -21,7 +21,7 @@ from rome_jax.engine import kernels
 
 
 class Row(NamedTuple):
-  """bank[index], read where it is used: a branch of a switch copies nothing.
+  """bank[index], read only where it is used, so that a switch copies nothing.
 
   Attributes:
     bank: [R,...].
@@ -38,21 +38,21 @@ class Row(NamedTuple):
 def _example(i, arg, batched):
   """Example i of an argument of a `vmap`.
 
-  `batched` says which of its leaves have a leading axis of examples.
+  `batched` has True for each leaf that has a leading axis of examples.
   """
   if not isinstance(arg, Row):
     return arg[i] if batched else arg
   bank, index = arg.bank, _example(i, arg.index, batched.index)
   if not batched.bank:
     return Row(bank, index)
-  # All examples' rows are one bank, so that nothing is copied here either.
+  # The rows of all examples form one bank, so nothing is copied here either.
   return Row(bank.reshape(-1, *bank.shape[2:]), i * bank.shape[1] + index)
 
 
 def one_by_one(function):
-  """`function`, whose vmap runs the examples in a loop.
+  """Makes `vmap` of `function` a loop over the examples.
 
-  So a `lax.switch` in it keeps an unbatched number and runs one branch.
+  A `lax.switch` in it then keeps an unbatched number and runs one branch.
   Arguments are trees of arrays and `Row`s.
   """
   mapped = custom_vmap(function)
@@ -60,7 +60,7 @@ def one_by_one(function):
   @mapped.def_vmap
   def rule(axis_size, in_batched, *args):
     def example(i):
-      # custom_vmap again, for a vmap around this one.
+      # `mapped`, not `function`: there may be another vmap around this one.
       return mapped(*jax.tree.map(
           functools.partial(_example, i), args, tuple(in_batched),
           is_leaf=lambda a: isinstance(a, Row)))
@@ -80,12 +80,15 @@ class Wants:
 
 
 def perturbed(tree) -> bool:
-  """Whether any leaf of a primal with symbolic zeros is differentiated."""
+  """Whether any leaf of these primals is differentiated.
+
+  For the forward function of a `custom_vjp` with symbolic zeros.
+  """
   return any(p.perturbed for p in jax.tree.leaves(tree, is_leaf=_is_primal))
 
 
 def values(tree):
-  """The values of primals with symbolic zeros."""
+  """The values of the primals that `perturbed` takes."""
   return jax.tree.map(lambda p: p.value, tree, is_leaf=_is_primal)
 
 
@@ -94,15 +97,15 @@ def _is_primal(p):
 
 
 def dense(g):
-  """A cotangent as an array, zeros where it is a symbolic zero."""
+  """A cotangent as an array: a symbolic zero becomes zeros."""
   return jnp.zeros(g.shape, g.dtype) if isinstance(g, SymbolicZero) else g
 
 
 def pull(run, wants: Wants, weights, gate, x, g, want_weight_grads=None):
   """(dweights or None, dgate or None, dx) of gate * run(weights, x) at g.
 
-  Recomputes `run`. What nobody asked for is left out here, where it is
-  static; XLA could not remove it from a branch. `want_weight_grads` says the
+  Recomputes `run`. What `wants` does not ask for is left out here, since XLA
+  could not remove it from a branch. `want_weight_grads` says the
   same at run time; see `kernels.pulled`.
   """
   scaled = gate.astype(g.dtype) * g
@@ -128,7 +131,7 @@ def _forward(modules):
 
 @functools.cache
 def _backward(modules, wants):
-  """`pull` of the chosen module, its cotangent among zeros of the others'."""
+  """`pull` of the chosen module; the other modules' cotangents are zeros."""
 
   def branch(module, i):
     def run(w, x):
@@ -154,9 +157,9 @@ def switch(modules: tuple[nn.Module, ...], index, weights, gate, x,
 
   Args:
     modules: unbound Flax modules that map [B,H,W,C] to one common shape.
-    index: int32, which of them.
-    weights: a tuple with each module's 'params' ({} where it has none).
-    gate: float, a factor of 1 that carries the architecture's gradient.
+    index: int32, the number of the module to run.
+    weights: a tuple with each module's 'params', {} if it has none.
+    gate: float, the factor; carries the architecture's gradient.
     x: [B,H,W,C].
     want_weight_grads: see `kernels.pulled`.
   """

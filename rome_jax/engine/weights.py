@@ -1,4 +1,4 @@
-"""The weights of a network: how they begin."""
+"""The weights of a network: how they are named and how they begin."""
 
 import zlib
 
@@ -10,16 +10,28 @@ from flax import traverse_util
 
 from rome_jax.engine import archs, operations
 from rome_jax.engine import layout as layout_lib
-from rome_jax.families import darts
+
+# A family that stacks the weights of equal edges, nodes or blocks on a leading
+# axis puts them under this name, by which `initialise` knows of the axis.
+STACKED = layout_lib.EDGES
+
+
+def is_stacked(path) -> bool:
+  """Whether a leaf has a leading axis of edges, nodes or blocks.
+
+  Args:
+    path: the names on the way to the leaf, from the root of the tree.
+  """
+  return not {layout_lib.EDGES, layout_lib.STRIDED}.isdisjoint(path)
 
 
 def initialise(module: nn.Module, seed: int, *args):
   """The variables of `module.init(key, *args)`, drawn by NumPy.
 
-  The law is PyTorch's: kernels, and biases beside them, in
-  U(+-1/sqrt(fan_in)). `init` would compile one random draw per kernel, which
-  takes longer than training a small network; and these weights are the same
-  on every device and version of JAX.
+  Kernels, and biases beside them, start in U(+-1/sqrt(fan_in)), which is
+  PyTorch's law. `init` would compile one random draw for each kernel, which
+  takes longer than training a small network; and these weights are the same on
+  every device and in every version of JAX.
 
   Args:
     module: a Supernet or Network.
@@ -32,7 +44,7 @@ def initialise(module: nn.Module, seed: int, *args):
   key = jax.random.key(0)
   shapes = jax.eval_shape(
       module.init, {'params': key, 'noise': key}, *args)
-  kernels = {path[:-1]: _one_edge(path, leaf.shape)
+  kernels = {path[:-1]: _one_of_stack(path, leaf.shape)
              for path, leaf in traverse_util.flatten_dict(shapes).items()
              if path[-1] == 'kernel'}
 
@@ -51,13 +63,12 @@ def initialise(module: nn.Module, seed: int, *args):
       {path: draw(path, leaf) for path, leaf in flat.items()})
 
 
-def _one_edge(path, shape):
-  """The kernel's shape without the leading axis of a supernet's edges."""
-  stacked = {layout_lib.EDGES, layout_lib.STRIDED} & set(path)
-  return shape[1:] if stacked else shape
+def _one_of_stack(path, shape):
+  """The shape of the kernel of one edge, node or block."""
+  return shape[1:] if is_stacked(path) else shape
 
 
-def init_supernet(network: darts.Supernet, seed: int, image_size: int,
+def init_supernet(network: nn.Module, seed: int, image_size: int,
                   image_channels: int):
   """Initial weights of a supernet for square images; see `initialise`."""
   images = jnp.zeros((1, image_size, image_size, image_channels))

@@ -416,7 +416,7 @@ def test_a_row_of_cells_that_end_in_a_node_equals_plain_ones(
 
 def test_an_input_as_it_is_needs_one_input_and_a_last_node():
   with pytest.raises(ValueError, match='one input whose output is its last'):
-    cells_lib.SearchCell(RICH, C).plan  # noqa: B018
+    cells_lib.SearchCell(RICH, C).layout  # noqa: B018
 
 
 def test_the_program_does_not_grow_with_the_row(cell_arch):
