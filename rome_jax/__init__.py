@@ -1,6 +1,7 @@
 """rome_jax: memory-efficient differentiable architecture search in JAX.
 
-  from rome_jax import Network, genotypes
+  from rome_jax import Network
+  from rome_jax.spaces import genotypes
   network = Network(genotypes.load('DARTS_V2'), cells=20, channels=36,
                     num_classes=10)
   variables = network.init(jax.random.key(0), images)
@@ -10,7 +11,7 @@ import importlib
 
 __version__ = '0.1.0'
 
-# Loaded at first use, so that `python -m rome_jax.describe` and the tables
+# Loaded at first use, so that `python -m rome_jax describe` and the tables
 # start without JAX.
 _LAZY = {'Network': 'families.darts', 'Supernet': 'families.darts',
          'Genotype': 'spaces.genotypes', 'Space': 'spaces'}

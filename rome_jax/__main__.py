@@ -2,28 +2,52 @@
 
 import importlib
 import sys
+from collections.abc import Sequence
 
+from rome_jax import errors
+
+# A module of `rome_jax.cli` for each; it is imported when it is asked for.
 COMMANDS = {
     'run': 'search, derive, retrain and report, as a config says',
-    'sweep': 'many runs, over seeds and fields',
-    'describe': 'what a genotype costs, counted and drawn',
+    'sweep': 'repeat a run over seeds and values of fields',
+    'describe': 'count and draw a genotype',
 }
-HELP = 'usage: rome-jax COMMAND [--help | ...]\n\n' + '\n'.join(
-    f'  {name:9} {meaning}' for name, meaning in COMMANDS.items())
+HELP = '\n'.join([
+    'usage: python -m rome_jax COMMAND ...   (installed: rome-jax COMMAND ...)',
+    '',
+    *(f'  {name:9} {meaning}' for name, meaning in COMMANDS.items()),
+    '',
+    'COMMAND --help lists the flags of a command.'])
 
 
-def main(argv=None) -> int:
-  """Runs one command; returns its exit code, 2 for an unknown one."""
+def _command(name):
+  if name in COMMANDS:
+    return importlib.import_module(f'rome_jax.cli.{name}').main
+  found = f'unknown command {name!r}' if name else 'a command is missing'
+  raise errors.UserError(
+      f'{found}; use one of {", ".join(COMMANDS)}'
+      f'{errors.near_miss(name, COMMANDS)}')
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs one command.
+
+  Args:
+    argv: a command's name and its flags; None: those of the process.
+
+  Returns:
+    Its exit code; 2 for a missing or unknown command.
+  """
   name, *rest = (sys.argv[1:] if argv is None else argv) or ['']
   if name in ('-h', '--help'):
     print(HELP)
     return 0
-  if name not in COMMANDS:
-    what = f'{name!r} is no command' if name else 'a command is missing'
-    print(f'rome_jax: {what}; use one of {", ".join(COMMANDS)}',
-          file=sys.stderr)
-    return 2
-  return importlib.import_module(f'rome_jax.cli.{name}').main(rest)
+  try:
+    command = _command(name)
+  except errors.UserError as error:
+    print(f'rome_jax: {error}', file=sys.stderr)
+    return error.exit_code
+  return command(rest)
 
 
 if __name__ == '__main__':

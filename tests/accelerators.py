@@ -16,7 +16,6 @@ from rome_jax import families, spaces
 from rome_jax.config import fields
 from rome_jax.engine import weights as weights_lib
 from rome_jax.families import darts
-from rome_jax.methods import method as method_lib
 from rome_jax.methods import step as step_lib
 from rome_jax.methods import table
 from rome_jax.spaces import genotypes

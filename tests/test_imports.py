@@ -1,70 +1,167 @@
-"""The shape of the package: imports point downwards, the README's lines."""
+"""The shape of the package, read from its source, and the README's lines."""
 
 import ast
+import functools
+import graphlib
 import pathlib
 import re
 import subprocess
 import sys
 
+import pytest
+
 from rome_jax.config import fields
 from rome_jax.engine import sums
-from rome_jax.methods import table
 from rome_jax.train import optim
 
 ROOT = pathlib.Path(__file__).parents[1]
-
-# A module may import those before it, and none after.
-ORDER = [
-    'errors', 'files', 'interrupt', 'hosts', 'spaces', 'published', 'genotypes',
-    'nasbench201_forms', 'counting', 'kernels', 'choice', 'ops', 'sampling',
-    'cells', 'networks', 'nasbench201', 'nasbench1shot1', 'mobile',
-    'families', 'gradients', 'methods', 'training', 'config', 'parallel',
-    'data', 'benchmarks', 'checkpoint', 'metrics', 'plotting', 'report', 'loop',
-    'preflight', 'search', 'retrain', 'describe', 'main',
-    'sweep']
-# The bilevel step is proven on quadratics, without networks.
-INDEPENDENT = {'gradients': {'networks', 'cells', 'ops', 'kernels'},
-               'methods': {'networks', 'cells', 'ops', 'kernels', 'data'},
-               'networks': {'methods', 'gradients', 'data'}}
+# The folders that a person's commands and files enter by.
+DOORS = {'cli', 'config'}
+# What runs before a device is needed, and where JAX is not installed.
+LIGHT = {'spaces', 'data', 'tables'}
+ACCELERATED = {'jax', 'jaxlib', 'flax', 'optax', 'orbax', 'chex'}
 
 
-def imported(path):
-  names = set()
-  for node in ast.walk(ast.parse(path.read_text())):
-    if isinstance(node, ast.ImportFrom) and node.module:
-      parts = node.module.split('.')
-      if parts[0] == 'rome_jax':
-        names |= ({parts[1]} if len(parts) > 1
-                  else {alias.name for alias in node.names})
-  return names & set(ORDER)
+def module_name(path):
+  parts = path.relative_to(ROOT).with_suffix('').parts
+  return '.'.join(parts[:-1] if parts[-1] == '__init__' else parts)
 
 
-def test_imports_point_downwards():
-  modules = {p.stem for p in (ROOT / 'rome_jax').glob('*.py')} - {'__init__'}
-  assert modules | {'data', 'benchmarks'} == set(ORDER)
-  for name in modules:
-    allowed = set(ORDER[:ORDER.index(name)])
-    found = imported(ROOT / 'rome_jax' / f'{name}.py')
-    assert found <= allowed, (name, found - allowed)
-    assert not found & INDEPENDENT.get(name, set()), name
+@functools.cache
+def sources():
+  """{module: its syntax tree}."""
+  return {module_name(path): ast.parse(path.read_text())
+          for path in (ROOT / 'rome_jax').rglob('*.py')}
 
 
-def test_data_imports_only_the_ground():
-  for path in (ROOT / 'rome_jax' / 'data').glob('*.py'):
-    assert imported(path) <= {'errors', 'files', 'data'}, path
+def imported(tree):
+  """Every name that a module imports, wherever the statement stands."""
+  for node in ast.walk(tree):
+    if isinstance(node, ast.ImportFrom):
+      assert not node.level, ast.unparse(node)
+      for alias in node.names:
+        full = f'{node.module}.{alias.name}'
+        yield full if full in sources() else node.module
+    elif isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
 
 
-def test_the_tables_need_no_network():
-  allowed = {'errors', 'files', 'spaces', 'genotypes', 'nasbench201_forms',
-             'benchmarks', 'data'}
-  for path in (ROOT / 'rome_jax' / 'benchmarks').glob('*.py'):
-    assert imported(path) <= allowed, path
+@functools.cache
+def graph():
+  """{module: the modules of the package that it imports}."""
+  return {name: {found for found in imported(tree) if found in sources()}
+          for name, tree in sources().items()}
+
+
+def reached(names):
+  """The modules and all that their imports lead to."""
+  found, new = set(), set(names)
+  while new:
+    found |= new
+    new = set().union(*(graph()[name] for name in new)) - found
+  return found
+
+
+def inside(*folders):
+  """The modules of these folders of the package, or of these modules."""
+  return {name for name in sources() for folder in folders
+          if f'{name}.'.startswith(f'rome_jax.{folder}.')}
+
+
+def folder_of(name):
+  """The folder of a module, or a module beside the folders."""
+  return (name.split('.') + [''])[1]
+
+
+def between(package):
+  """{child: children that it imports} of a package: folders and modules."""
+  depth = package.count('.') + 1
+  edges = {}
+  for name, targets in graph().items():
+    if name.startswith(f'{package}.'):
+      child = name.split('.')[depth]
+      edges.setdefault(child, set()).update(
+          target.split('.')[depth] for target in targets
+          if target.startswith(f'{package}.'))
+  return {child: targets - {child} for child, targets in edges.items()}
+
+
+def cycle(edges):
+  """Names along a cycle of a graph, or None."""
+  try:
+    graphlib.TopologicalSorter(edges).prepare()
+  except graphlib.CycleError as error:
+    return error.args[1]
+  return None
+
+
+def packages():
+  return sorted({name.rpartition('.')[0] for name in sources()} - {''})
+
+
+@pytest.mark.parametrize('edges, found', [
+    ({'a': {'b'}, 'b': {'c'}}, None), ({'a': {'b'}, 'b': {'a'}}, {'a', 'b'})])
+def test_a_cycle_is_found(edges, found):
+  assert (set(cycle(edges)) if found else cycle(edges)) == found
+
+
+def test_the_source_is_read():
+  """Three edges of three kinds, so that no rule below holds of nothing."""
+  assert 'rome_jax.errors' in graph()['rome_jax.files']
+  assert 'rome_jax.cli.run' in graph()['rome_jax.main']
+  assert 'spaces' in between('rome_jax')['engine']
+  assert {folder_of(name) for name in sources()} >= DOORS | LIGHT
+
+
+@pytest.mark.parametrize('package', packages())
+def test_folders_and_modules_import_without_cycles(package):
+  assert cycle(between(package)) is None
+
+
+def test_modules_import_without_cycles():
+  assert cycle(graph()) is None
+
+
+def test_nothing_below_the_doors_knows_a_config_or_a_command():
+  folders = {package.split('.')[1] for package in packages()[1:]}
+  for folder in folders - DOORS:
+    assert not between('rome_jax').get(folder, set()) & DOORS, folder
+  assert 'cli' not in between('rome_jax')['config']
+
+
+def test_light_folders_lead_to_nothing_accelerated():
+  for name in reached(inside(*LIGHT)):
+    packages = {found.split('.')[0] for found in imported(sources()[name])}
+    assert not packages & ACCELERATED, name
+
+
+def test_networks_do_not_know_the_search():
+  """Nor the step the networks: it is proven on quadratics."""
+  reaches = {folder_of(name) for name in reached(inside('engine', 'families'))}
+  assert not reaches & {'methods', 'data', 'train', 'tables'}
+  for name in reached(inside('methods', 'engine.sums')):
+    packages = {found.split('.')[0] for found in imported(sources()[name])}
+    assert 'flax' not in packages, name
+    assert folder_of(name) not in {'families', 'data', 'train'}, name
+
+
+def loaded_by(*names):
+  """Packages that a fresh process has loaded after importing modules."""
+  code = (f'import sys, {", ".join(names)}\n'
+          'print(*{name.split(".")[0] for name in sys.modules})')
+  return set(subprocess.run(
+      [sys.executable, '-c', code], cwd=ROOT, check=True, text=True,
+      stdout=subprocess.PIPE).stdout.split())
+
+
+def test_counts_tables_and_help_load_no_jax():
+  names = inside(*LIGHT) | {'rome_jax.cli.describe', 'rome_jax.__main__'}
+  found = loaded_by(*sorted(names))
+  assert 'numpy' in found and not found & (ACCELERATED | {'torch'})
 
 
 def test_nothing_loads_tensorflow():
-  code = ('import sys, rome_jax.main; '
-          'sys.exit(any(m.split(".")[0] == "tensorflow" for m in sys.modules))')
-  assert subprocess.run([sys.executable, '-c', code], cwd=ROOT).returncode == 0
+  assert 'tensorflow' not in loaded_by('rome_jax.cli.run')
 
 
 def test_the_readmes_python_runs():
@@ -84,11 +181,10 @@ def test_the_readme_names_the_test_command_that_ci_runs():
 
 
 def test_the_configs_choices_are_the_tables_rows():
-  """`config` starts without JAX, so it names the rows again."""
+  """Those that `config` names again, so that it starts without JAX."""
   from rome_jax import data
-  assert fields.METHODS == tuple(table.METHODS)
   assert set(fields.AUGMENTATIONS) == set(data.KINDS)
-  assert set(fields.FIELDS['search.samples'].choices) == {
+  assert set(fields.FIELDS['search.samples'].choices()) == {
       'auto', *sums.WAYS}
-  assert set(fields.FIELDS['retrain.lr_schedule'].choices) == set(
+  assert set(fields.FIELDS['retrain.lr_schedule'].choices()) == set(
       optim.SCHEDULES)

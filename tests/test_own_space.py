@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+from unittest import mock
 
 import flax.linen as nn
 import pytest
@@ -17,7 +18,6 @@ from rome_jax.cli import run as run_lib
 from rome_jax.config import fields
 from rome_jax.engine import operations
 from rome_jax.spaces import counting, genotypes
-from rome_jax.spaces import space as space_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = (ROOT / 'docs' / 'own_space.md').read_text()
@@ -121,11 +121,11 @@ def test_every_row_of_the_package_is_sound(name):
 
 
 @pytest.fixture
-def tables(monkeypatch):
-  """The tables, as they were again after the test."""
-  for module, name in ((operations, 'OPS'), (counting, 'OP_COUNTS'),
-                       (space_lib, 'SPACES')):
-    monkeypatch.setattr(module, name, dict(getattr(module, name)))
+def tables():
+  """Restores the tables after the test."""
+  with (mock.patch.dict(operations.OPS), mock.patch.dict(counting.OP_COUNTS),
+        mock.patch.dict(spaces.SPACES)):
+    yield
 
 
 def run(op, tmp_path, capsys):

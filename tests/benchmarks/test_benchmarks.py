@@ -1,6 +1,7 @@
 """The benchmark of the search step, at a tiny size."""
 
 import json
+from unittest import mock
 
 import jax
 import numpy as np
@@ -9,7 +10,6 @@ import pytest
 from benchmarks import precision, search_step
 from rome_jax import errors, spaces
 from rome_jax.config import fields
-from rome_jax.spaces import space as space_lib
 
 # Few operations compile fast; every kind with its own parameters is in it.
 SMALL = spaces.Space(
@@ -131,10 +131,10 @@ def test_mistakes_are_one_sentence(flag, message, capsys):
   assert not out and message in err and err.count('\n') == 1
 
 
+@mock.patch.dict(spaces.SPACES)
 def test_precision_prints_what_is_kept(capsys, monkeypatch):
   """Nothing compiled: recomputation and bfloat16 keep less."""
   monkeypatch.setattr(precision, 'cost', lambda args: [])
-  monkeypatch.setattr(space_lib, 'SPACES', dict(spaces.SPACES))
   try:
     assert precision.run(['--quick', '--no-accuracy']) == 0
   finally:

@@ -22,9 +22,9 @@ import json, jax, jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
 from benchmarks import scaling
-from rome_jax import parallel
+from rome_jax.devices import mesh as mesh_lib
 
-mesh = parallel.make_mesh(2, 2)
+mesh = mesh_lib.make_mesh(2, 2)
 
 def part(x, which):
   def turn(carry, i):

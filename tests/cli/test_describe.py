@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,7 +12,6 @@ from rome_jax import spaces
 from rome_jax.cli import describe
 from rome_jax.families import mobile, nasbench1shot1
 from rome_jax.spaces import counting, genotypes
-from rome_jax.spaces import space as space_lib
 
 DARTS_V2 = genotypes.load('DARTS_V2')
 
@@ -204,7 +204,8 @@ def test_the_flag_goes_before_the_files_space(capsys, tmp_path):
 
 
 OWN = """
-from rome_jax import config, counting, spaces
+from rome_jax import config, spaces
+from rome_jax.spaces import counting
 
 counting.OP_COUNTS['twice'] = (
     lambda channels, size, stride, affine: counting.Cost(2, 3))
@@ -213,10 +214,9 @@ get_config = config.defaults
 """
 
 
-def test_an_own_space_is_read_from_a_config_file(capsys, tmp_path,
-                                                 monkeypatch):
-  monkeypatch.setattr(space_lib, 'SPACES', dict(spaces.SPACES))
-  monkeypatch.setattr(counting, 'OP_COUNTS', dict(counting.OP_COUNTS))
+@mock.patch.dict(spaces.SPACES)
+@mock.patch.dict(counting.OP_COUNTS)
+def test_an_own_space_is_read_from_a_config_file(capsys, tmp_path):
   genotype = genotypes.random(
       spaces.Space('own', ('twice',)), np.random.default_rng(0))
   genotypes.save(tmp_path / 'own.json', genotype, space='own', seed=0, step=0)

@@ -422,7 +422,7 @@ def test_workdir_takes_new_values_of_free_fields(tmp_path):
 
 def test_fields_that_a_version_lacks_are_named(tmp_path):
   values = fields.to_json(quickstart())
-  del values['search']['parallel']
+  del values['search']['samples']
   values['old'] = 'absent'
   (tmp_path / 'config.json').write_text(json.dumps(values))
   with pytest.raises(errors.UserError) as caught:

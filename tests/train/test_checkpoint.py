@@ -270,7 +270,8 @@ def test_full_disk_is_one_sentence_and_nothing_is_lost(tmp_path):
   process = run_python('''
       import os, resource, sys
       import numpy as np
-      from rome_jax import checkpoint, errors
+      from rome_jax import errors
+      from rome_jax.train import checkpoint
       state = {'w': np.random.default_rng(0).normal(size=50_000)}
       checkpoints = checkpoint.Checkpoints(sys.argv[1])
       checkpoints.save(1, state)
@@ -297,7 +298,7 @@ def test_kill_while_saving_leaves_a_usable_checkpoint(tmp_path):
   process = run_python('''
       import sys
       import numpy as np
-      from rome_jax import checkpoint
+      from rome_jax.train import checkpoint
       checkpoints = checkpoint.Checkpoints(sys.argv[1])
       for step in range(1, 10_000):
         checkpoints.save(step, {'x': np.full(30_000, step)})

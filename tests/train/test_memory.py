@@ -86,7 +86,7 @@ def test_the_settings_make_a_search_fit(tiny, monkeypatch):
   check = memory.check_memory
   monkeypatch.setattr(memory, 'check_memory', lambda name, program, size: (
       needed.append(program.needed_bytes), check(name, program, size)))
-  monkeypatch.setattr(memory, 'plan', lambda *args: 'fits')
+  monkeypatch.setattr(memory, 'cost', lambda *args: 'fits')
   search.prepare(config, dataset)
   available = int(.4 * needed[0])
   monkeypatch.setattr(memory, 'available_bytes', lambda: available)

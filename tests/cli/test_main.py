@@ -1,0 +1,55 @@
+"""The command in front of the commands."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from rome_jax import __main__ as door
+from rome_jax.cli import describe, run, sweep
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def test_help_names_every_command_and_nothing_is_left_out(capsys):
+  assert door.main(['--help']) == door.main(['-h']) == 0
+  out, err = capsys.readouterr()
+  modules = {path.stem for path in (ROOT / 'rome_jax' / 'cli').glob('*.py')}
+  for name in modules - {'__init__'}:
+    assert out.count(f'\n  {name} ') == 2
+  assert not err and all(len(line) <= 80 for line in out.splitlines())
+
+
+@pytest.mark.parametrize('argv, message', [
+    ([], 'a command is missing; use one of run, sweep, describe'),
+    (['descibe', 'DARTS_V2'], "unknown command 'descibe'; use one of run, "
+     "sweep, describe; did you mean 'describe'?"),
+    (['--config=quickstart'], "unknown command '--config=quickstart'"),
+])
+def test_no_such_command_is_one_sentence(argv, message, capsys):
+  assert door.main(argv) == 2
+  out, err = capsys.readouterr()
+  assert not out and err.count('\n') == 1
+  assert err.startswith(f'rome_jax: {message}')
+
+
+@pytest.mark.parametrize('name, module', [
+    ('run', run), ('sweep', sweep), ('describe', describe)])
+def test_a_command_gets_its_flags_and_gives_its_code(name, module, monkeypatch):
+  monkeypatch.setattr(module, 'main', lambda argv: (argv, 3))
+  assert door.main([name, '--seeds=0', 'x']) == (['--seeds=0', 'x'], 3)
+
+
+def test_the_flags_are_the_processs_where_none_are_given(monkeypatch):
+  monkeypatch.setattr(sys, 'argv', ['rome-jax', 'describe', '--list'])
+  monkeypatch.setattr(describe, 'main', lambda argv: argv)
+  assert door.main() == ['--list']
+
+
+def test_as_a_process():
+  done = subprocess.run(
+      [sys.executable, '-m', 'rome_jax', 'describe', 'DARTS_V3'], cwd=ROOT,
+      capture_output=True, text=True)
+  assert done.returncode == 2 and not done.stdout
+  assert done.stderr.count('\n') == 1 and 'DARTS_V2' in done.stderr
