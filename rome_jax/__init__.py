@@ -1,27 +1,53 @@
-"""rome_jax: memory-efficient differentiable architecture search in JAX.
+"""rome_jax: neural architecture search in JAX with the memory of one path.
 
-  from rome_jax import Network
-  from rome_jax.spaces import genotypes
-  network = Network(genotypes.load('DARTS_V2'), cells=20, channels=36,
-                    num_classes=10)
-  variables = network.init(jax.random.key(0), images)
+>>> import rome_jax as rj
+>>> space, method = rj.spaces.S0, rj.methods.rome_v2
+>>> genotype = rj.genotypes.load('DARTS_V2')
+>>> network = rj.Network(genotype, cells=20, channels=36, num_classes=10)
+
+docs/library.md has a search in your own loop; `rome-jax run --config=FILE` is
+a whole run.
 """
 
 import importlib
+from typing import Any
 
 __version__ = '0.1.0'
 
-# Loaded at first use, so that `python -m rome_jax describe` and the tables
-# start without JAX.
-_LAZY = {'Network': 'families.darts', 'Supernet': 'families.darts',
-         'Genotype': 'spaces.genotypes', 'Space': 'spaces'}
+# Loaded at first use, so that `rome-jax describe` and the tables start without
+# JAX. Name -> (module, name in it); '' is the module itself.
+_LAZY = {
+    # values and their types
+    'spaces': ('spaces', ''), 'Space': ('spaces', 'Space'),
+    'Sizes': ('spaces', 'Sizes'),
+    'genotypes': ('spaces.genotypes', ''),
+    'Genotype': ('spaces.genotypes', 'Genotype'),
+    'methods': ('methods', ''), 'Method': ('methods', 'Method'),
+    # networks
+    'families': ('families', ''),
+    'supernet': ('families', 'supernet'), 'build': ('families', 'build'),
+    'arch_of': ('families', 'arch_of'),
+    'Network': ('families.darts', 'Network'),
+    'Supernet': ('families.darts', 'Supernet'),
+    # a search in your own loop
+    'make_step': ('api', 'make_step'), 'init': ('api', 'init'),
+    'linear': ('api', 'linear'), 'make_mesh': ('devices.mesh', 'make_mesh'),
+    # runs
+    'config': ('config', ''), 'data': ('data', ''), 'tables': ('tables', ''),
+    'run': ('api', 'run'), 'load': ('api', 'load'),
+    'UserError': ('errors', 'UserError'),
+}
+
+__all__ = ['__version__', *_LAZY]
 
 
-def __getattr__(name):
-  if name in _LAZY:
-    return getattr(importlib.import_module(f'rome_jax.{_LAZY[name]}'), name)
-  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+def __getattr__(name: str) -> Any:
+  if name not in _LAZY:
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  module, member = _LAZY[name]
+  found = importlib.import_module(f'rome_jax.{module}')
+  return getattr(found, member) if member else found
 
 
-def __dir__():
-  return sorted([*globals(), *_LAZY])
+def __dir__() -> list[str]:
+  return sorted(__all__)

@@ -41,6 +41,7 @@ except ImportError:  # Windows
   fcntl = None
 
 REPORT = report.FILENAME
+DATASET = 'dataset.json'
 PHASES = ('compiling', 'searching', 'retraining', 'testing', 'writing')
 PACKAGES = ('rome_jax', 'jax', 'jaxlib', 'flax', 'optax', 'numpy')
 
@@ -91,13 +92,15 @@ def main(argv=None) -> int:
     return 130
 
 
-def run(config, workdir, dataset=None) -> int:
+def run(config, workdir, dataset: data.Dataset | None = None,
+        writers: Iterable[metrics.Writer] = ()) -> int:
   """Does what `config` asks for in `workdir`; returns the exit code.
 
   Args:
     config: a config; validated here.
     workdir: folder of the run.
-    dataset: a `data.Dataset` instead of the one that the config names.
+    dataset: instead of the one that the config names.
+    writers: get every line of metrics too.
 
   Raises:
     UserError, DivergedError, LostError: see `main`.
@@ -116,7 +119,8 @@ def run(config, workdir, dataset=None) -> int:
     hosts.from_first(lambda: checks.check_workdir(workdir, config))
     hosts.check_shared(workdir / fields.FILENAME)
     use_compilation_cache(config.compilation_cache)
-    with _only_one(workdir), _writer(workdir) as writer:
+    hosts.from_first(lambda: _save_dataset(workdir, prepared.dataset))
+    with _only_one(workdir), _writer(workdir, writers) as writer:
       result = _run_phases(prepared, workdir, writer, stop)
       if result is not None:
         hosts.from_first(lambda: _finish(workdir, result, began))
@@ -208,9 +212,16 @@ def _check_alike(config, dataset, given):
         [dataset.train.labels, dataset.test.labels]), errors.UserError)
 
 
-def _writer(workdir):
-  return (metrics.MetricsWriter(workdir) if hosts.is_first()
+def _writer(workdir, writers):
+  return (metrics.MetricsWriter(workdir, writers=writers) if hosts.is_first()
           else metrics.NoWriter())
+
+
+def _save_dataset(workdir, dataset):
+  """Notes what inputs of a network of this run are, for `rome_jax.load`."""
+  facts = dataset._asdict()
+  del facts['train'], facts['test']
+  files.write_json(workdir / DATASET, facts)
 
 
 def _finished(workdir):

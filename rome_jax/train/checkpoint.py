@@ -371,3 +371,40 @@ def _reason(error):
   if code := re.search(r"os_error_code='(\d+)'", str(error)):  # TensorStore's.
     return os.strerror(int(code[1]))
   return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def read_tree(directory: str | os.PathLike, branch: str) -> dict:
+  """A branch of the newest checkpoint as nested dicts, without a target.
+
+  Args:
+    directory: of `Checkpoints`.
+    branch: the first word of the leaves' names, 'state' say.
+
+  Returns:
+    {name: ... NumPy array}; names are those of the saved pytree.
+
+  Raises:
+    UserError: there is no checkpoint, or the newest is damaged.
+  """
+  with Checkpoints(directory) as store:
+    steps = store.steps()
+  if not steps:
+    raise errors.UserError(f'{directory} holds no checkpoint')
+  folder = pathlib.Path(directory) / f'{steps[-1]:08d}'
+  try:
+    leaves = {
+        name: np.empty(shape, dtype)
+        for name, shape, dtype in _verified_manifest(folder)['leaves']}
+    found = _read(folder, leaves)
+  except _DamagedError as error:
+    raise errors.UserError(f'cannot use checkpoint {folder}: {error}') from (
+        error)
+  tree: dict = {}
+  for name, array in found.items():
+    first, *path, last = name.split('.')
+    if first == branch:
+      inner = tree
+      for part in path:
+        inner = inner.setdefault(part, {})
+      inner[last] = array
+  return tree

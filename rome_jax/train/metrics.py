@@ -14,6 +14,8 @@ import pathlib
 import shutil
 import sys
 import time
+from collections.abc import Iterable, Mapping
+from typing import Protocol
 
 import numpy as np
 
@@ -80,6 +82,14 @@ def read(workdir):
   return [row for _, row in _parse(pathlib.Path(workdir) / FILENAME)]
 
 
+class Writer(Protocol):
+  """What takes lines of metrics: a dashboard's adapter, say."""
+
+  def write(self, phase: str, step: int,
+            scalars: Mapping[str, float]) -> None:
+    """Takes the scalars of one line; see `MetricsWriter.write`."""
+
+
 class MetricsWriter:
   """Appends scalars to workdir/metrics.jsonl and to TensorBoard events.
 
@@ -87,6 +97,8 @@ class MetricsWriter:
     workdir: the run directory.
     resume_step: {phase: step}: `rewind` each of them first.
     tensorboard: whether to write workdir/events/<phase> too.
+    writers: get each line too; after a resumed run the lines since its
+      checkpoint come again.
     clock: seconds since 1970, for tests.
 
   Raises:
@@ -94,10 +106,11 @@ class MetricsWriter:
   """
 
   def __init__(self, workdir, resume_step=None, *, tensorboard=True,
-               clock=time.time):
+               writers: Iterable[Writer] = (), clock=time.time):
     self._workdir = pathlib.Path(workdir)
     self._path = self._workdir / FILENAME
     self._tensorboard = tensorboard
+    self._writers = tuple(writers)
     self._clock = clock
     self._file = None
     self._events = {}
@@ -136,6 +149,8 @@ class MetricsWriter:
         self._write_events(phase, int(step), scalars, now)
     except OSError as error:
       raise self._user_error(error) from error
+    for writer in self._writers:
+      writer.write(phase, int(step), scalars)
 
   def rewind(self, phase, step):
     """Forgets the lines of `phase` after `step`; the other phases stay.

@@ -1,0 +1,305 @@
+"""The public face: a search in your own loop, and what a run left behind.
+
+Names here are those of the package itself: `import rome_jax as rj`.
+"""
+
+import pathlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from rome_jax import data, errors, families, files
+from rome_jax.cli import run as cli_run
+from rome_jax.config import checks, command_line, setup
+from rome_jax.devices import mesh as mesh_lib
+from rome_jax.engine import weights
+from rome_jax.methods import laws
+from rome_jax.methods import step as step_lib
+from rome_jax.methods.method import Method, State
+from rome_jax.spaces import Sizes, Space, genotypes
+from rome_jax.train import checkpoint, metrics, optim
+
+Batch = Mapping[str, Any]
+Loss = Callable[..., Any]
+
+
+def linear(start: float, end: float, steps: int) -> Callable[[Any], Any]:
+  """A temperature that falls in a straight line: step -> tau.
+
+  Args:
+    start, end: at the first step and from step `steps` on.
+    steps: length of the search.
+
+  >>> tau = linear(10., .1, 100)
+  >>> float(tau(0)), round(float(tau(50)), 3)
+  (10.0, 5.05)
+  """
+  return lambda step: laws.tau_at(
+      jnp.minimum(step / max(1, steps), 1.), start, end)
+
+
+def cross_entropy(logits: jax.Array, batch: Batch):
+  """(mean cross entropy, {'accuracy': mean}) of a batch with `label` [B].
+
+  >>> batch = {'label': jnp.zeros(2, int)}
+  >>> round(float(cross_entropy(jnp.zeros((2, 4)), batch)[0]), 4)
+  1.3863
+  """
+  labels = batch['label']
+  return (optim.cross_entropy(logits, labels).mean(),
+          {'accuracy': optim.correct(logits, labels).mean()})
+
+
+def make_step(method: Method, net: nn.Module | Loss,
+              theta_tx: optax.GradientTransformation,
+              arch_tx: optax.GradientTransformation, *,
+              tau: float | Callable[[Any], Any] = 1., loss: Loss | None = None,
+              k: int | None = None, space: Space | None = None, mesh=None,
+              **options: Any) -> Callable[[State, Mapping[str, Batch]], Any]:
+  """Builds one search step; jit it and call it in your own loop.
+
+  Args:
+    method: a row, such as `rj.methods.rome_v2`.
+    net: a supernet (`rj.supernet`), or a function of your own, (theta, cells,
+      batch, key) -> loss or (loss, metrics), where `cells` is {cell type:
+      CellArch}; then give `space` too.
+    theta_tx: Optax transformation of the weights; it sees their tree.
+    arch_tx: Optax transformation of alpha and beta.
+    tau: temperature, or a function of the step.
+    loss: (logits, batch) -> loss or (loss, metrics); default: cross entropy
+      of `batch['label']`. Images are `batch['image']`, [B,H,W,C] float.
+    k: architectures drawn for an update; default: the method's own, else 7.
+    space: of a network of your own.
+    mesh: of `rj.make_mesh`, to spread batch and architectures over devices.
+    **options: of `rj.methods.Options`.
+
+  Returns:
+    step(state, {'train': batch, 'valid': batch}) -> (state, metrics).
+
+  Raises:
+    ValueError: the network has other channels than the method asks for, or
+      `space` is missing.
+
+  >>> import optax, rome_jax as rj
+  >>> space = rj.spaces.S2.restrict(num_nodes=1)
+  >>> net = rj.supernet(space, rj.Sizes(cells=1, channels=4, num_classes=3,
+  ...                                   image_size=8))
+  >>> txs = optax.sgd(.1), optax.adam(1e-3)
+  >>> step = rj.make_step(rj.methods.rome_v2, net, *txs, k=1)
+  >>> state = rj.init(rj.methods.rome_v2, net, *txs, seed=0)
+  >>> batch = {'image': jnp.ones((2, 8, 8, 3)), 'label': jnp.zeros(2, int)}
+  >>> state, metrics = jax.jit(step)(state, {'train': batch, 'valid': batch})
+  >>> int(state.step), sorted(metrics)[-2:]
+  (1, ['valid_accuracy', 'valid_loss'])
+  """
+  _check_partial(method, net)
+  if k is None:
+    k = method.recipe.get('search.k', 7)
+  return step_lib.make_step(
+      method, _space_of(net, space), _loss_of(net, loss), theta_tx, arch_tx,
+      tau if callable(tau) else lambda step: tau,
+      step_lib.Options(k=k, **options), mesh_lib.spread(mesh))
+
+
+def init(method: Method, net: nn.Module | Loss,
+         theta_tx: optax.GradientTransformation,
+         arch_tx: optax.GradientTransformation, *, seed: int = 0,
+         theta: Any = None, arch: Any = None, space: Space | None = None,
+         image_channels: int = 3) -> State:
+  """The state before the first step of `make_step`.
+
+  Args:
+    method, net, theta_tx, arch_tx, space: as in `make_step`.
+    seed: of weights, architecture and every step's noise.
+    theta: initial weights; drawn for a supernet, needed for a network of your
+      own.
+    arch: initial architecture parameters; default: the method's law.
+    image_channels: of the images of a supernet.
+  """
+  space = _space_of(net, space)
+  if theta is None:
+    if not isinstance(net, nn.Module):
+      raise ValueError('theta is missing: only the weights of a supernet are '
+                       'drawn here')
+    theta = weights.init_supernet(net, seed, 32, image_channels)
+  if arch is None:
+    # No step draws from this key: steps fold in their own, smaller number.
+    arch = method.init(
+        space, jax.random.fold_in(jax.random.key(seed), 2**32 - 1))
+  theta = jax.tree.map(jnp.asarray, theta)
+  return step_lib.init_state(
+      method, space, theta, arch, theta_tx, arch_tx, seed)
+
+
+def _space_of(net, space):
+  found = space or getattr(net, 'space', None)
+  if found is None:
+    raise ValueError('space is missing: a network of your own does not say '
+                     'which space it is of')
+  return found
+
+
+def _check_partial(method, net):
+  partial = getattr(net, 'partial', 1)
+  if isinstance(net, nn.Module) and partial != method.partial:
+    raise ValueError(
+        f'partial={partial} of the supernet must be {method.partial} with '
+        f'method {method.name!r}: rj.supernet(..., partial={method.partial})')
+
+
+def _with_metrics(found):
+  return found if isinstance(found, tuple) else (found, {})
+
+
+def _loss_of(net, loss):
+  """(theta, cells, batch, key[, want_weight_grads]) -> (loss, metrics)."""
+  if not isinstance(net, nn.Module):
+    return lambda *args: _with_metrics(net(*args))
+  loss = loss or cross_entropy
+
+  def of_supernet(theta, cells, batch, key, want_weight_grads=None):
+    logits = net.apply({'params': theta}, batch['image'], cells,
+                       want_weight_grads, rngs={'noise': key})
+    return _with_metrics(loss(logits, batch))
+
+  return of_supernet
+
+
+# --------------------------------------------------- a run, and what it left
+
+
+class Result(NamedTuple):
+  """What a run gave.
+
+  Attributes:
+    finished: False if a signal stopped it; the same call continues it.
+    workdir: where everything is.
+    genotype: derived (or given); None before the search has saved one.
+    figures: what stands in result.json: summary, parameters, multiply-adds
+      and more; {} unless finished.
+  """
+
+  finished: bool
+  workdir: pathlib.Path
+  genotype: genotypes.Genotype | None
+  figures: dict[str, Any]
+
+
+def run(config: Any, workdir: str | pathlib.Path, *,
+        dataset: data.Dataset | None = None,
+        writers: Iterable[metrics.Writer] = ()) -> Result:
+  """What `rome-jax run` does: search, derive, retrain, report.
+
+  Args:
+    config: of `rome_jax.config.defaults()`, or a path as `--config` takes it.
+    workdir: folder of the run; a run that is there goes on.
+    dataset: instead of the one that the config names; see `data.from_arrays`.
+    writers: objects with `write(phase, step, scalars)`, which get every line
+      of metrics too.
+
+  Raises:
+    UserError: a mistake in the config, the data or the workdir.
+    DivergedError: the loss is no longer finite.
+  """
+  if isinstance(config, str | pathlib.Path):
+    config = command_line.load([f'--config={config}']).config
+  workdir = pathlib.Path(workdir)
+  cli_run.run(config, workdir, dataset, writers)
+  path, result = workdir / 'genotype.json', workdir / 'result.json'
+  genotype = genotypes.load(str(path)) if path.exists() else None
+  figures = files.read_json(result) if result.exists() else {}
+  return Result(bool(figures), workdir, genotype, figures)
+
+
+class About(NamedTuple):
+  """What belongs to a trained network.
+
+  Attributes:
+    genotype: of its cells.
+    class_names: per label; () where the data had none.
+    mean, std: per channel, of images scaled to 0..1; inputs are (image / 255
+      - mean) / std.
+    image_size, image_channels: of its inputs, [B,H,W,C].
+    figures: what the run wrote of this retraining (`test_accuracy`, ...).
+  """
+
+  genotype: genotypes.Genotype
+  class_names: tuple[str, ...]
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
+  image_size: int
+  image_channels: int
+  figures: dict[str, Any]
+
+
+class Trained(NamedTuple):
+  """A trained network: `logits = network.apply(variables, images)`."""
+
+  network: nn.Module
+  variables: dict[str, Any]
+  about: About
+
+
+def load(workdir: str | pathlib.Path, name: str | None = None) -> Trained:
+  """The trained network of a finished run.
+
+  Args:
+    workdir: of the run.
+    name: which retraining, 'derived-0' say; default: the most accurate of the
+      run's own genotype.
+
+  Raises:
+    UserError: the folder holds no finished retraining of that name, or a file
+      is missing or damaged.
+  """
+  workdir = pathlib.Path(workdir)
+  config = checks.from_json(_read(workdir / 'config.json'))
+  facts = _read(workdir / cli_run.DATASET)
+  figures = _retraining(workdir, name)
+  genotype = genotypes.from_text(figures['genotype'])
+  recipe = setup.retrain_recipe(config)
+  space = checks.space(config)
+  network = families.build(
+      genotype, space,
+      Sizes(recipe.cells, recipe.channels, facts['num_classes'],
+            facts['image_size'], facts['image_channels']),
+      stem=families.resolve_stem(space, config.stem, facts['image_size']),
+      auxiliary=recipe.auxiliary)
+  variables = checkpoint.read_tree(
+      workdir / 'checkpoints' / 'retrain' / figures['name'], 'state')
+  return Trained(
+      network, {'params': variables['params'],
+                'batch_stats': variables.get('batch_stats', {})},
+      About(genotype, tuple(facts['class_names']), tuple(facts['mean']),
+            tuple(facts['std']), facts['image_size'], facts['image_channels'],
+            figures))
+
+
+def _read(path):
+  if not path.exists():
+    raise errors.UserError(
+        f'{path.parent} is not the folder of a run: it has no {path.name}')
+  return files.read_json(path)
+
+
+def _retraining(workdir, name) -> dict[str, Any]:
+  """What a run noted of one finished retraining."""
+  notes = [files.read_json(path)
+           for path in sorted((workdir / 'phases').glob('*.json'))
+           if path.stem != 'search']
+  known: Iterable[str] = [note['name'] for note in notes]
+  if name is None:
+    notes = [note for note in notes if note['kind'] != 'random']
+    notes.sort(key=lambda note: -(note['test_accuracy'] or 0))
+  else:
+    notes = [note for note in notes if note['name'] == name]
+  if not notes:
+    raise errors.UserError(
+        f'{workdir} holds no finished retraining'
+        + (f' {name!r}; there are {", ".join(known) or "none"}' if name
+           else ''))
+  return notes[0]
