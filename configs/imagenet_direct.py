@@ -10,8 +10,10 @@ Hardware: one accelerator, more for the retraining. Time: not run (paper: 0.4
 to 0.5 GPU-days for the search).
 Published score: 75.5 % top-1 (ROME-c, ROME, Table 5). This code: not run.
 
-ROME says cosine; PC-DARTS, whose recipe it follows otherwise, decays linearly
-(`--config.retrain.lr_schedule=linear`).
+ROME says cosine. PC-DARTS, whose recipe it follows otherwise, decays linearly
+(`--config.retrain.lr_schedule=linear`), warms up once an epoch instead of at
+every step, and has a second BatchNorm in the auxiliary head
+(`--config.retrain.auxiliary_norm=true`).
 """
 
 from rome_jax import config as config_lib

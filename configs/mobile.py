@@ -1,19 +1,20 @@
 """Single-path search in ProxylessNAS's mobile space, on ImageNet itself.
 
 21 MBConv blocks with 6 operations each, or none at all where the shape stays.
-A chain has no topology to search: ROME here is gradient accumulation.
+A chain has no topology to search, so ROME here is gradient accumulation.
 
   python -m rome_jax.main --config=configs/mobile.py \
       --workdir=runs/mobile --config.data_dir=FOLDER
 
 Search: batch 256, K=4, 30 epochs (ProxylessNAS: 120 of one path, after 40 of
 uniform paths), 224 pixels, 50,000 images for alpha. Retraining: 300 epochs of
-batch 256. GDAS at equal cost: `--config.method=gdas --config.search.k=1
---config.search.epochs=120 --config.search.lr=.025`.
+batch 256. GDAS at equal cost: `--config.method=gdas
+--config.search.epochs=120`.
 
-Not as in ProxylessNAS: no warm-up, alpha moves at every step and not every
-fifth, neither latency in the loss nor label smoothing while searching, DARTS'
-colour jitter, decay of BatchNorm's weights in the retraining too.
+Unlike ProxylessNAS: there is no warm-up, alpha moves at every step instead of
+every fifth, the search has neither latency in the loss nor label smoothing,
+colour jitter is that of DARTS, and the retraining decays BatchNorm's weights
+too.
 
 Hardware: one accelerator, more for the retraining. Time: not run.
 Published score: none of ROME; ProxylessNAS (GPU) 75.1 % top-1, GM-NAS in this

@@ -6,12 +6,12 @@
 Arguments, the default first: method=rome_v2|rome_v1|gdas,
 dataset=cifar10|cifar100, topology=auto|edges|none. `edges`: ROME samples 2 of
 the last node's 3 edges, and `none` is no operation (docs/spaces.md says why,
-and what it costs). `none`: all six edges stay and only operations are
-searched, `none` among them. `auto` is `edges` with ROME; GDAS has `none`.
+and what it costs). `none`: all six edges stay, and only operations are
+searched, `none` among them. `auto` is `edges` for ROME and `none` for GDAS.
 
 Search: 15 cells, 16 channels, batch 64, GDAS's recipe: 250 epochs of K=1 or,
 at equal cost, 50 of K=5. The benchmark halves CIFAR-10 only; here CIFAR-100's
-training images are halved too. No retraining: the report has the table's
+training images are halved too. No retraining: the report gives the table's
 accuracy, rank and regret on all its data sets. `--config.retrain.seeds=1`
 adds one of the benchmark's trainings, 200 epochs.
 
@@ -33,18 +33,17 @@ def get_config(text=''):
   config.name = f'nasbench201 {args.method} {args.dataset}'
   config.space = 'nasbench201'
   config.method = args.method
+  config_lib.apply_recipe(config)
   config.dataset = args.dataset
-  gdas = args.method == 'gdas'
-  if args.topology == 'edges' or args.topology == 'auto' and not gdas:
-    config.in_degree, config.drop_none = 2, True
 
   search = config.search
   search.cells = 15
-  search.k = 1 if gdas else 5
+  search.k = min(5, search.k)
   search.epochs = 250 // search.k
-  search.order = 'theta_first' if gdas else 'alpha_first'
-  # One sample a step: GDAS's rate; ROME doubles it for the sum of K.
-  search.lr = .025 if gdas else .05
+  one = search.k == 1  # GDAS: every edge, and theta first.
+  search.order = 'theta_first' if one else 'alpha_first'
+  if args.topology == 'edges' or args.topology == 'auto' and not one:
+    config.in_degree, config.drop_none = 2, True
   search.nesterov = True
   search.weight_decay = 5e-4
 

@@ -1,7 +1,8 @@
 """A whole ROME-v2 run on real images, small enough for a laptop.
 
-scikit-learn's digits (1,797 images, 8x8 grey, inside its wheel): search,
-derive, retrain with three seeds, compare with three random architectures.
+On scikit-learn's digits (1,797 grey images of 8x8 pixels, part of its wheel):
+search, derive, retrain with three seeds, compare with three random
+architectures.
 
   python -m rome_jax.main --config=configs/quickstart.py
 
@@ -28,7 +29,7 @@ def get_config():
   search.epochs = 12
   search.k = 4
   search.tau_per = search.lr_per = 'step'
-  # A search of some 260 steps: DARTS' 3e-4 is meant for 19,500.
+  # DARTS' 3e-4 is meant for 19,500 steps; these are some 260.
   search.alpha_lr = .02
   search.augment = 'shift'
 
@@ -39,7 +40,7 @@ def get_config():
   retrain.batch_size = 64
   retrain.lr = .05
   retrain.augment = 'shift'
-  # The 2x2 maps at 2/3 of the depth are too small for a second classifier.
+  # The maps at 2/3 of the depth, 2x2, are too small for a second classifier.
   retrain.auxiliary = False
   retrain.cutout = 0
   retrain.drop_path = 0.

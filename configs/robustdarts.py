@@ -5,7 +5,7 @@
 
 Arguments, the default first: space=s1|s2|s3|s4,
 dataset=cifar10|cifar100|svhn, method=rome_v2|rome_v1|gdas,
-evaluation=robustdarts|sdarts. The last is the size of the retrained network
+evaluation=robustdarts|sdarts. The last sets the size of the retrained network
 (ROME, note of Table 6). robustdarts: 8 cells, 16 channels on CIFAR-100 and
 SVHN; 20 cells, 36 channels on CIFAR-10, in S2 and S4 16. sdarts: always 20
 cells, 36 channels.
@@ -15,8 +15,8 @@ Search: 8 cells, 16 channels, batch 64, 50 epochs of K=7 or, at equal cost,
 
 Hardware: one accelerator. Time: not run.
 Published score: test error in %, mean of three searches with `robustdarts`
-(ROME, ICCV 2023, Table 1; its GDAS in brackets; the arXiv version has 3.44
-+- .12 for ROME on CIFAR-10 in S4). Parameterless operations in the normal
+(ROME, ICCV 2023, Table 1, with its GDAS in brackets; the arXiv version has
+3.44 +- .12 for ROME on CIFAR-10 in S4). Parameterless operations in the normal
 cell: ROME 0 to 3.5, GDAS 0 to 7.8.
 
             S1                S2                S3                S4
@@ -45,12 +45,10 @@ def get_config(text=''):
   config.space = args.space
   config.dataset = args.dataset
   config.method = args.method
+  config_lib.apply_recipe(config)
 
   search, retrain = config.search, config.retrain
-  if args.method == 'gdas':
-    search.k, search.epochs = 1, 350
-    # One sample a step: DARTS' rate; ROME doubles it for the sum of K.
-    search.lr = .025
+  search.epochs = 350 // search.k
   augment = 'svhn' if args.dataset == 'svhn' else 'cifar'
   search.augment = retrain.augment = augment
   retrain.cells, retrain.channels = size(args)

@@ -289,17 +289,33 @@ def _file_error(path, error):
   place = f'{path}, line {lines[-1]}' if lines else str(path)
   # ConfigDict's own message lists every field; ours names the likely one.
   if isinstance(error, AttributeError | KeyError) and (
-      found := re.match(r'[\'"]*Key "(\w+)" does not exist', str(error))):
-    return f'{place}: field {found[1]} {_unknown(found[1])}'
+      name := _missing_field(error)):
+    return f'{place}: field {name} {_unknown(name)}'
   words = (str(error).strip().splitlines() or [''])[0]
   return f'{place}: {type(error).__name__}: {words}'
 
 
+def _missing_field(error):
+  """The field that a ConfigDict does not have, or None for another error."""
+  if found := re.match(r'[\'"]*Key "([\w.]+)"', str(error)):  # set
+    return found[1]
+  found = re.fullmatch(r'[\'"]*(\w+)[\'"]*', str(error))  # read
+  # A KeyError may also come from a dict of the file's own.
+  if found and (isinstance(error, AttributeError) or _new_name(found[1])):
+    return found[1]
+  return None
+
+
+def _new_name(name):
+  """What an old field is called now; `name` may lack its section."""
+  whole = [old for old in fields.RENAMED if old.split('.')[-1] == name]
+  return fields.renamed(whole[0] if whole else name)
+
+
 def _unknown(name):
-  """What to say of a field's last name, whose section is not known."""
-  for old in fields.RENAMED:
-    if old.split('.')[-1] == name:
-      return f'of version 0.1.0 is now called {fields.renamed(old)}'
+  """What to say of a field that there is not."""
+  if new := _new_name(name):
+    return f'of version 0.1.0 is now called {new}'
   return f'is unknown{fields.near_field(name)}'
 
 

@@ -61,7 +61,7 @@ def test_defaults_are_the_published_search_and_retraining():
 def test_every_field_has_a_meaning_and_an_allowed_default(name, field):
   assert field.meaning
   assert type(field.default) in (int, float, str, bool)
-  assert field.choices == () or field.default in field.choices
+  assert field.choices is None or field.default in field.choices()
   assert f'--config.{name}=' in command_line.help_text()
 
 
