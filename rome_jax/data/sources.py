@@ -6,6 +6,7 @@ the files and checks them; sizes and statistics are added here for all alike.
 
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -99,6 +100,43 @@ def load(name, data_dir='', *, image_size=0, test_fraction=.2, seed=0,
     opened = opened._replace(train=splits.take(opened.train, train),
                              test=splits.take(opened.train, test))
   return _finish(name, opened, image_size, lazy)
+
+
+Pair = tuple[np.ndarray, np.ndarray]  # images, labels
+
+
+def from_arrays(train: Pair, test: Pair | None = None, *,
+                class_names: Sequence[str] = (), image_size: int = 0,
+                test_fraction: float = .2, seed: int = 0,
+                name: str = 'arrays') -> splits.Dataset:
+  """A data set of arrays that you have already.
+
+  Args:
+    train: (images, labels): uint8 [n,S,S] or [n,S,S,C] with C of 1 or 3, and
+      integers [n] from 0.
+    test: likewise; None: `test_fraction` of each class is held out.
+    class_names: one per label; they also say how many classes there are.
+    image_size: height and width to fit images to; 0: as they are.
+    test_fraction, seed: of the cut, where there is no `test`.
+    name: shown, and kept with a run.
+
+  Raises:
+    UserError: wrong types, shapes, numbers or labels.
+
+  >>> images = np.zeros((20, 8, 8, 3), np.uint8)
+  >>> dataset = from_arrays((images, np.arange(20) % 2), class_names='ab')
+  >>> len(dataset.train), len(dataset.test), dataset.num_classes
+  (16, 4, 2)
+  """
+  labels = np.concatenate([np.ravel(pair[1]) for pair in (train, test) if pair])
+  classes = len(class_names) or int(labels.max(initial=0)) + 1
+  if test is None:
+    whole = splits.array_split(*train, classes, name)
+    kept, held = splits.stratified(whole.labels, test_fraction, seed)
+    train, test = ((whole.images[part], whole.labels[part])
+                   for part in (kept, held))
+  opened = _arrays(train, test, classes, name, tuple(class_names))
+  return _finish(name, opened, image_size, lazy=False)
 
 
 def _finish(name, opened, image_size, lazy):
