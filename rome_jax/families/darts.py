@@ -86,6 +86,8 @@ class Supernet(nn.Module):
     channels: C (16 in the papers).
     num_classes: size of the output.
     stem: 'cifar' or 'imagenet'.
+    partial: k, where operations see 1/k of the channels (PC-DARTS); see
+      `operations.partial`.
   """
 
   space: Space
@@ -93,6 +95,7 @@ class Supernet(nn.Module):
   channels: int
   num_classes: int
   stem: str = 'cifar'
+  partial: int = 1
 
   @nn.compact
   def __call__(self, images, arch, want_weight_grads=None):
@@ -104,7 +107,8 @@ class Supernet(nn.Module):
 
     def make_cell(i, features, reduction, reduction_prev):
       return cells_lib.SearchCell(
-          self.space, features, reduction, reduction_prev, name=f'cell{i}')
+          self.space, features, reduction, reduction_prev,
+          partial=self.partial, name=f'cell{i}')
 
     def run(cells, *states):
       kind = 'reduce' if cells[0].reduction else 'normal'

@@ -85,6 +85,7 @@ class Supernet(nn.Module):
   channels: int
   num_classes: int
   stem: str = 'cifar'
+  partial: int = 1
 
   @nn.compact
   def __call__(self, images, arch, want_weight_grads=None):
@@ -96,7 +97,8 @@ class Supernet(nn.Module):
 
     def make_cell(features, name):
       return cells_lib.SearchCell(
-          self.space, features, conv_bias=True, pool_norm=False, name=name)
+          self.space, features, conv_bias=True, pool_norm=False,
+          partial=self.partial, name=name)
 
     def block(features, name):
       return ResidualBlock(
@@ -145,7 +147,12 @@ class Network(nn.Module):
 
 
 def check(space: Space, sizes: Sizes) -> None:
-  """Raises UserError for sizes that the skeleton cannot have."""
+  """Checks that networks of this space and size exist.
+
+  Raises:
+    UserError: naming the field that is wrong.
+  """
+  counting.integers(sizes)
   shape = space.num_inputs, space.cell_types, space.sites, space.parents
   if shape != (1, ('normal',), 'edges', 'all'):
     raise errors.UserError(

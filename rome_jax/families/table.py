@@ -58,15 +58,19 @@ def _darts_network(space, genotype, sizes, stem, **options):
       **options)
 
 
-def _plain(network):
-  """A network module that needs neither space, stem nor auxiliary head."""
+def _nasbench201_network(space, genotype, sizes, stem, auxiliary=False,
+                         remat='none'):
+  del space, stem, auxiliary
+  return nasbench201.Network(
+      genotype, sizes.cells, sizes.channels, sizes.num_classes, remat=remat)
 
-  def make(space, genotype, sizes, stem, auxiliary=False, remat='none'):
-    del space, stem, auxiliary
-    return network(
-        genotype, sizes.cells, sizes.channels, sizes.num_classes, remat=remat)
 
-  return make
+def _nasbench1shot1_network(space, genotype, sizes, stem, auxiliary=False,
+                            remat='none'):
+  del stem, auxiliary
+  return nasbench1shot1.Network(
+      genotype, sizes.cells, sizes.channels, sizes.num_classes, remat=remat,
+      output_input=nasbench1shot1.output_input(space))
 
 
 def _mobile_network(space, genotype, sizes, stem, auxiliary=False,
@@ -87,10 +91,10 @@ FAMILIES: dict[str, Family] = {
         counting.supernet, counting.check,
         stems=('cifar', 'imagenet'), auxiliary=True),
     'nasbench201': Family(
-        _supernet(nasbench201.Supernet), _plain(nasbench201.Network),
+        _supernet(nasbench201.Supernet), _nasbench201_network,
         nasbench201.count, nasbench201.count_supernet, nasbench201.check),
     'nasbench1shot1': Family(
-        _supernet(nasbench1shot1.Supernet), _plain(nasbench1shot1.Network),
+        _supernet(nasbench1shot1.Supernet), _nasbench1shot1_network,
         nasbench1shot1.count, nasbench1shot1.count_supernet,
         nasbench1shot1.check, knows=nasbench1shot1.knows),
     'mobile': Family(

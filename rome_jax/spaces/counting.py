@@ -247,8 +247,13 @@ def count(genotype: genotypes.Genotype, sizes: Sizes,
 
 
 def check(space: spaces.Space, sizes: Sizes) -> None:
-  """Raises UserError for a space that has no cells to stack as DARTS does."""
-  del sizes
+  """Checks that networks of this space and size exist.
+
+  Raises:
+    UserError: a size is no integer of at least 1, or the space has no cells
+      to stack as DARTS does.
+  """
+  integers(sizes)
   for field, wanted in (
       ('num_inputs', 2), ('cell_types', spaces.CELL_TYPES),
       ('sites', 'edges'), ('parents', 'all')):
@@ -311,16 +316,34 @@ def auxiliary_params(genotype: genotypes.Genotype, sizes: Sizes,
 
 
 def checked(sizes: Sizes, stem: str) -> Sizes:
-  """Checks the stem's name and that all sizes are integers of at least 1."""
+  """The sizes as integers, once they and the stem's name are found right.
+
+  Raises:
+    UserError: unknown stem, a size that is no integer of at least 1, or odd
+      channels with the ImageNet stem.
+  """
   if stem not in STEMS:
     raise errors.UserError(
         f'stem={stem!r} is unknown; known: {", ".join(STEMS)}'
         f'{errors.near_miss(stem, STEMS)}')
-  sizes = Sizes(*map(_at_least_one, sizes._fields, sizes))
+  sizes = integers(sizes)
   if stem == 'imagenet' and sizes.channels % 2:
     raise errors.UserError(
         f'channels={sizes.channels} must be even with stem=imagenet')
   return sizes
+
+
+def integers(sizes: Sizes) -> Sizes:
+  """The sizes as integers.
+
+  Raises:
+    UserError: one is no integer of at least 1.
+
+  >>> integers(Sizes(cells=8, channels=16.5, num_classes=10))
+  Traceback (most recent call last):
+  rome_jax.errors.UserError: channels=16.5 must be an integer
+  """
+  return Sizes(*map(_at_least_one, sizes._fields, sizes))
 
 
 def _at_least_one(name, value):

@@ -18,6 +18,7 @@ from rome_jax import errors, spaces
 from rome_jax.engine import archs
 from rome_jax.engine import weights as weights_lib
 from rome_jax.families import nasbench1shot1
+from rome_jax.families.nasbench1shot1 import search, wiring
 from rome_jax.spaces import genotypes
 
 C, CLASSES = 2, 3
@@ -28,6 +29,10 @@ RICH = spaces.Space(
     'rich_nodes', ('max_pool_3x3', 'conv_3x3', 'conv_1x1', 'skip_connect'),
     num_nodes=4, num_inputs=1, in_degree=(1, 1, 2, 2), cell_types=('normal',),
     sites='nodes', family='nasbench1shot1')
+# The authors' first version.
+FIRST_RICH = RICH.restrict(layout=('concatenated',))
+FORMS = [pytest.param(RICH, id='added'),
+         pytest.param(FIRST_RICH, id='concatenated')]
 # (parents per node, output's last; operations): loose ends, state 0 to the
 # output, and two that share no operation.
 ARCHS = {
@@ -131,10 +136,17 @@ def plain_supernet(space, cells, parents, ops_of, params, gates, x):
       name = space.ops[choice]
       mine = jax.tree.map(lambda w, n=node: w[n], edges.get(name, {}))
       states.append(node_gates[node] * apply_op(name, total, mine))
-    states[0] = conv_norm_relu(x, project[-1])
-    output = space.num_nodes - 1
-    x = jnp.concatenate([
-        b.get((output, p), 0.) * s for p, s in enumerate(states)], -1)
+    output, first = space.num_nodes - 1, len(ops_of)
+    if space.layout == ('concatenated',):
+      states[0] = conv_norm_relu(x, project[first])
+      x = jnp.concatenate([
+          b.get((output, p), 0.) * s for p, s in enumerate(states)], -1)
+    else:
+      # One convolution to the channels of all inner nodes.
+      wide = jnp.concatenate(list(project[first:]), -1)
+      x = b.get((output, 0), 0.) * conv_norm_relu(x, wide) + jnp.concatenate([
+          b.get((output, p), 0.) * states[p] for p in range(1, output + 1)],
+          -1)
   x = norm(conv(
       jax.nn.relu(x), params['postprocess']['Pointwise_0']['kernel']))
   head = params['head']
@@ -179,18 +191,19 @@ def case(name, space=RICH):
 
 
 @pytest.mark.parametrize('name', [*ARCHS, 'all edges'])
-def test_supernet_equals_the_plain_one(name, fill, quick_jit, wide):
+@pytest.mark.parametrize('space', FORMS)
+def test_supernet_equals_the_plain_one(space, name, fill, quick_jit, wide):
   """Logits, and gradients of weights, gates and images, at any gates."""
   parents, ops_of, gates = case(name)
-  arch = arch_of(RICH, parents, ops_of, gates)
-  params = weights_of(supernet(RICH), fill, wide)
+  arch = arch_of(space, parents, ops_of, gates)
+  params = weights_of(supernet(space), fill, wide)
   g = np.random.default_rng(3).normal(size=(3, CLASSES))
   x = images(dtype=wide)
   actual = quick_jit(lambda g, params, gates, x, edges, ops_of: pulled(
-      lambda *args: compact(RICH, 3)(*args, edges, ops_of),
+      lambda *args: compact(space, 3)(*args, edges, ops_of),
       g, params, gates, x))(g, params, gates, x, arch.edges, arch.ops)
   expected = quick_jit(functools.partial(pulled, functools.partial(
-      plain_supernet, RICH, 3, parents, ops_of)))(g, params, gates, x)
+      plain_supernet, space, 3, parents, ops_of)))(g, params, gates, x)
   assert actual[0].dtype == wide
   assert_close(actual, expected, 1e-9)
   # Every gate is reached, but those of nodes that nobody reads.
@@ -284,11 +297,11 @@ def test_memory_does_not_grow_with_the_operations():
     cell = nasbench1shot1.SearchCell(space, 8)
     arch = arch_of(space, ARCHS['deep'][0], (0, 0, 0))
     x = np.ones((8, 16, 16, 8), np.float32)
-    wire = nasbench1shot1._wire(space, arch)
+    wire = search.wire(space, arch)
     params = shapes_of(cell, x, None, wire)['params']
 
     def loss(params, gates, x):
-      wiring = nasbench1shot1._wire(space, arch._replace(gates=gates))
+      wiring = search.wire(space, arch._replace(gates=gates))
       return cell.apply({'params': params}, x, None, wiring).sum()
 
     compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(
@@ -308,19 +321,27 @@ def arch_of_genotype(space, genotype):
   return arch_of(space, parents, ops_of)
 
 
-@pytest.mark.parametrize('name, seed', [
-    ('nasbench1shot1_1', 0), ('nasbench1shot1_2', 0),
-    ('nasbench1shot1_3', 0), ('nasbench1shot1_3_skip', 1),
-    pytest.param('nasbench1shot1_1_skip', 2, marks=pytest.mark.slow),
-    pytest.param('nasbench1shot1_2_skip', 3, marks=pytest.mark.slow)])
-def test_supernet_equals_network(name, seed, fill, quick_jit):
-  space = spaces.get_space(name)
+@pytest.mark.parametrize('name, form, seed, reads_input', [
+    ('nasbench1shot1_1', 'added', 0, True),
+    ('nasbench1shot1_3_skip', 'added', 2, False),
+    ('nasbench1shot1_3', 'concatenated', 0, True),
+    pytest.param('nasbench1shot1_2', 'added', 1, True,
+                 marks=pytest.mark.slow),
+    pytest.param('nasbench1shot1_1_skip', 'added', 2, False,
+                 marks=pytest.mark.slow),
+    pytest.param('nasbench1shot1_3_skip', 'concatenated', 1, False,
+                 marks=pytest.mark.slow)])
+def test_supernet_equals_network(
+    name, form, seed, reads_input, fill, quick_jit):
+  space = spaces.get_space(name).restrict(layout=(form,))
   genotype = genotypes.random(space, np.random.default_rng(seed))
+  assert (0 in genotype.normal_concat) == reads_input
   params = weights_of(supernet(space), fill)
-  net = nasbench1shot1.Network(genotype, 3, C, CLASSES)
+  net = nasbench1shot1.Network(
+      genotype, 3, C, CLASSES, output_input=form)
   shapes = shapes_of(net, images())
   variables = {
-      'params': nasbench1shot1.extract(params, genotype),
+      'params': nasbench1shot1.extract(params, genotype, form),
       'batch_stats': jax.tree.map(
           lambda s: np.ones(s.shape, s.dtype), shapes['batch_stats'])}
   assert jax.tree.map(np.shape, variables) == jax.tree.map(np.shape, shapes)
@@ -386,17 +407,23 @@ def test_a_chain_is_sequential(widths, fill, quick_jit):
       actual, quick_jit(sequential)(images(size=8)), rtol=1e-3, atol=1e-4)
 
 
-def test_state_0_is_added_in_nasbench101_and_concatenated_in_search():
-  genotype = nasbench1shot1.make_genotype(((0,), (0, 1)), ('conv_3x3',))
-  for widths, width in (('search', 2 * C), ('nasbench101', C)):
-    net = nasbench1shot1.Network(genotype, 3, C, CLASSES, widths=widths)
-    found = jax.eval_shape(lambda x, net=net: net.init(
-        jax.random.key(0), x, capture_intermediates=True)['intermediates'],
-        images(size=32))
-    sides = [found[f'cell{i}']['__call__'][0].shape[1:] for i in range(3)]
-    assert [side[0] for side in sides] == (
-        [32, 17, 9] if widths == 'search' else [32, 16, 8])
-    assert [side[2] for side in sides] == [width, 2 * width, 4 * width]
+@pytest.mark.parametrize('widths, form, concat, width', [
+    ('search', 'added', (0, 1), 3 * C),  # All of three inner nodes.
+    ('search', 'added', (1, 3), 2 * C),
+    ('search', 'concatenated', (0, 1), 2 * C),
+    ('nasbench101', 'added', (0, 1), C)])
+def test_widths_of_the_maps(widths, form, concat, width):
+  genotype = nasbench1shot1.make_genotype(
+      ((0,), (0,), (0,), concat), 3 * ('conv_3x3',))
+  net = nasbench1shot1.Network(
+      genotype, 3, C, CLASSES, widths=widths, output_input=form)
+  found = jax.eval_shape(lambda x: net.init(
+      jax.random.key(0), x, capture_intermediates=True)['intermediates'],
+      images(size=32))
+  sides = [found[f'cell{i}']['__call__'][0].shape[1:] for i in range(3)]
+  assert [side[0] for side in sides] == (
+      [32, 17, 9] if widths == 'search' else [32, 16, 8])
+  assert [side[2] for side in sides] == [width, 2 * width, 4 * width]
 
 
 def test_loose_ends_are_not_built():
@@ -451,13 +478,13 @@ def test_initial_weights(quick_jit):
   assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, shapes)
   cell = nasbench1shot1.SearchCell(space, 8)
   own = quick_jit(lambda key: cell.init(
-      key, images(), None, nasbench1shot1._wire(space, arch['normal'])))(
+      key, images(), None, search.wire(space, arch['normal'])))(
           jax.random.key(0))['params']
-  # Cell 1 has 16 channels and reads five states of 8.
+  # Cell 1 has 16 channels and reads four states of 8.
   for edges, width, c in (
-      (params['cell1']['edges'], 40, 16), (own['edges'], 3, 8)):
+      (params['cell1']['edges'], 32, 16), (own['edges'], 3, 8)):
     for name, fan_in, nodes in (
-        ('input', width, 5), ('conv_3x3', 9 * c, 4), ('conv_1x1', c, 4)):
+        ('input', width, 8), ('conv_3x3', 9 * c, 4), ('conv_1x1', c, 4)):
       w = np.asarray(jax.tree.leaves(edges[name])[0])
       assert len(w) == nodes and len({one.tobytes() for one in w}) == nodes
       assert np.abs(w).max() <= fan_in ** -.5
@@ -476,14 +503,17 @@ def small(cells, channels):
   return spaces.Sizes(cells, channels, 10)
 
 
-@pytest.mark.parametrize('widths', nasbench1shot1.WIDTHS)
+@pytest.mark.parametrize('widths, form', [
+    ('search', 'added'), ('search', 'concatenated'),
+    ('nasbench101', 'added')])
 @pytest.mark.parametrize('name', NAMES)
-def test_count_is_exact(name, widths):
+def test_count_is_exact(name, widths, form):
   """Parameters of an initialised network, MACs by a walk over layers."""
-  space = spaces.get_space(name)
+  space = spaces.get_space(name).restrict(layout=(form,))
   for seed in range(3):
     genotype = genotypes.random(space, np.random.default_rng(seed))
-    net = nasbench1shot1.Network(genotype, **SIZES, widths=widths)
+    net = nasbench1shot1.Network(
+        genotype, **SIZES, widths=widths, output_input=form)
     found = nasbench1shot1.count(space, genotype, COUNTED, widths=widths)
     shapes = shapes_of(net, images(size=12))['params']
     assert found.params == size(shapes)
@@ -506,9 +536,22 @@ def walk_macs(params, widths, side):
       if path[-1].key == 'kernel')
 
 
+@pytest.mark.parametrize('number, added, concatenated', [
+    (1, 1_090_650, 1_000_794), (2, 1_090_650, 1_000_794),
+    (3, 1_496_154, 1_312_858)])
+def test_published_supernets(number, added, concatenated):
+  """The authors' code at commits 05b378b and 39e8f3f, BatchNorm not affine."""
+  space = spaces.get_space(f'nasbench1shot1_{number}')
+  sizes = spaces.Sizes(cells=9, channels=16, num_classes=10)
+  first = space.restrict(layout=('concatenated',))
+  assert nasbench1shot1.count_supernet(space, sizes).params == added
+  assert nasbench1shot1.count_supernet(first, sizes).params == concatenated
+
+
+@pytest.mark.parametrize('form', nasbench1shot1.OUTPUT_INPUTS)
 @pytest.mark.parametrize('name', NAMES)
-def test_count_of_the_supernet(name):
-  space = spaces.get_space(name)
+def test_count_of_the_supernet(name, form):
+  space = spaces.get_space(name).restrict(layout=(form,))
   net = nasbench1shot1.Supernet(space, **SIZES)
   shapes = shapes_of(net, images(), {'normal': archs.first_cell(space)})
   assert set(shapes) == {'params'}  # Stateless.
@@ -550,7 +593,7 @@ def test_published_counts_of_nasbench101(cell, params):
 def test_channels_of_nasbench101(parents, channels, expected):
   """Figures of the tests of google-research/nasbench, `model_builder`."""
   names = ['conv_1x1'] * (len(parents) - 1)
-  nodes = nasbench1shot1._live_nodes(
+  nodes = wiring.live_nodes(
       nasbench1shot1.make_genotype(parents, names), channels, 'nasbench101')
   assert [node.channels for node in nodes.values()] == expected
 
@@ -634,6 +677,14 @@ def chain(*names):
     (lambda: nasbench1shot1.from_nasbench101(
         [[0, 0, 1], [0, 0, 1], [0, 0, 0]],
         ['input', 'maxpool3x3', 'output']), 'reads nothing'),
+    (lambda: nasbench1shot1.Network(
+        CHAIN, 3, 4, 10, output_input='add'), "did you mean 'added'"),
+    (lambda: nasbench1shot1.Network(
+        CHAIN, 3, 4, 10, widths='nasbench'), "did you mean 'nasbench101'"),
+    (lambda: nasbench1shot1.Network(
+        genotypes.PUBLISHED['DARTS_V1'].genotype, 3, 4, 10), 'reduction'),
+    (lambda: nasbench1shot1.check(
+        RICH.restrict(layout=('joined',)), small(3, 4)), 'layout='),
     (lambda: nasbench1shot1.check(RICH, small(8, 4)), 'cells=8'),
     (lambda: nasbench1shot1.check(RICH, small(0, 4)), 'cells=0'),
     (lambda: nasbench1shot1.check(RICH, small(3, 0)), 'channels=0'),
