@@ -17,6 +17,7 @@ import pytest
 from rome_jax import data, errors, families, spaces
 from rome_jax.cli import run as run_lib
 from rome_jax.config import checks, command_line, fields
+from rome_jax.config import setup as door
 from rome_jax.families import mobile
 from rome_jax.show import curves as curves_module
 from rome_jax.spaces import genotypes, nasbench201_forms
@@ -269,7 +270,7 @@ def test_nasbench201_recipe():
   config = load('configs/nasbench201.py')
   for code, params in (('333333', 1_531_546), ('222222', 241_306)):
     cell = nasbench201_forms.to_genotype(code)
-    assert retrain.count(config, fake(config, 1), cell).params == params
+    assert count(config, cell).params == params
 
 
 def test_nasbench1shot1_recipe():
@@ -318,7 +319,12 @@ def test_imagenet_retrain_is_imagenet_direct_without_its_search():
                and at(config, name) != at(direct, name)}
   assert differing == {'name', 'genotype'}
   cell = genotypes.load(config.genotype)
-  assert retrain.count(config, fake(config, 1), cell).params == 5_270_560
+  assert count(config, cell).params == 5_270_560
+
+
+def count(config, genotype):
+  setup = door.make_setup(config, fake(config, 1))
+  return retrain.count(setup, door.retrain_recipe(config), genotype)
 
 
 def at(config, name):
@@ -439,7 +445,8 @@ def test_full_size_search_runs_two_steps(path):
   if part.fraction_theta + part.fraction_alpha < .999:
     need = max(need, int(np.ceil(1 / smallest)) * classes)
   dataset = fake(config, need)
-  built = search.build(config, dataset)
+  built = search.build(door.make_setup(config, dataset),
+                       door.search_recipe(config), dataset, config.seed)
   batch = built.phase.batches(0)
   carry = loop.init_carry(built.update, built.state, batch, built.phase.memo)
   program = loop.compile_step(built.update, carry, batch)
@@ -457,14 +464,15 @@ def test_full_size_retraining_runs_two_steps(path):
   config = load(path, RUN.get(path.stem, ''))
   config.retrain.batch_size = 4
   dataset = fake(config, 8)
-  trainer = retrain.Trainer(config, dataset)
+  setup, recipe = door.make_setup(config, dataset), door.retrain_recipe(config)
+  trainer = retrain.Trainer(setup, recipe, dataset)
   genotype = genotypes.PUBLISHED['DARTS_V2'].genotype
   space = checks.space(config)
   if space.family != 'darts':
     genotype = genotypes.random(space, np.random.default_rng(0))
-  network = retrain.make_network(config, dataset, genotype)
+  network = retrain.make_network(setup, recipe, genotype)
   program, test, carry = trainer._program(network, trainer._init(network, 0))
-  batches = trainer._batches(0)
+  batches = trainer.batches(0)
   for step in range(2):
     carry = program.call(carry, batches(step))
   assert np.isfinite(test(carry.state)['test_loss'])

@@ -299,7 +299,8 @@ def _missing_field(error):
   """The field that a ConfigDict does not have, or None for another error."""
   if found := re.match(r'[\'"]*Key "([\w.]+)"', str(error)):  # set
     return found[1]
-  found = re.fullmatch(r'[\'"]*(\w+)[\'"]*', str(error))  # read
+  found = re.fullmatch(  # read; the rest is a guess, with escaped quotes
+      r'[\\\'"]*(\w+)[\\\'"]*(n?Did you mean .*)?', str(error))
   # A KeyError may also come from a dict of the file's own.
   if found and (isinstance(error, AttributeError) or _new_name(found[1])):
     return found[1]

@@ -9,6 +9,7 @@ import pytest
 
 from rome_jax import errors, families, spaces
 from rome_jax.config import checks, command_line, fields
+from rome_jax.methods import table
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 CONFIGS = sorted((REPOSITORY / 'configs').glob('*.py'))
@@ -266,7 +267,11 @@ def test_bad_command_lines(flags, words, monkeypatch):
     ('search.fraction_alpha', .6, 'add up to at most 1'),
     ('search.momentum', 1., 'at least 0 and below 1'),
     ('method', 'rome_v3', "did you mean 'rome_v2'?"),
-    ('method', 'gdas', "search.k=7 must be 1 with config.method='gdas'"),
+    ('method', 'gdas', "search.k=7 must be 1 with method='gdas'"),
+    ('search.alpha_start', 50, 'below config.search.epochs=50'),
+    ('search.candidates', -1, 'at least 0'),
+    ('image_size', 100_000, 'at least 0 and at most 8192'),
+    ('search.k', 10**20, 'at least 1 and at most 1000'),
     ('space', 's00', "did you mean 's0'?"),
     ('stem', 'resnet', 'auto, cifar, imagenet'),
     ('seed', -1, 'at least 0'),
@@ -429,6 +434,161 @@ def test_fields_that_a_version_lacks_are_named(tmp_path):
     checks.check_workdir(tmp_path, quickstart())
   assert 'search.samples (absent there, "auto" now)' in str(caught.value)
   assert 'old ("absent" there, absent now)' in str(caught.value)
+
+
+# --------------------------------------------------------- names of 0.1.0
+
+
+OLD_NAMES = [('evaluate.cells', 3, 'retrain.cells'),
+             ('evaluate.lr_schedule', 'linear', 'retrain.lr_schedule'),
+             ('search.parallel', 'scan', 'search.samples')]
+
+
+@pytest.mark.parametrize('old, value, new', OLD_NAMES)
+def test_an_old_field_names_the_new_one(old, value, new):
+  sentence = f'config.{old} of version 0.1.0 is now called config.{new}'
+  with pytest.raises(errors.UserError, match=re.escape(sentence)):
+    quickstart(f'--config.{old}={value}')
+  values = fields.to_json(fields.defaults())
+  section, name = old.split('.')
+  values.setdefault(section, {})[name] = value
+  for check in (checks.from_json, lambda values: checks.validate(
+      ml_collections.ConfigDict(values))):
+    with pytest.raises(errors.UserError, match=re.escape(sentence)):
+      check(values)
+  # The new name takes the old value.
+  assert checks.from_json({new.split('.')[0]: {new.split('.')[1]: value}})
+
+
+@pytest.mark.parametrize('body, words', [
+    ('config.evaluate.cells = 3', 'field evaluate of version 0.1.0 is now '
+     'called retrain'),
+    ("config['evaluate'].cells = 3", 'now called retrain'),
+    ('config.evaluate = 3', 'now called retrain'),
+    ('config.update(evaluate=dict(cells=3))', 'now called retrain'),
+    ("config.update_from_flattened_dict({'evaluate.cells': 3})",
+     'field evaluate.cells of version 0.1.0 is now called retrain.cells'),
+    ("config.search.parallel = 'scan'", 'field parallel of version 0.1.0 is '
+     'now called search.samples'),
+    ("config.search.update(parallel='scan')", 'now called search.samples'),
+    ('config.search.cels', "did you mean 'search.cells' or"),
+    ("dict(a=1)['b']", "mine.py, line 4: KeyError: 'b'")])
+def test_an_old_field_in_a_config_file(body, words, tmp_path):
+  path = write_config(tmp_path, body)
+  with pytest.raises(errors.UserError, match=re.escape(words)) as caught:
+    load_config(path)
+  assert 'mine.py, line 4: ' in str(caught.value)
+  assert '\n' not in str(caught.value)
+
+
+def test_the_old_flag_names_the_new_one():
+  for flags in (['--plan'], ['--plan=1']):
+    with pytest.raises(errors.UserError, match='--plan of version 0.1.0 is now '
+                       'called --dry-run'):
+      command_line.load(['--config=quickstart', *flags])
+
+
+@pytest.mark.parametrize('content', [
+    {'evaluate': {'cells': 20}}, {'search': {'parallel': 'scan'}}])
+def test_a_workdir_of_0_1_0_is_refused(content, tmp_path):
+  path = tmp_path / 'config.json'
+  path.write_text(json.dumps(content))
+  with pytest.raises(errors.UserError) as caught:
+    checks.check_workdir(tmp_path, quickstart())
+  assert str(caught.value) == (
+      f'{tmp_path} holds a run of rome_jax 0.1.0, which this version cannot '
+      'continue; finish it with that version or use another --workdir')
+  assert json.loads(path.read_text()) == content
+
+
+# ------------------------------------------------- limits, recipes, methods
+
+
+NUMBERS = [name for name, field in fields.FIELDS.items()
+           if type(field.default) is int]
+
+
+@pytest.mark.parametrize('name', NUMBERS)
+def test_every_whole_number_has_a_largest_value(name):
+  """32 bits, or one sentence; also for what no float can hold."""
+  high = fields.FIELDS[name].high
+  assert high <= 2**32 - 1
+  for value in (high + 1, 10**20, 10**400, 10**5000, -10**400):
+    section, _, last = name.rpartition('.')
+    values = {section: {last: value}} if section else {last: value}
+    with pytest.raises(errors.UserError) as caught:
+      checks.from_json(values)
+    message = str(caught.value)
+    assert f'config.{name}=' in message and '\n' not in message
+    assert len(message) < 200
+
+
+@pytest.mark.parametrize('text', ['1' + '0' * 400, '1e999', '-' + '9' * 500])
+def test_a_number_that_no_float_holds(text):
+  with pytest.raises(errors.UserError, match=r'config\.search\.lr=-?inf'):
+    quickstart(f'--config.search.lr={text}')
+  if text.lstrip('-').isdecimal():
+    with pytest.raises(errors.UserError, match=r'config\.search\.lr=-?inf'):
+      checks.from_json({'search': {'lr': int(text)}})
+
+
+def test_the_command_line_takes_a_methods_recipe():
+  config = quickstart('--config.search.lr_end=.002', '--config.method=gdas')
+  assert (config.method, config.search.k, config.search.lr,
+          config.search.lr_end) == ('gdas', 1, .025, .002)
+  # Its own fields have the last word, wherever they stand.
+  config = quickstart('--config.search.lr=.03', '--config.method=gdas')
+  assert (config.search.k, config.search.lr) == (1, .03)
+  # The method that the file has already changes nothing.
+  assert quickstart('--config.method=rome_v2') == quickstart()
+  # PC-DARTS, train_search.py of its code: batch 256, .1 to 0, Adam 6e-4.
+  part = load_config('cifar10_s0', '--config.method=pc_darts').search
+  assert (part.k, part.batch_size, part.lr, part.lr_end, part.alpha_lr,
+          part.alpha_start) == (1, 256, .1, 0., 6e-4, 15)
+
+
+def test_a_recipe_is_taken_back_with_its_method():
+  path = 'configs/robustdarts.py:method=gdas'
+  config = load_config(path, '--config.method=rome_v2')
+  assert (config.search.k, config.search.lr) == (7, .05)
+  assert load_config(path).search.k == 1
+  config = load_config('cifar10_s0', '--config.method=pc_darts',
+                       '--config.method=darts')
+  assert (config.search.batch_size, config.search.alpha_start) == (64, 0)
+
+
+@pytest.mark.parametrize('name', table.METHODS)
+def test_every_recipe_fits_a_space(name):
+  config = load_config('cifar10_s0', f'--config.method={name}')
+  assert config.method == name
+  for field, value in table.METHODS[name].recipe.items():
+    section, last = field.split('.')
+    assert config[section][last] == value
+
+
+def test_a_method_that_chooses_among_candidates_needs_some():
+  with pytest.raises(errors.UserError, match='candidates=0 must be at least 1'):
+    load_config('cifar10_s0', '--config.method=spos',
+                '--config.search.candidates=0')
+  config = load_config('cifar10_s0', '--config.method=spos')
+  assert config.search.candidates == 1000
+
+
+def test_a_method_of_ones_own_is_a_choice(monkeypatch):
+  row = table.METHODS['gdas']._replace(
+      name='mine', recipe={'search.k': 3, 'search.lr': 1},
+      check=lambda space, section: (
+          'search.cutout=0 must be more' if not section.cutout else None))
+  monkeypatch.setitem(table.METHODS, 'mine', row)
+  with pytest.raises(errors.UserError, match=r'config\.search\.cutout=0 must'):
+    quickstart('--config.method=mine')
+  config = quickstart('--config.method=mine', '--config.search.cutout=2')
+  assert (config.search.k, config.search.lr) == (3, 1.)
+  assert 'mine' in command_line.help_text()
+  monkeypatch.setitem(table.METHODS, 'mine', row._replace(
+      recipe={'search.kk': 1}))
+  with pytest.raises(errors.UserError, match='search.kk is unknown'):
+    quickstart('--config.method=mine', '--config.search.cutout=2')
 
 
 @pytest.mark.parametrize('content', ['', '{"seed": ', '[]'])

@@ -10,6 +10,7 @@ import scripts
 
 from rome_jax import errors
 from rome_jax.config import checks, fields
+from rome_jax.config import setup as door
 from rome_jax.devices import mesh as mesh_lib
 
 run = functools.partial(scripts.printed, 'eight_devices.py', timeout=900)
@@ -59,15 +60,15 @@ def test_parts_that_devices_cannot_share(section, words, monkeypatch):
   config.search.k = 4
   checks.validate(config)
   if section == 'search':
-    assert mesh_lib.from_config(config) is mesh
+    assert door.make_mesh(config) is mesh
   config[section].accumulate = 32
   checks.validate(config)
   with pytest.raises(errors.UserError, match=re.escape(words)):
-    mesh_lib.from_config(config)
+    door.make_mesh(config)
 
 
 def test_one_device_needs_no_mesh():
-  assert mesh_lib.from_config(fields.defaults()) is None
+  assert door.make_mesh(fields.defaults()) is None
 
 
 @pytest.mark.parametrize('data, sample, words', [
@@ -76,4 +77,4 @@ def test_more_devices_than_there_are(data, sample, words):
   config = fields.defaults()
   config.mesh.data, config.mesh.sample = data, sample
   with pytest.raises(errors.UserError, match=words):
-    mesh_lib.from_config(config)
+    door.make_mesh(config)

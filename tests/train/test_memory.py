@@ -9,6 +9,7 @@ import pytest
 from rome_jax import data, errors, spaces
 from rome_jax.cli import run as run_lib
 from rome_jax.config import command_line, fields
+from rome_jax.config import setup as door
 from rome_jax.engine import weights as weights_lib
 from rome_jax.families import darts
 from rome_jax.train import loop, memory, search
@@ -87,18 +88,23 @@ def test_the_settings_make_a_search_fit(tiny, monkeypatch):
   monkeypatch.setattr(memory, 'check_memory', lambda name, program, size: (
       needed.append(program.needed_bytes), check(name, program, size)))
   monkeypatch.setattr(memory, 'cost', lambda *args: 'fits')
-  search.prepare(config, dataset)
+
+  def prepare(config):
+    search.prepare(door.make_setup(config, dataset),
+                   door.search_recipe(config), dataset, config.seed)
+
+  prepare(config)
   available = int(.4 * needed[0])
   monkeypatch.setattr(memory, 'available_bytes', lambda: available)
   with pytest.raises(errors.UserError) as caught:
-    search.prepare(config, dataset)
+    prepare(config)
   settings = str(caught.value).split('fit: ')[1].split(', ')
   assert len(settings) == 3
   for setting in settings:
     changed = config.copy_and_resolve_references()
     name, value = setting.removeprefix('config.search.').split('=')
     changed.search[name] = type(changed.search[name])(value.strip("'"))
-    search.prepare(changed, dataset)
+    prepare(changed)
 
 
 # ------------------------------------------------------------ samples='auto'

@@ -11,6 +11,7 @@ import pytest
 
 from rome_jax import data, families, spaces
 from rome_jax.config import checks, fields
+from rome_jax.config import setup as door
 from rome_jax.engine import archs, layers, sums
 from rome_jax.engine import weights as weights_lib
 from rome_jax.methods import method as method_lib
@@ -421,17 +422,20 @@ def test_a_stopped_run_ends_bit_for_bit_as_the_whole(
   monkeypatch.setitem(spaces.SPACES, 'tiny', tiny)
   config, dataset = small_run()
   checks.validate(config)
-  trainer = retrain.Trainer(config, dataset)
-  job = retrain.jobs(config, genotypes.random(
-      tiny, np.random.default_rng(0)))[0]
+  setup, recipe = door.make_setup(config, dataset), door.retrain_recipe(config)
+  trainer = retrain.Trainer(setup, recipe, dataset)
+  job = retrain.jobs(tiny, recipe, genotypes.random(
+      tiny, np.random.default_rng(0)), config.seed)[0]
 
   def outcomes(name, times):
     workdir = tmp_path / name
     workdir.mkdir(exist_ok=True)
     with metrics.MetricsWriter(workdir) as writer:
+      settings = door.settings(config, workdir)
       searched, _ = search.run(
-          config, dataset, workdir, writer, StopsAfter(times))
-      trained = trainer.run(job, workdir, writer, StopsAfter(times))
+          setup, door.search_recipe(config), dataset, config.seed, settings,
+          writer, StopsAfter(times))
+      trained = trainer.run(job, settings, writer, StopsAfter(times))
     return searched, trained
 
   whole = outcomes('whole', 99)
