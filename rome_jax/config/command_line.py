@@ -79,6 +79,9 @@ def load(argv: list[str]) -> Loaded:
       overrides.append((name.removeprefix('config.'), text))
     else:
       named[name] = text
+  if 'check' in named and 'dry-run' in named:
+    raise errors.UserError(
+        '--check compiles nothing and --dry-run compiles; give one of them')
   if not named.get('config'):
     raise errors.UserError(
         '--config=PATH is missing, for example '

@@ -123,6 +123,29 @@ class Placement(NamedTuple):
   batch: Any
 
 
+MOST_STEPS = 2**31 - 1  # a step is an int32
+
+
+def checked_steps(steps: int, epochs: str, instead: str) -> int:
+  """The number of steps of a phase, once it is found possible.
+
+  Args:
+    steps: in all.
+    epochs: the field that sets them, with its value.
+    instead: what else the user may do.
+
+  Raises:
+    UserError: there are none, or more than `MOST_STEPS`.
+  """
+  if steps < 1:
+    raise errors.UserError(
+        f'{epochs} gives no steps; use at least 1, {instead}')
+  if steps > MOST_STEPS:
+    raise errors.UserError(
+        f'{epochs} gives {steps:,} steps; at most {MOST_STEPS:,} are possible')
+  return steps
+
+
 def init_carry(step: Callable, state, batch, memo=(),
                placement: Placement | None = None) -> Carry:
   """The carry before the first step of `step`: (state, batch) -> ..."""

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
-from rome_jax import data, errors
+from rome_jax import data
 from rome_jax.devices import hosts
 from rome_jax.devices import mesh as mesh_lib
 from rome_jax.engine import sums
@@ -254,11 +254,10 @@ class Trainer:
     self.transform = data.make_transform(
         recipe.augment, dataset, train=True, cutout=recipe.cutout)
     self.per_epoch = self.batches(0).steps_per_epoch
-    self.steps = recipe.epochs * self.per_epoch
-    if self.steps < 1:
-      raise errors.UserError(
-          f'config.retrain.epochs={recipe.epochs} gives no steps; use at '
-          'least 1, or config.retrain.seeds=0 to skip the retraining')
+    self.steps = loop.checked_steps(
+        recipe.epochs * self.per_epoch,
+        f'config.retrain.epochs={recipe.epochs}',
+        'or config.retrain.seeds=0 to skip the retraining')
     self.schedule = optim.SCHEDULES[recipe.lr_schedule](
         recipe.lr, recipe.lr_end, self.steps, steps_per_epoch=self.per_epoch,
         warmup_steps=recipe.warmup_epochs * self.per_epoch)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rome_jax import data, errors
+from rome_jax import data
 from rome_jax.devices import hosts
 from rome_jax.devices import mesh as mesh_lib
 from rome_jax.engine import archs
@@ -82,9 +82,17 @@ def make_halves(setup: Setup, recipe: SearchRecipe, dataset: data.Dataset,
 
 
 def num_steps(recipe: SearchRecipe, steps_per_epoch: int) -> int:
-  """Steps of the whole search."""
+  """Steps of the whole search.
+
+  Raises:
+    UserError: none, or more than 32 bits can count.
+  """
   steps = recipe.epochs * steps_per_epoch
-  return min(steps, recipe.max_steps) if recipe.max_steps else steps
+  if recipe.max_steps:
+    steps = min(steps, recipe.max_steps)
+  return loop.checked_steps(
+      steps, f'config.search.epochs={recipe.epochs}',
+      'or set config.genotype to skip the search')
 
 
 def make_loss(network, dtype: str = 'float32') -> Callable[..., Any]:
@@ -176,11 +184,6 @@ def build(setup: Setup, recipe: SearchRecipe, dataset: data.Dataset,
   batches = make_halves(setup, recipe, dataset, seed)
   per_epoch = batches.train.steps_per_epoch
   steps = num_steps(recipe, per_epoch)
-  if steps < 1:
-    raise errors.UserError(
-        f'config.search.epochs={recipe.epochs} gives no steps; use at least '
-        '1, or set config.genotype to skip the search')
-
   network = make_supernet(setup, recipe)
   # No step draws from this key: steps fold in their own, smaller number.
   init_rng = jax.random.fold_in(jax.random.key(seed), 2**32 - 1)

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -91,6 +92,8 @@ def test_a_run_leaves_everything_behind(finished):
   assert genotypes.to_text(genotypes.load(str(workdir / 'genotype.json'))) == (
       result['genotype'])
   assert 'test accuracy' in out
+  assert re.search(r'^seconds: compiling \d+, searching \d+, retraining \d+, '
+                   r'testing \d+, writing \d+, all else \d+$', out, re.M)
 
 
 def test_metrics_have_the_diagnostics(finished):

@@ -1,0 +1,179 @@
+"""What every command of a run does first: open and check; compile nothing."""
+
+import json
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rome_jax import data, errors, families
+from rome_jax.config import checks, fields
+from rome_jax.config import setup as door
+from rome_jax.devices import hosts
+from rome_jax.engine import operations
+from rome_jax.spaces import genotypes, nasbench201_forms
+from rome_jax.train import checkpoint, retrain, search
+from rome_jax.train.recipes import RetrainRecipe, SearchRecipe
+from rome_jax.train.setup import Setup
+
+
+class Prepared(NamedTuple):
+  """A run whose config, data and genotype have been checked.
+
+  Attributes:
+    config: validated.
+    dataset: what it names, or what was given in its place.
+    given: the genotype to retrain, or None.
+    setup: names resolved to values.
+    search, retrain: the recipes.
+  """
+
+  config: Any
+  dataset: data.Dataset
+  given: genotypes.Record | None
+  setup: Setup
+  search: SearchRecipe
+  retrain: RetrainRecipe
+
+  def jobs(self, genotype: genotypes.Genotype) -> list[retrain.Job]:
+    """The retrainings of a genotype that the config asks for."""
+    kind = 'given' if self.given else 'derived'
+    return retrain.jobs(self.setup.space, self.retrain, genotype,
+                        self.config.seed, kind)
+
+  def example(self) -> genotypes.Genotype:
+    """The given genotype, or a random one of the space."""
+    if self.given is not None:
+      return self.given.genotype
+    return genotypes.random(
+        self.setup.space, np.random.default_rng(self.config.seed))
+
+
+def prepare(config, dataset: data.Dataset | None = None) -> Prepared:
+  """Opens and checks what a validated config names; compiles nothing.
+
+  Raises:
+    UserError: naming the field or file, its value and what is allowed.
+  """
+  given = _given(config)
+  _check_operations(config, given)
+  dataset = dataset or _load(config)
+  setup = door.make_setup(config, dataset)
+  prepared = Prepared(config, dataset, given, setup,
+                      door.search_recipe(config), door.retrain_recipe(config))
+  _check_data(prepared)
+  _check_alike(config, dataset, given)
+  return prepared._replace(setup=setup._replace(mesh=door.make_mesh(config)))
+
+
+def _check_alike(config, dataset, given):
+  """Finds processes that were started with something else."""
+  text = fields.to_json(config)
+  for name in ('data_dir', 'compilation_cache'):
+    del text[name]  # Hosts may keep their files in places of their own.
+  hosts.compare('config', json.dumps(text), errors.UserError)
+  hosts.compare('genotype', repr(given and given.genotype), errors.UserError)
+  if hosts.several():
+    hosts.compare('data set', checkpoint.digest(
+        [dataset.train.labels, dataset.test.labels]), errors.UserError)
+
+
+def _given(config):
+  """The `genotypes.Record` to retrain, or None."""
+  if not config.genotype:
+    return None
+  record = nasbench201_forms.read(config.genotype)
+  families.check_genotype(
+      checks.space(config), record.genotype, config.genotype)
+  return record
+
+
+def _check_operations(config, given):
+  """Finds a wrong table row of the user's before anything is compiled."""
+  space = checks.space(config)
+  families.check_operations(space)
+  names = set(space.ops)
+  if given is not None:
+    names |= genotypes.used_ops(given.genotype)
+  # Some families have operations of their own.
+  for name in sorted(names & set(operations.OPS)):
+    if operations.is_users(name):
+      operations.check(name)
+
+
+def _load(config):
+  # Random crops want the original images, not ones already fitted.
+  whole = 'imagenet' in (config.search.augment, config.retrain.augment)
+  return data.load(
+      config.dataset, config.data_dir, image_size=config.image_size,
+      test_fraction=config.test_fraction, seed=config.seed,
+      lazy=True if whole else None)
+
+
+def _check_data(prepared):
+  """What can only be checked with the data at hand, before compiling."""
+  setup, dataset, given = prepared.setup, prepared.dataset, prepared.given
+  for name, recipe, auxiliary in (
+      ('search', prepared.search, False),
+      ('retrain', prepared.retrain, prepared.retrain.auxiliary)):
+    if name == 'retrain' or given is None:
+      families.check(
+          setup.space, f'config.{name}', setup.sizes_of(recipe), setup.stem,
+          auxiliary=auxiliary)
+  if given is None:
+    halves = search.make_halves(
+        setup, prepared.search, dataset, prepared.config.seed)
+    search.num_steps(prepared.search, halves.train.steps_per_epoch)
+  if door.retrains(prepared.config):
+    retrain.Trainer(setup, prepared.retrain, dataset)
+  if given is not None:
+    retrain.count(setup, prepared.retrain, given.genotype)
+
+
+def described(prepared: Prepared) -> list[str]:
+  """Lines that say what was checked; reads one batch of each kind."""
+  config, dataset, given = prepared.config, prepared.dataset, prepared.given
+  setup = prepared.setup
+  lines = [
+      f'config: {setup.method.name} in {setup.space.name}, '
+      f'{len(fields.FIELDS)} fields',
+      f'data: {config.dataset}, {len(dataset.train.labels):,} training and '
+      f'{len(dataset.test.labels):,} test images of {dataset.image_size} x '
+      f'{dataset.image_size} x {dataset.image_channels}, '
+      f'{dataset.num_classes} classes']
+  if given is None:
+    lines.append(_search(prepared))
+  if door.retrains(config):
+    lines.append(_retraining(prepared))
+  if given is not None:
+    lines.append(f'genotype: {genotypes.to_text(given.genotype)}')
+  return [*lines, 'nothing was compiled; --dry-run also says what it costs']
+
+
+def _search(prepared):
+  setup, recipe = prepared.setup, prepared.search
+  halves = search.make_halves(
+      setup, recipe, prepared.dataset, prepared.config.seed)
+  halves(0)
+  found = setup.family.count_supernet(
+      setup.space, setup.sizes_of(recipe), setup.stem)
+  steps = search.num_steps(recipe, halves.train.steps_per_epoch)
+  return (f'search: {steps:,} steps of {recipe.batch_size} images, '
+          f'K={recipe.k}; {len(halves.train.indices):,} images for theta, '
+          f'{len(halves.valid.indices):,} for alpha and beta; '
+          f'{_size(recipe, found)}')
+
+
+def _retraining(prepared):
+  setup, recipe = prepared.setup, prepared.retrain
+  trainer = retrain.Trainer(setup, recipe, prepared.dataset)
+  trainer.batches(0)(0)
+  example = prepared.example()
+  of = '' if prepared.given else ' in a random network'
+  return (f'retraining: {len(prepared.jobs(example))} times {trainer.steps:,} '
+          f'steps of {recipe.batch_size} images; '
+          f'{_size(recipe, retrain.count(setup, recipe, example))}{of}')
+
+
+def _size(recipe, count):
+  return (f'{recipe.cells} cells of {recipe.channels} channels, '
+          f'{count.params:,} parameters, {count.macs:,} multiply-adds')
