@@ -1,5 +1,6 @@
 """Laws that hold for every search space times every method, at tiny size."""
 
+import types
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,9 @@ import pytest
 
 from rome_jax import data, families, spaces
 from rome_jax.config import checks, fields
+from rome_jax.config import setup as door
 from rome_jax.engine import weights as weights_lib
 from rome_jax.engine.layout import EDGES, STRIDED
-from rome_jax.methods import derive as derive_lib
 from rome_jax.methods import laws, table
 from rome_jax.methods import method as method_lib
 from rome_jax.spaces import genotypes
@@ -23,7 +24,8 @@ CLASSES, C = 3, 4
 QUICK = {('s1', 'rome_v2'), ('s4', 'rome_v1'), ('s4', 'gdas'),
          ('nasbench201', 'gdas'), ('nasbench201_two', 'rome_v2'),
          ('nasbench1shot1_2', 'rome_v1'), ('nasbench1shot1_2', 'gdas'),
-         ('mobile_tiny', 'rome_v2')}
+         ('mobile_tiny', 'rome_v2'), ('s1', 'darts'), ('s2', 'pc_darts'),
+         ('nasbench201', 'spos')}
 LARGE = ('mobile',)
 TWO_EDGES = dict(in_degree=2, drop_none=True)
 
@@ -44,9 +46,29 @@ def combinations():
       if allowed(space, method)]
 
 
+def recipe_of(name):
+  """The part of a search that a row's own check reads."""
+  row = table.METHODS[name]
+  return types.SimpleNamespace(k=row.recipe.get('search.k', 2),
+                               channels=C * row.partial)
+
+
 def allowed(space, name):
-  """GDAS has no topology to leave edges of NAS-Bench-201 out by."""
-  return not (name == 'gdas' and space.absent and space.has_topology)
+  return table.METHODS[name].check(space, recipe_of(name)) is None
+
+
+SLOTS = ('darts', 'pc_darts')  # every candidate, weighed
+
+
+def test_what_rows_refuse():
+  """Written out, so that no check refuses by accident."""
+  refused = {(space.name, name) for space in spaces.SPACES.values()
+             for name in table.METHODS if not allowed(space, name)}
+  nodes = [n for n in spaces.SPACES if '1shot1' in n]
+  chains = [n for n in spaces.SPACES if n.startswith('mobile')]
+  assert refused == {(n, name) for n in nodes + chains for name in SLOTS}
+  two = spaces.get_space('nasbench201', **TWO_EDGES)
+  assert not allowed(two, 'gdas') and allowed(two, 'rome_v1')
 
 
 # Their like runs too, under another name.
@@ -63,7 +85,8 @@ EVERY_METHOD = pytest.mark.parametrize('name', table.METHODS)
 
 def params_of(space, name, seed=0):
   rng = np.random.default_rng(seed)
-  shapes = jax.eval_shape(lambda: table.METHODS[name].init(space, jax.random.key(0)))
+  shapes = jax.eval_shape(
+      lambda: table.METHODS[name].init(space, jax.random.key(0)))
   return jax.tree.map(
       lambda s: rng.normal(size=s.shape).astype(s.dtype), shapes)
 
@@ -72,17 +95,22 @@ def params_of(space, name, seed=0):
 @EVERY_SPACE
 def test_samples_are_of_the_space(space, name):
   """Edges and operations allowed, in-degrees kept, gates as promised."""
+  if not allowed(space, name):
+    pytest.skip('refused')
   method, params = table.METHODS[name], params_of(space, name)
   k = 16
-  noise = method_lib.gumbel(params, jax.random.key(1), k)
+  noise = method.noise(space, params, jax.random.key(1), k)
   archs = jax.device_get(jax.jit(jax.vmap(
       lambda noise: method.sample(space, params, noise, 1.)))(
           noise))
   assert set(archs) == set(space.cell_types)
-  degrees = method.degrees(space)
+  degrees = space.fan_ins if name == 'gdas' else space.in_degrees
   for t, cell in archs.items():
     names = space.site_ops(t)
     assert cell.edges.dtype == cell.ops.dtype == np.int32
+    if name in SLOTS:
+      check_slots(space, name, cell, names)
+      continue
     for edges, ops in zip(cell.edges, cell.ops):
       assert [np.sum(space.edge_nodes[edges] == i)
               for i in range(space.num_nodes)] == list(degrees)
@@ -99,11 +127,24 @@ def test_samples_are_of_the_space(space, name):
           totals, np.repeat(np.array(wanted)[:, None], k, 1), rtol=1e-5)
 
 
+def check_slots(space, name, cell, names):
+  """Each candidate once, in order; gates sum to 1 per edge (or node)."""
+  listed = [(e, space.ops.index(op)) for e, row in enumerate(names)
+            for op in row]
+  np.testing.assert_array_equal(
+      np.stack([cell.edges[0], cell.ops[0]], 1), listed)
+  by_edge = [cell.gates[0][cell.edges[0] == e].sum()
+             for e in range(space.num_edges)]
+  if name == 'pc_darts':
+    by_edge = [sum(by_edge[a:b]) for a, b in space.node_edges]
+  np.testing.assert_allclose(by_edge, np.ones(len(by_edge)), rtol=1e-5)
+
+
 @EVERY_METHOD
 @EVERY_SPACE
 def test_derived_genotypes_are_of_the_space(space, name):
-  if not allowed(space, name):
-    pytest.skip('refused by the config')
+  if not allowed(space, name) or table.METHODS[name].derive is None:
+    pytest.skip('refused, or left to a plan')
   for seed in range(5):
     genotype = table.METHODS[name].derive(space, params_of(space, name, seed))
     check_genotype(space, genotype)
@@ -170,8 +211,9 @@ def test_probabilities_of_a_chain_add_up(name):
       index = int(np.flatnonzero((chosen == mask).all(-1))[0])
       total += beta[index] - np.log(np.exp(beta).sum())
       start += len(chosen)
-  assert float(method_lib.log_prob(method, space, params, arch)) == (
-      pytest.approx(total, rel=1e-4))
+  assert float(laws.log_prob(
+      laws.log_prob_pairs, space, params, arch)) == (
+          pytest.approx(total, rel=1e-4))
 
 
 # ------------------------------------------------------------ with networks
@@ -194,12 +236,18 @@ def tiny_search(space, name, monkeypatch):
   monkeypatch.setitem(spaces.SPACES, 'under test', space)
   config = fields.defaults()
   config.space, config.method, config.stem = 'under test', name, 'cifar'
-  part = config.search
-  part.cells, part.channels, part.batch_size = cells_of(space), C, 4
-  part.k = 1 if name == 'gdas' else 2
+  checks.apply_recipe(config)
+  part, sizes = config.search, recipe_of(name)
+  part.cells, part.channels = cells_of(space), sizes.channels
+  part.batch_size = 4
+  part.k, part.alpha_start = sizes.k, 0
   part.augment, part.epochs, part.max_steps = 'none', 1, 2
+  part.fraction_theta = part.fraction_alpha = .5
   checks.validate(config)
-  return search.build(config, fake_dataset())
+  dataset = fake_dataset()
+  return search.build(
+      door.make_setup(config, dataset), door.search_recipe(config), dataset,
+      config.seed)
 
 
 def compiled(function, *args):
@@ -221,11 +269,10 @@ def test_two_updates(space, name, monkeypatch, tmp_path):
   signature = jax.tree.map(lambda a: (jnp.shape(a), jnp.result_type(a)),
                            built.state)
   assert signature == jax.tree.map(lambda a: (a.shape, a.dtype), state)
-  moved = jax.tree.map(lambda a, b: bool(np.any(a != b)),
-                       built.state.arch, state.arch)
-  assert all(moved.alpha[t] for t in space.cell_types)
-  if space.has_topology and name != 'gdas':
-    assert all(moved.beta[t] for t in space.cell_types)
+  for before, after in zip(*map(jax.tree.leaves, (built.state.arch,
+                                                  state.arch))):
+    chosen = before.ndim == 2 or space.has_topology  # alpha, or beta in use
+    assert np.any(before != after) or not before.size or not chosen
 
   with checkpoint.Checkpoints(tmp_path / 'checkpoints') as store:
     store.save(1, state)
@@ -254,7 +301,7 @@ def test_weights_without_a_gradient(name, quick_jit):
   method, params = table.METHODS['rome_v2'], params_of(space, 'rome_v2')
   noise = jax.tree.map(lambda a: a[0], method_lib.gumbel(
       params, jax.random.key(1), 1))
-  arch = method.sample(space, params, noise, 1., ops)
+  arch = method.sample(space, params, noise._replace(ops=ops), 1.)
   theta = weights_lib.init_supernet(net, 0, 8, 3)
 
   def gradients_of(wanted):
