@@ -1,4 +1,8 @@
-"""The networks of the DARTS family: stem, a stack of cells, head."""
+"""The networks of the DARTS family: stem, a stack of cells, head.
+
+BatchNorm's running variance is that of the batch as it is (biased); PyTorch
+keeps n / (n - 1) of it.
+"""
 
 import functools
 from collections.abc import Callable
@@ -6,10 +10,14 @@ from collections.abc import Callable
 import chex
 import flax.linen as nn
 
+from rome_jax import errors
 from rome_jax.engine import cells as cells_lib
 from rome_jax.engine import layers, operations
 from rome_jax.spaces import Space, genotypes
-from rome_jax.spaces.counting import reductions
+from rome_jax.spaces.counting import AUXILIARY_NORMS, reductions
+
+__all__ = ['AUXILIARY_NORMS', 'STEMS', 'STEM_MULTIPLIER', 'AuxiliaryHead',
+           'Network', 'Supernet', 'stack']
 
 STEM_MULTIPLIER = 3
 
@@ -38,7 +46,7 @@ STEMS: dict[str, Callable] = {
 
 
 def _stage_ends(cells):
-  """Where runs of equal cells end: before and behind each reduction cell."""
+  """Where runs of equal cells end: before and after each reduction cell."""
   reduced = reductions(cells)
   return sorted({*reduced, *(i + 1 for i in reduced), cells} - {0})
 
@@ -47,7 +55,7 @@ def stack(images, *, stem, channels, cells, stem_norm, make_cell,
           run=layers.in_order):
   """{number of a cell: its output}; call it in a compact module.
 
-  Where `run` gives the last outputs of a stage only, the others are left out.
+  Where `run` gives only the last outputs of a stage, the others are missing.
 
   Args:
     images: [B,H,W,.].
@@ -127,13 +135,22 @@ class AuxiliaryHead(nn.Module):
   """The auxiliary classifier after the second reduction cell.
 
   ReLU, 5x5 average pooling, 1x1 to 128, 2x2 to 768, linear (DARTS,
-  `model.py`). The ImageNet form strides by 2 and, as in the published code,
-  lacks the second normalisation.
+  `model.py`), a normalisation after each convolution. The ImageNet form
+  strides by 2.
+
+  Attributes:
+    num_classes: outputs.
+    stem: 'cifar' or 'imagenet'.
+    norm: function that makes a normalisation layer.
+    second_norm: on ImageNet, 'pc_darts' normalises after the second
+      convolution too, as the code of PC-DARTS, P-DARTS and GDAS does; that of
+      DARTS, 'darts', does not. On CIFAR all of them do.
   """
 
   num_classes: int
   stem: str
   norm: Callable
+  second_norm: str = 'darts'
 
   @nn.compact
   def __call__(self, x):
@@ -147,10 +164,25 @@ class AuxiliaryHead(nn.Module):
     pad = tuple((0, max(0, 2 - n)) for n in x.shape[1:3])
     x = nn.Conv(768, (2, 2), padding=pad, use_bias=False, dtype=x.dtype,
                 kernel_init=operations.torch_init, name='conv1')(x)
-    x = nn.relu(x if imagenet else self.norm()(x))
-    # The published head sees a 1x1 map at 32 (224) pixels; a mean keeps it
-    # the same there and defines it for other sizes.
+    if not imagenet or self.second_norm == 'pc_darts':
+      x = self.norm()(x)
+    x = nn.relu(x)
+    # The published head sees a 1x1 map at 32 (224) pixels. The mean changes
+    # nothing there and defines the head for other sizes.
     return layers.Linear(self.num_classes, name='head')(layers.pooled(x))
+
+
+def _check_cells(genotype):
+  """Refuses what is no genotype of two cells, as of NAS-Bench-201."""
+  if not isinstance(genotype, genotypes.Genotype):
+    raise errors.UserError(
+        f'genotype={genotype!r} must be a Genotype; genotypes.load reads '
+        'names and files')
+  if not genotype.reduce:
+    raise errors.UserError(
+        'the genotype has no reduction cell, which this network needs; '
+        'families.build(genotype, space, sizes) makes the network of any space')
+  genotypes.validate(genotype)
 
 
 class Network(nn.Module):
@@ -160,13 +192,17 @@ class Network(nn.Module):
   `mutable=['batch_stats']` and, with drop_path > 0, an rng 'drop_path'.
 
   Attributes:
-    genotype: a `genotypes.Genotype`.
+    genotype: two cells, normal and reduction.
     cells: number of cells (20 on CIFAR, 14 on ImageNet).
     channels: C (36 on CIFAR, 48 on ImageNet).
     num_classes: size of the output.
     stem: 'cifar' or 'imagenet'.
     auxiliary: whether training returns auxiliary logits too.
-    remat: see `rematerialised`.
+    remat: see `layers.rematerialised`.
+    auxiliary_norm: `second_norm` of `AuxiliaryHead`.
+
+  Raises:
+    UserError: the genotype is none, or has no reduction cell.
   """
 
   genotype: genotypes.Genotype
@@ -176,6 +212,11 @@ class Network(nn.Module):
   stem: str = 'cifar'
   auxiliary: bool = False
   remat: str = 'none'
+  auxiliary_norm: str = 'darts'
+
+  def __post_init__(self):
+    _check_cells(self.genotype)
+    super().__post_init__()
 
   @nn.compact
   def __call__(self, images, train=False, drop_path=0.):
@@ -213,6 +254,6 @@ class Network(nn.Module):
       return logits
     # Built in evaluation too, so that `init` makes its parameters.
     auxiliary = AuxiliaryHead(
-        self.num_classes, self.stem, norm, name='auxiliary')(
-            outputs[2 * self.cells // 3])
+        self.num_classes, self.stem, norm, self.auxiliary_norm,
+        name='auxiliary')(outputs[2 * self.cells // 3])
     return (logits, auxiliary) if train else logits

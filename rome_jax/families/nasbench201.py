@@ -47,7 +47,7 @@ class ResidualBlock(nn.Module):
 
 def _skeleton(images, *, channels, cells, num_classes, norm, block, make_cell,
               run=layers.in_order):
-  """The logits of the macro skeleton.
+  """Logits of the macro skeleton.
 
   Args:
     images: [B,H,W,.].
@@ -77,7 +77,7 @@ class Supernet(nn.Module):
   As in the benchmark's search code, BatchNorm in cells has no affine and
   their convolutions have a bias; stem, residual blocks and head are those of
   the final network. Every BatchNorm uses the statistics of the batch.
-  Attributes are those of `networks.Supernet`.
+  Attributes are those of `darts.Supernet`.
   """
 
   space: Space
@@ -114,13 +114,25 @@ class Supernet(nn.Module):
 
 
 class Network(nn.Module):
-  """The network of a genotype; see `networks.Network` for the conventions."""
+  """The network of a genotype; see `darts.Network` for the conventions.
+
+  Raises:
+    UserError: the genotype is none of one cell type.
+  """
 
   genotype: genotypes.Genotype
   cells: int
   channels: int
   num_classes: int
   remat: str = 'none'
+
+  def __post_init__(self):
+    genotypes.validate(self.genotype)
+    if self.genotype.reduce:
+      raise errors.UserError(
+          'the genotype has a reduction cell; all cells of NAS-Bench-201 are '
+          'equal')
+    super().__post_init__()
 
   @nn.compact
   def __call__(self, images, train=False, drop_path=0.):

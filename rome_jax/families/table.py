@@ -1,7 +1,7 @@
-"""The networks around the cells: a table with a row per family.
+"""The families of networks around the cells: a table with a row for each.
 
-A space names its skeleton; the drivers know no other way to a network or to
-its counts.
+A space names its family; drivers have no other way to a network or to its
+counts.
 """
 
 from collections.abc import Callable
@@ -20,14 +20,16 @@ class Family(NamedTuple):
 
   Attributes:
     supernet: (space, sizes, stem, **options) -> flax module,
-      `apply({'params': theta}, images, arch)` -> logits.
+      `apply({'params': theta}, images, arch)` -> logits. Options: partial.
     network: (space, genotype, sizes, stem, **options) -> flax module, see
-      `darts.Network` for its conventions. Options: auxiliary, remat.
+      `darts.Network` for its conventions. Options: auxiliary,
+      auxiliary_norm, remat.
     count: (space, genotype, sizes, stem) -> counting.Count of the network.
     count_supernet: (space, sizes, stem) -> counting.Count of the supernet.
     check: (space, sizes) -> None; UserError for sizes that it cannot have.
     stems: stems it has.
     auxiliary: whether the network can have an auxiliary head.
+    partial: whether the supernet can have partial channels.
     knows: name -> whether its cells can hold the operation.
   """
 
@@ -38,6 +40,7 @@ class Family(NamedTuple):
   check: Callable[[Space, Sizes], None]
   stems: tuple[str, ...] = ('cifar',)
   auxiliary: bool = False
+  partial: bool = False
   knows: Callable[[str], bool] = lambda name: name in operations.OPS
 
 
@@ -59,23 +62,23 @@ def _darts_network(space, genotype, sizes, stem, **options):
 
 
 def _nasbench201_network(space, genotype, sizes, stem, auxiliary=False,
-                         remat='none'):
-  del space, stem, auxiliary
+                         auxiliary_norm='darts', remat='none'):
+  del space, stem, auxiliary, auxiliary_norm
   return nasbench201.Network(
       genotype, sizes.cells, sizes.channels, sizes.num_classes, remat=remat)
 
 
 def _nasbench1shot1_network(space, genotype, sizes, stem, auxiliary=False,
-                            remat='none'):
-  del stem, auxiliary
+                            auxiliary_norm='darts', remat='none'):
+  del stem, auxiliary, auxiliary_norm
   return nasbench1shot1.Network(
       genotype, sizes.cells, sizes.channels, sizes.num_classes, remat=remat,
       output_input=nasbench1shot1.output_input(space))
 
 
 def _mobile_network(space, genotype, sizes, stem, auxiliary=False,
-                    remat='none'):
-  del auxiliary
+                    auxiliary_norm='darts', remat='none'):
+  del auxiliary, auxiliary_norm
   return mobile.Network(
       space, genotype, sizes.channels, sizes.num_classes, stem, remat)
 
@@ -89,10 +92,11 @@ FAMILIES: dict[str, Family] = {
     'darts': Family(
         _supernet(darts.Supernet), _darts_network, _darts_count,
         counting.supernet, counting.check,
-        stems=('cifar', 'imagenet'), auxiliary=True),
+        stems=('cifar', 'imagenet'), auxiliary=True, partial=True),
     'nasbench201': Family(
         _supernet(nasbench201.Supernet), _nasbench201_network,
-        nasbench201.count, nasbench201.count_supernet, nasbench201.check),
+        nasbench201.count, nasbench201.count_supernet, nasbench201.check,
+        partial=True),
     'nasbench1shot1': Family(
         _supernet(nasbench1shot1.Supernet), _nasbench1shot1_network,
         nasbench1shot1.count, nasbench1shot1.count_supernet,
@@ -108,7 +112,7 @@ def get(space: Space) -> Family:
   """The row of a space.
 
   Raises:
-    UserError: the space names a skeleton that is not in the table.
+    UserError: the space names a family that is not in the table.
   """
   if space.family not in FAMILIES:
     raise errors.UserError(
@@ -165,18 +169,18 @@ def check(space: Space, where: str, sizes: Sizes, stem: str,
     row.check(space, sizes)
   except errors.UserError as error:
     # Those of a size begin with its name.
-    field = str(error).startswith(('cells=', 'channels='))
+    field = str(error).startswith(tuple(f'{f}=' for f in Sizes._fields))
     raise errors.UserError(f'{prefix}{error}' if field else str(error)) from (
         None)
 
 
 def check_genotype(space: Space, genotype: genotypes.Genotype,
                    where: str) -> None:
-  """Checks that a genotype can stand in the skeleton of a space.
+  """Checks that a genotype fits the networks of a space.
 
-  Operations and wiring are free where the skeleton is that of DARTS, so that
-  published cells of other spaces can be retrained; elsewhere the genotype
-  must be one of the space.
+  In the DARTS family operations and wiring are free, so that published cells
+  of other spaces can be retrained; elsewhere the genotype must be one of the
+  space.
 
   Raises:
     UserError: naming what does not fit.
@@ -201,7 +205,7 @@ def check_genotype(space: Space, genotype: genotypes.Genotype,
 
 
 def _check_node(space, i, node, where):
-  """Whether a node reads what it may, by operations that stand there."""
+  """Refuses a node that reads what it may not, or by other operations."""
   start, stop = space.node_edges[i]
   may_read = [int(p) for p in space.edge_preds[start:stop]]
   preds = [pred for _, pred in node]
@@ -227,10 +231,10 @@ def _check_node(space, i, node, where):
 
 
 def check_operations(space: Space) -> None:
-  """Whether the skeleton knows every operation of a space.
+  """Checks that a space's family knows all of its operations.
 
   Raises:
-    UserError: naming the first that it does not.
+    UserError: naming the first that it does not know.
   """
   row = get(space)
   for name in (*space.ops, *filter(None, [space.absent])):

@@ -15,6 +15,8 @@ from rome_jax.spaces import genotypes
 from rome_jax.spaces.sizes import Sizes
 
 STEMS = ('cifar', 'imagenet')
+# Whose auxiliary head on ImageNet; see `auxiliary_params`.
+AUXILIARY_NORMS = ('darts', 'pc_darts')
 
 
 class Cost(NamedTuple):
@@ -68,7 +70,11 @@ def linear(c_in, c_out):
 
 
 def strided(size, stride):
-  """Height of a map behind a stride."""
+  """Height of a map after a stride.
+
+  >>> strided(7, 2)
+  4
+  """
   return -(-size // stride)
 
 
@@ -174,7 +180,7 @@ def _stem(stem, channels, image_size, image_channels):
   return cost, states[1], states[2]
 
 
-def _cell(nodes, channels, s0, s1, reduction, affine):
+def _cell(nodes, channels, s0, s1, reduction, affine, partial):
   """Cost of the two preprocessing layers and of all operations of a cell."""
   # s0 is brought to the size of s1, by FactorizedReduce where it is larger.
   costs = [
@@ -185,12 +191,12 @@ def _cell(nodes, channels, s0, s1, reduction, affine):
     for op, pred in node:
       # A reduction strides the edges that leave the cell's inputs.
       size, stride = (s1.size, 2) if reduction and pred < 2 else (inner, 1)
-      costs.append(OP_COUNTS[op](channels, size, stride, affine))
+      costs.append(OP_COUNTS[op](channels // partial, size, stride, affine))
   return total(*costs)
 
 
-def _count(genotype, sizes, stem, affine=True) -> Count:
-  """`count` without checks; `affine=False` is a search network."""
+def _count(genotype, sizes, stem, affine=True, partial=1) -> Count:
+  """`count` without checks; a search network has other `affine`, `partial`."""
   channels = sizes.channels
   cost, s0, s1 = _stem(
       stem, channels, sizes.image_size, sizes.image_channels)
@@ -200,7 +206,8 @@ def _count(genotype, sizes, stem, affine=True) -> Count:
     channels *= 2 if reduction else 1
     cell = 'reduce' if reduction else 'normal'
     cost = _cell(
-        getattr(genotype, cell), channels, s0, s1, reduction, affine)
+        getattr(genotype, cell), channels, s0, s1, reduction, affine,
+        partial)
     parts.append((f'cell {i} ({cell})', cost))
     width = len(getattr(genotype, f'{cell}_concat')) * channels
     size = strided(s1.size, 2 if reduction else 1)
@@ -215,7 +222,11 @@ def summed(parts) -> Count:
 
 
 def reductions(cells: int) -> tuple[int, ...]:
-  """Positions of the reduction cells: 1/3 and 2/3 of the depth."""
+  """Positions of the reduction cells: 1/3 and 2/3 of the depth.
+
+  >>> reductions(8), reductions(20)
+  ((2, 5), (6, 13))
+  """
   return tuple(sorted({cells // 3, 2 * cells // 3}))
 
 
@@ -264,11 +275,13 @@ def check(space: spaces.Space, sizes: Sizes) -> None:
           f'family={spaces.S0.family}')
 
 
-def supernet(space: spaces.Space, sizes: Sizes, stem: str = 'cifar') -> Count:
+def supernet(space: spaces.Space, sizes: Sizes, stem: str = 'cifar',
+             partial: int = 1) -> Count:
   """Counts a whole search network: every operation on every edge.
 
   BatchNorm is affine in the stem only; architecture parameters are not
-  counted. Arguments and errors are those of `count`.
+  counted. Operations see 1/partial of the channels. Other arguments and
+  errors are those of `count`.
 
   >>> supernet(spaces.S0, Sizes(cells=8, channels=16, num_classes=10)).params
   1930618
@@ -279,7 +292,7 @@ def supernet(space: spaces.Space, sizes: Sizes, stem: str = 'cifar') -> Count:
   everything = genotypes.Genotype(normal, concat, reduce, concat)
   genotypes.validate(
       everything, tuple(OP_COUNTS), where=f'space {space.name}')
-  return _count(everything, checked(sizes, stem), stem, affine=False)
+  return _count(everything, checked(sizes, stem), stem, False, partial)
 
 
 def all_operations(space: spaces.Space, cell_type: str) -> tuple:
@@ -292,16 +305,27 @@ def all_operations(space: spaces.Space, cell_type: str) -> tuple:
 
 
 def auxiliary_params(genotype: genotypes.Genotype, sizes: Sizes,
-                     stem: str = 'cifar') -> int:
+                     stem: str = 'cifar',
+                     auxiliary_norm: str = 'darts') -> int:
   """Parameters of the auxiliary head after cell 2 * cells // 3.
 
   1x1 convolution to 128, 2x2 convolution to 768, linear; a BatchNorm after
-  each convolution, but on ImageNet only after the first, as in the code of
-  DARTS. The number does not depend on the image size.
+  each convolution. On ImageNet the code of DARTS has no second BatchNorm,
+  that of PC-DARTS, P-DARTS and GDAS has one: `auxiliary_norm` 'darts' or
+  'pc_darts'. The number does not depend on the image size.
 
   Raises:
-    UserError: unknown stem, or a number out of range.
+    UserError: unknown stem or `auxiliary_norm`, or a number out of range.
+
+  >>> sizes = Sizes(cells=20, channels=36, num_classes=10)
+  >>> auxiliary_params(genotypes.load('DARTS_V2'), sizes)
+  476426
   """
+  if auxiliary_norm not in AUXILIARY_NORMS:
+    raise errors.UserError(
+        f'auxiliary_norm={auxiliary_norm!r} must be one of '
+        f'{", ".join(AUXILIARY_NORMS)}'
+        f'{errors.near_miss(auxiliary_norm, AUXILIARY_NORMS)}')
   sizes = checked(sizes, stem)
   position = 2 * sizes.cells // 3
   doublings = sum(i <= position for i in reductions(sizes.cells))
@@ -310,7 +334,7 @@ def auxiliary_params(genotype: genotypes.Genotype, sizes: Sizes,
   costs = [
       conv(width, 128, 1, 1), norm(128), conv(128, 768, 4, 1),
       linear(768, sizes.num_classes)]
-  if stem == 'cifar':
+  if stem == 'cifar' or auxiliary_norm == 'pc_darts':
     costs.append(norm(768))
   return total(*costs).params
 

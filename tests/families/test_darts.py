@@ -8,10 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from rome_jax import spaces
+from rome_jax import errors, families, spaces
 from rome_jax.engine import archs, kernels, layers, operations, sums
 from rome_jax.engine import weights as weights_lib
-from rome_jax.families import darts
+from rome_jax.families import darts, nasbench201
 from rome_jax.spaces import counting, genotypes
 
 CELLS, C, CLASSES = 5, 2, 3  # Reductions at 1 and 3: every kind of cell.
@@ -26,6 +26,8 @@ UNEVEN = spaces.Space(
                (_SEP, 'skip_connect', _DIL)),
               ((_DIL, 'skip_connect'), (_SEP,), (_SEP, _DIL), ('none', _SEP),
                (_DIL,))))
+
+DARTS_V2 = genotypes.PUBLISHED['DARTS_V2'].genotype
 
 
 def images(batch=4, size=8):
@@ -115,6 +117,115 @@ def test_auxiliary_size_is_published():
       darts.Network(genotype, 3, 36, 10, auxiliary=True),
       jnp.zeros((1, 32, 32, 3)))
   assert size(shapes['params']['auxiliary']) == 476_426
+
+
+@pytest.mark.parametrize('stem, norm, size_of_norm', [
+    ('cifar', 'darts', 1536), ('cifar', 'pc_darts', 1536),
+    ('imagenet', 'darts', 0), ('imagenet', 'pc_darts', 1536)])
+def test_the_second_norm_of_the_auxiliary_head(stem, norm, size_of_norm):
+  """On ImageNet the code of PC-DARTS has one of 768 channels, DARTS' none."""
+  sizes = spaces.Sizes(3, 4, 7, image_size=64)
+  net = families.build(DARTS_V2, 's0', sizes, stem=stem, auxiliary=True,
+                       auxiliary_norm=norm)
+  shapes = shapes_of(net, jnp.zeros((1, 64, 64, 3)))['params']['auxiliary']
+  norms = [size(tree) for name, tree in shapes.items() if 'Norm' in name]
+  assert sum(norms) == 256 + size_of_norm  # Two per channel, 128 in the first.
+  assert size(shapes) == counting.auxiliary_params(
+      DARTS_V2, sizes, stem, norm)
+
+
+# ------------------------------------------------------- one call per network
+
+
+def one(op):
+  """A cell of NAS-Bench-201 with one operation."""
+  return genotypes.Genotype(
+      tuple(tuple((op, p) for p in range(i + 1)) for i in range(3)), (3,))
+
+
+@pytest.mark.parametrize('name', [
+    'darts', 's1', 'nasbench201', 'nasbench1shot1_2', 'mobile_tiny'])
+def test_build_and_supernet_of_every_family(name):
+  """Their parameters are those that are counted, whatever the family."""
+  space = spaces.SPACES[name]
+  cells = space.num_nodes if space.family == 'mobile' else 3
+  sizes = spaces.Sizes(cells, 8, 5, image_size=8)
+  genotype = genotypes.random(space, np.random.default_rng(0))
+  row, x = families.get(space), jnp.zeros((2, 8, 8, 3))
+  net = families.build(genotype, name, sizes)
+  shapes = shapes_of(net, x)
+  assert size(shapes['params']) == row.count(space, genotype, sizes).params
+  search = families.supernet(name, sizes)
+  arch = families.arch_of(genotype, space)
+  shapes = shapes_of(search, x, arch)['params']
+  assert size(shapes) == row.count_supernet(space, sizes).params
+  logits = jax.eval_shape(search.apply, {'params': shapes}, x, arch)
+  assert logits.shape == (2, 5)
+
+
+def test_partial_channels_make_a_smaller_supernet():
+  sizes = spaces.Sizes(3, 8, 5)
+  net = families.supernet(RICH, sizes, partial=4)
+  shapes = shapes_of(net, jnp.zeros((1, 8, 8, 3)), any_arch(RICH))
+  assert size(shapes['params']) == counting.supernet(
+      RICH, sizes, partial=4).params
+
+
+@pytest.mark.parametrize('size_of_image, stem', [
+    (127, 'cifar'), (128, 'imagenet')])
+def test_the_stem_goes_by_the_size_of_the_images(size_of_image, stem):
+  sizes = spaces.Sizes(3, 4, 5, image_size=size_of_image)
+  assert families.supernet('s0', sizes).stem == stem
+  assert families.build(DARTS_V2, 's0', sizes).stem == stem
+  assert families.supernet('nasbench201', sizes).stem == 'cifar'
+  assert families.supernet('s0', sizes, stem='cifar').stem == 'cifar'
+
+
+SIZES = spaces.Sizes(cells=3, channels=4, num_classes=10)
+
+
+@pytest.mark.parametrize('call, message', [
+    (lambda: darts.Network(one('nor_conv_3x3'), 3, 4, 10),
+     'the genotype has no reduction cell, .* families.build'),
+    (lambda: darts.Network('DARTS_V2', 3, 4, 10),
+     "genotype='DARTS_V2' must be a Genotype; genotypes.load"),
+    (lambda: nasbench201.Network(DARTS_V2, 3, 4, 10),
+     'the genotype has a reduction cell; all cells of NAS-Bench-201'),
+    (lambda: families.build(one('nor_conv_3x3'), 's0', SIZES),
+     'genotype: the genotype has the cells normal, but space=s0'),
+    (lambda: families.build(DARTS_V2, 'nasbench201', SIZES),
+     'has the cells normal, reduce, but space=nasbench201 has normal'),
+    (lambda: families.build('DARTS_V2', 's0', SIZES), 'must be a Genotype'),
+    (lambda: families.build(DARTS_V2, 's00', SIZES), "did you mean 's0'"),
+    (lambda: families.build(DARTS_V2, None, SIZES), 'space=None must be a'),
+    (lambda: families.build(DARTS_V2, 's0', dict(cells=3)),
+     'must be Sizes'),
+    (lambda: families.build(DARTS_V2, 's0', SIZES._replace(cells=0)),
+     'cells=0 must be an integer of at least 1'),
+    (lambda: families.build(DARTS_V2, 's0', SIZES._replace(channels=4.5)),
+     'channels=4.5 must be an integer'),
+    (lambda: families.build(DARTS_V2, 's0', SIZES, stem='image'),
+     "stem='image' must be cifar or imagenet"),
+    (lambda: families.build(DARTS_V2, 's0', SIZES, remat='cell'),
+     "remat='cell' must be one of none, cells; did you mean 'cells'"),
+    (lambda: families.build(DARTS_V2, 's0', SIZES, auxiliary_norm='darst'),
+     "auxiliary_norm='darst' must be one of darts, pc_darts; did you"),
+    (lambda: families.build(
+        one('nor_conv_3x3'), 'nasbench201', SIZES, auxiliary=True),
+     'auxiliary must be false with space=nasbench201'),
+    (lambda: families.supernet('nasbench201', SIZES._replace(cells=4)),
+     'cells=4 must be a multiple of 3'),
+    (lambda: families.supernet('s0', SIZES, partial=3),
+     'partial=3 must divide channels=4'),
+    (lambda: families.supernet('s0', SIZES, partial=0),
+     'partial=0 must be an integer of at least 1'),
+    (lambda: families.supernet('nasbench1shot1_1', SIZES, partial=2),
+     'partial=2 must be 1 with space=nasbench1shot1_1'),
+    (lambda: families.supernet(spaces.Space('own', ('sep_conv_3x33',)), SIZES),
+     "operation 'sep_conv_3x33' is not known")])
+def test_arguments_that_make_no_network(call, message):
+  with pytest.raises(errors.UserError, match=message):
+    call()
 
 
 # ------------------------------------- supernet at an architecture == network
@@ -215,7 +326,12 @@ def test_supernet_equals_network(
   """Same logits from Supernet at an architecture and Network(train)."""
   params, run = supernet(space)
   genotype, archs = random_arch(space, seed, cell_arch)
-  net = darts.Network(genotype, CELLS, C, CLASSES)
+  turned = genotype._replace(**{  # A genotype lists edges in any order.
+      t: tuple(node[::-1] for node in getattr(genotype, t))
+      for t in spaces.CELL_TYPES})
+  found = families.arch_of(turned, space)
+  jax.tree.map(np.testing.assert_array_equal, found, archs)
+  net = families.build(genotype, space, spaces.Sizes(CELLS, C, CLASSES))
   shapes = shapes_of(net, images())
   copied = copy_weights(
       params, shapes['params'], space, genotype, archs, edge_weights)
@@ -224,9 +340,44 @@ def test_supernet_equals_network(
   expected, _ = quick_jit(lambda v, x: net.apply(
       v, x, train=True, mutable=['batch_stats']))(
           {'params': copied, 'batch_stats': stats}, images())
-  actual = run(params, images(), archs)
+  actual = run(params, images(), found)
   assert np.std(expected) > .01
   np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_arch_of_an_edge_that_comes_twice(supernet, cell_arch):
+  """GDAS derives such nodes: the sum of two operations on one edge."""
+  params, run = supernet(RICH)
+  node = (('dil_conv_5x5', 1), ('sep_conv_3x3', 1))
+  cell = (node, (('skip_connect', 0), ('sep_conv_3x3', 2)))
+  genotype = genotypes.Genotype(cell, (2, 3), cell, (2, 3))
+  slots = cell_arch([1, 1, 2, 4], [1, 4, 0, 1])
+  expected = run(params, images(), dict.fromkeys(spaces.CELL_TYPES, slots))
+  np.testing.assert_array_equal(
+      run(params, images(), families.arch_of(genotype, RICH)), expected)
+  # Each operation's share is there: without one, the logits are others.
+  for gone in range(2):
+    gates = np.delete(np.ones(4, np.float32), 0)
+    few = archs.CellArch(
+        np.delete(slots.edges, gone), np.delete(slots.ops, gone), gates)
+    other = run(params, images(), dict.fromkeys(spaces.CELL_TYPES, few))
+    assert np.abs(other - expected).max() > 1e-3
+
+
+@pytest.mark.parametrize('genotype, space, message', [
+    (DARTS_V2, spaces.S2, "normal node 1 has 'sep_conv_3x3'|'dil_conv_3x3'"),
+    (DARTS_V2, spaces.S1, 'where space=s1 has skip_connect, dil_conv_3x3'),
+    (DARTS_V2, RICH, 'cell normal has 4 nodes, but space=rich has 2'),
+    (DARTS_V2, spaces.NASBENCH201, 'the genotype has the cells normal, red'),
+    (DARTS_V2._replace(normal_concat=(3, 4, 5)), spaces.S0,
+     r'normal_concat=\(3, 4, 5\) must be the states 2 to 5'),
+    (DARTS_V2._replace(reduce=DARTS_V2.reduce[:3] + (
+        DARTS_V2.reduce[3][:1],)), spaces.S0,
+     'reduce node 4 has 1 edges, but in space=s0 it keeps 2'),
+    (DARTS_V2, 's00', "did you mean 's0'")])
+def test_genotypes_that_are_not_of_the_space(genotype, space, message):
+  with pytest.raises(errors.UserError, match=message):
+    families.arch_of(genotype, space)
 
 
 # ------------------------------------------------- K architectures, one loss

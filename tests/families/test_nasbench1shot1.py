@@ -14,7 +14,7 @@ import pytest
 from jax import lax
 from jaxprs import subjaxprs
 
-from rome_jax import errors, spaces
+from rome_jax import errors, families, spaces
 from rome_jax.engine import archs
 from rome_jax.engine import weights as weights_lib
 from rome_jax.families import nasbench1shot1
@@ -347,7 +347,9 @@ def test_supernet_equals_network(
   assert jax.tree.map(np.shape, variables) == jax.tree.map(np.shape, shapes)
   expected, _ = quick_jit(lambda v, x: net.apply(
       v, x, train=True, mutable=['batch_stats']))(variables, images())
-  arch = arch_of_genotype(space, genotype)
+  arch = families.arch_of(genotype, space)['normal']
+  jax.tree.map(
+      np.testing.assert_array_equal, arch, arch_of_genotype(space, genotype))
   actual = quick_jit(compact(space, 3))(
       params, arch.gates, images(), arch.edges, arch.ops)
   assert np.std(expected) > .01

@@ -167,8 +167,9 @@ def test_supernet_and_its_gradients(ops, supernet, quick_jit):
   """The engine's rule against plain reverse mode through plain code."""
   params, run = supernet
   numbers = np.array([SPACE.ops.index(op) for op in ops], np.int32)
-  value, grads = run(params, np.ones(6, np.float32), images(),
-                     np.arange(6, dtype=np.int32), numbers)
+  arch = families.arch_of(cell(*ops), SPACE)['normal']
+  np.testing.assert_array_equal(arch.ops, numbers)
+  value, grads = run(params, arch.gates, images(), arch.edges, arch.ops)
 
   def gated(params, gates, x):
     return (plain(params, x, ops, find_stacked, gates=gates)**2).sum()
@@ -212,6 +213,11 @@ def test_edges_left_out_are_written_as_none():
   genotype = genotypes.make(space, {
       'normal': ([0, 1, 2, 4, 5], 6 * [THREE])})
   assert genotype == cell(THREE, THREE, THREE, NONE, THREE, THREE)
+  # The supernet of that space does not have the edge.
+  arch = families.arch_of(genotype, space)['normal']
+  assert arch.edges.tolist() == [0, 1, 2, 4, 5]
+  with pytest.raises(errors.UserError, match='node 3 has 3 edges, but in'):
+    families.arch_of(cell(*6 * (THREE,)), space)
   assert nasbench201_forms.to_string(genotype) == (
       '|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+'
       '|none~0|nor_conv_3x3~1|nor_conv_3x3~2|')
