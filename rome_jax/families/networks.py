@@ -1,0 +1,119 @@
+"""One call each for a supernet and for a network, whatever the space."""
+
+import flax.linen as nn
+
+from rome_jax import errors, spaces
+from rome_jax.families import darts, table
+from rome_jax.spaces import Sizes, Space, genotypes
+
+AUTO = 'auto'
+REMATS = ('none', 'cells')
+
+
+def supernet(space: Space | str, sizes: Sizes, stem: str = AUTO,
+             partial: int = 1) -> nn.Module:
+  """The search network of a space: all candidate weights, one forward pass.
+
+  Args:
+    space: a `Space`, or the name of one.
+    sizes: of the network.
+    stem: 'cifar' or 'imagenet'; 'auto' chooses by the size of the images, see
+      `resolve_stem`.
+    partial: k, where operations see 1/k of the channels only (PC-DARTS, Xu et
+      al. 2020); it must divide C.
+
+  Returns:
+    A Flax module: `apply({'params': theta}, images, arch)` are the logits
+    [B,num_classes] of images [B,H,W,image_channels] at `arch` {cell type:
+    CellArch}. `init_supernet` of `engine.weights` makes its weights.
+
+  Raises:
+    UserError: naming the argument, its value and what is allowed.
+
+  >>> supernet('s2', Sizes(cells=8, channels=16, num_classes=10)).stem
+  'cifar'
+  """
+  space, stem = _resolved(space, sizes, stem)
+  table.check_operations(space)
+  table.check(space, '', sizes, stem)
+  return table.get(space).supernet(
+      space, sizes, stem, **_partial(space, sizes, partial))
+
+
+def build(genotype: genotypes.Genotype, space: Space | str, sizes: Sizes, *,
+          stem: str = AUTO, auxiliary: bool = False,
+          auxiliary_norm: str = 'darts', remat: str = 'none') -> nn.Module:
+  """The network of a genotype, whatever its space.
+
+  Args:
+    genotype: a cell of the space; in the DARTS family of any such space.
+    space: a `Space`, or the name of one; decides on the network around the
+      cells.
+    sizes: of the network.
+    stem: 'cifar' or 'imagenet'; 'auto' chooses by the size of the images, see
+      `resolve_stem`.
+    auxiliary: whether training returns auxiliary logits too (DARTS family).
+    auxiliary_norm: normalisation of the auxiliary head's second convolution
+      on ImageNet: 'darts' or 'pc_darts', see `darts.AuxiliaryHead`.
+    remat: 'cells' recomputes each cell in the backward pass, 'none' nothing.
+
+  Returns:
+    A Flax module; see `darts.Network` for how to call it.
+
+  Raises:
+    UserError: naming the argument, its value and what is allowed.
+
+  >>> genotype = genotypes.load('DARTS_V2')
+  >>> build(genotype, 's0', Sizes(14, 48, 1000, image_size=224)).stem
+  'imagenet'
+  """
+  space, stem = _resolved(space, sizes, stem)
+  table.check(space, '', sizes, stem, auxiliary)
+  if not isinstance(genotype, genotypes.Genotype):
+    raise errors.UserError(
+        f'genotype={genotype!r} must be a Genotype; genotypes.load reads names '
+        'and files')
+  table.check_genotype(space, genotype, 'genotype')
+  _check_choice('auxiliary_norm', auxiliary_norm, darts.AUXILIARY_NORMS)
+  _check_choice('remat', remat, REMATS)
+  return table.get(space).network(
+      space, genotype, sizes, stem, auxiliary=auxiliary,
+      auxiliary_norm=auxiliary_norm, remat=remat)
+
+
+def _resolved(space, sizes, stem):
+  """(Space, stem) of what a caller gave."""
+  if isinstance(space, str):
+    space = spaces.get_space(space)
+  if not isinstance(space, Space):
+    raise errors.UserError(
+        f'space={space!r} must be a Space or one of '
+        f'{", ".join(spaces.SPACES)}')
+  if not isinstance(sizes, Sizes):
+    raise errors.UserError(
+        f'sizes={sizes!r} must be Sizes(cells, channels, num_classes, ...)')
+  return space, table.resolve_stem(space, stem, sizes.image_size)
+
+
+def _partial(space, sizes, partial):
+  """The option of a row's supernet, {} where all channels pass."""
+  if type(partial) is not int or partial < 1:
+    raise errors.UserError(
+        f'partial={partial!r} must be an integer of at least 1')
+  if partial > 1 and sizes.channels % partial:
+    raise errors.UserError(
+        f'partial={partial} must divide channels={sizes.channels}')
+  if partial == 1:
+    return {}
+  if not table.get(space).partial:
+    raise errors.UserError(
+        f'partial={partial} must be 1 with space={space.name}, whose cells '
+        'have no partial channels')
+  return {'partial': partial}
+
+
+def _check_choice(name, value, choices):
+  if value not in choices:
+    raise errors.UserError(
+        f'{name}={value!r} must be one of {", ".join(choices)}'
+        f'{errors.near_miss(value, choices)}')
