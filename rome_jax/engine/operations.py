@@ -425,13 +425,17 @@ def check(name: str) -> None:
 
 def _trace(name, context):
   """(output, variables) of an operation, shapes only."""
-  rngs = {'params': jax.random.key(0)}
-  if draws(name):  # The cells hand no other operation a key.
-    rngs['noise'] = jax.random.key(0)
+  module, key = build(name, context), jax.random.key(0)
+  # The cells hand no other operation a key. `init` is not enough to see that:
+  # it falls back on the stream 'params'.
+  rngs = {'noise': key} if draws(name) else {}
+
+  def run(x):
+    variables = module.init({'params': key, **rngs}, x)
+    return module.apply(variables, x, rngs=rngs, mutable=True)[0], variables
+
   try:
-    return jax.eval_shape(
-        build(name, context).init_with_output, rngs,
-        jax.ShapeDtypeStruct(_PROBE, jnp.float32))
+    return jax.eval_shape(run, jax.ShapeDtypeStruct(_PROBE, jnp.float32))
   except flax.errors.InvalidRngError as error:
     raise errors.UserError(
         f'operation {name!r} draws random numbers from a stream that it is '

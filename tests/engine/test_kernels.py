@@ -121,6 +121,27 @@ def test_shifted_is_what_the_cpu_runs():
   assert ('conv_general_dilated' in jaxpr) != on_cpu
 
 
+@pytest.mark.parametrize('platform, stride, matrices', [
+    ('gpu', 1, True), ('gpu', 2, False), ('tpu', 1, False), ('tpu', 2, False)])
+def test_depthwise_on_accelerators(platform, stride, matrices, monkeypatch):
+  """Only a GPU takes products of matrices for the gradient of weights.
+
+  The stock one is a convolution that has the channels as groups of a batch.
+  """
+  args = depthwise_case(3, stride, (6, 8))
+  expected = value_and_pullback(
+      lambda x, w: reference_depthwise(x, w, stride, 2))(*args)
+  monkeypatch.setattr(jax, 'default_backend', lambda: platform)
+  function = value_and_pullback(
+      lambda x, w: kernels.depthwise_conv(x, w, stride, 2))
+  jaxpr = jax.make_jaxpr(function)(*args)
+  eqns = [eqn for inner in subjaxprs(jaxpr.jaxpr) for eqn in inner.eqns]
+  stock = [eqn for eqn in eqns if eqn.params.get('batch_group_count', 1) > 1]
+  assert (not stock) == matrices
+  assert any(e.primitive.name == 'dot_general' for e in eqns) == matrices
+  assert_close(function(*args), expected, 2e-5)
+
+
 # ------------------------------------------------------- 1x1 convolution
 
 
@@ -200,6 +221,26 @@ def test_an_unwanted_gradient_of_weights_is_zero(strides):
 
 
 # ------------------------------------------------------------- max pooling
+
+
+@pytest.mark.parametrize('low, size', [
+    (0, (6, 8)), (0, (5, 7)), (1, (6, 8)), (1, (5, 7))])
+def test_max_pool_2x2(low, size):
+  """Value and gradient by hand; equal pixels give it to the first of them."""
+  x = np.round(images(size))
+  shape = [-(-(n + low) // 2) for n in size]
+  g = images(shape, seed=1)
+  expected, dx = np.zeros(g.shape), np.zeros(x.shape)
+  for b, i, j, c in np.ndindex(g.shape):
+    pixels = [(p, q) for p in (2 * i - low, 2 * i - low + 1)
+              for q in (2 * j - low, 2 * j - low + 1)
+              if 0 <= p < size[0] and 0 <= q < size[1]]
+    p, q = max(pixels, key=lambda pixel: x[b, pixel[0], pixel[1], c])
+    expected[b, i, j, c] = x[b, p, q, c]
+    dx[b, p, q, c] += g[b, i, j, c]
+  y, pull = jax.vjp(lambda x: kernels.max_pool_2x2(x, low), x)
+  np.testing.assert_array_equal(y, expected)
+  np.testing.assert_allclose(pull(g)[0], dx, rtol=1e-6, atol=1e-6)
 
 
 def numpy_max_pool(x, g, stride):

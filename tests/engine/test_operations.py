@@ -1,13 +1,15 @@
 """Every operation against a plain NumPy transcription of its definition."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rome_jax import errors
-from rome_jax.engine import operations
+from rome_jax import errors, spaces
+from rome_jax.engine import archs, cells, operations
 from rome_jax.spaces import counting
 
 C = 4
@@ -150,6 +152,71 @@ def test_noise(stride):
   assert abs(np.corrcoef(y.ravel(), np.ravel(draw(x, 1)))[0, 1]) < (
       5 * y.size ** -.5)
   assert not np.any(jax.grad(lambda x: draw(x, 0).sum())(x))
+
+
+class Jitter(nn.Module):
+  """A user's own operation that draws: x times (1 + normal numbers)."""
+
+  stride: int
+
+  @nn.compact
+  def __call__(self, x):
+    x = x[:, ::self.stride, ::self.stride]
+    return x * (1 + jax.random.normal(self.make_rng('noise'), x.shape, x.dtype))
+
+
+@pytest.fixture
+def jitter(monkeypatch):
+  """An operation of one's own, declared to draw."""
+  monkeypatch.setitem(operations.OPS, 'jitter', lambda c: Jitter(c.stride))
+  monkeypatch.setitem(
+      counting.OP_COUNTS, 'jitter', lambda *_: counting.Cost(0, 0))
+  monkeypatch.setattr(operations, 'DRAWS', {*operations.DRAWS, 'jitter'})
+
+
+def test_which_operations_draw(jitter):
+  found = {name for name in operations.OPS if operations.draws(name)}
+  assert found == {'noise', 'jitter'}
+
+
+def test_an_own_operation_may_draw(jitter):
+  """Fresh numbers on each slot and for each key, the same ones backward."""
+  operations.check('jitter')
+  space = spaces.Space('own', ('skip_connect', 'jitter'), num_nodes=2)
+  cell = cells.SearchCell(space, C, False, False)
+  arch = archs.CellArch(
+      np.array([0, 1, 2, 4]), np.array([1, 1, 1, 1]), np.ones(4, np.float32))
+  x = images()
+  weights = cell.init(
+      {'params': jax.random.key(0), 'noise': jax.random.key(0)}, x, x,
+      arch=arch)['params']
+
+  @functools.partial(jax.jit, static_argnums=1)
+  def run(gates, key=1):
+    y = cell.apply({'params': weights}, x, x, arch=arch._replace(gates=gates),
+                   rngs={'noise': jax.random.key(key)})
+    return (y ** 2).sum(), y
+
+  value, y = run(arch.gates)
+  np.testing.assert_array_equal(y, run(arch.gates)[1])
+  assert not np.allclose(y, run(arch.gates, 2)[1])
+  # The first node reads both inputs, the second input 0 and itself not: a
+  # shared draw would make edges 0 and 2 equal.
+  only = np.eye(4, dtype=np.float32)
+  first, third = (run(only[i])[1] for i in (0, 2))
+  assert not np.allclose(first[..., :C], third[..., C:], atol=1e-3)
+  # If the backward pass drew anew its gradient would be that of another value.
+  slope = jax.grad(lambda gates: run(gates)[0])(arch.gates)
+  for i in range(4):
+    ends = [run(arch.gates + sign * 1e-2 * only[i])[0] for sign in (1, -1)]
+    np.testing.assert_allclose((ends[0] - ends[1]) / 2e-2, slope[i], rtol=1e-2)
+  assert value > 0
+
+
+def test_an_operation_that_draws_must_say_so(jitter, monkeypatch):
+  monkeypatch.setattr(operations, 'DRAWS', {'noise'})
+  with pytest.raises(errors.UserError, match="'jitter' draws .*DRAWS"):
+    operations.check('jitter')
 
 
 def test_bias_of_full_convolutions():
