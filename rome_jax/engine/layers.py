@@ -1,4 +1,4 @@
-"""Layers that supernets and discrete networks of every family share."""
+"""Layers that the supernets and networks of every family share."""
 
 import functools
 from collections.abc import Callable
@@ -16,12 +16,12 @@ def pooled(x):
 
 
 def batch_norm(images, train, momentum=.9, epsilon=1e-5):
-  """The function that makes a discrete network's normalisation layers.
+  """A function that makes the normalisation layers of a derived network.
 
   Args:
-    images: what the network is applied to; without their dtype Flax would
-      promote every activation to that of scale and bias.
-    train: statistics of the batch instead of the running ones.
+    images: the network's input. Its dtype becomes that of the activations,
+      which Flax would else promote to that of scale and bias.
+    train: whether to use the statistics of the batch, not the running ones.
     momentum: of the running statistics.
     epsilon: added to the variance.
   """
@@ -31,18 +31,18 @@ def batch_norm(images, train, momentum=.9, epsilon=1e-5):
 
 
 def rematerialised(run: Callable, how: str) -> Callable:
-  """run(module, *states), whose inside is recomputed in the backward pass.
+  """Makes the backward pass recompute what is inside run(module, *states).
 
   Args:
-    run: a function of a bound module and arrays; its rngs must be those of
-      that module.
-    how: 'cells', or 'none' for `run` as it is.
+    run: a function of a bound module and arrays, which draws from the rngs of
+      that module only.
+    how: 'cells', or 'none' to return `run` unchanged.
   """
   return nn.remat(run) if how == 'cells' else run
 
 
 class Linear(nn.Module):
-  """Linear layer; weights and bias start in U(+-1/sqrt(fan_in))."""
+  """Linear layer whose weights and bias start in U(+-1/sqrt(fan_in))."""
 
   features: int
 
@@ -60,7 +60,7 @@ class Linear(nn.Module):
 
 
 def in_order(cells, *states):
-  """The outputs of cells, each fed those of the ones before it."""
+  """The outputs of cells, each fed the outputs of those before it."""
   outputs = list(states)
   for i, cell in enumerate(cells):
     outputs.append(cell(*outputs[i:]))
@@ -69,15 +69,15 @@ def in_order(cells, *states):
 
 @functools.partial(jax.checkpoint, prevent_cse=False)
 def _affine(x, scale, bias):
-  """In float32, so that both gradients, sums over the batch, are too.
+  """x * scale + bias in float32, so that the gradients are float32 too.
 
-  What is kept for them is x as it is.
+  They are sums over the batch. The backward pass keeps x in its own dtype.
   """
   return (x.astype(operations.wide(x.dtype)) * scale + bias).astype(x.dtype)
 
 
 class AffineBatchStatistics(nn.Module):
-  """Stateless BatchNorm with affine: the stem of a supernet."""
+  """Stateless BatchNorm with affine, for the stem of a supernet."""
 
   epsilon: float = 1e-5
 
@@ -90,11 +90,14 @@ class AffineBatchStatistics(nn.Module):
 
 
 def make_drop_path(module: nn.Module, rate):
-  """x -> x with each example's path dropped at `rate`, None for a rate of 0.
+  """x -> x with the path of each example dropped at `rate`.
 
   Args:
-    module: whose rng stream 'drop_path' is used.
-    rate: a number, may be traced.
+    module: draws from its rng stream 'drop_path'.
+    rate: a probability, may be traced.
+
+  Returns:
+    The function, or None if the rate is the number 0.
   """
   if isinstance(rate, (int, float)) and rate == 0:
     return None
@@ -108,7 +111,7 @@ def make_drop_path(module: nn.Module, rate):
 
 
 def with_drop_path(rate):
-  """(cell, *states) -> its output, paths dropped by the cell's own rng."""
+  """(cell, *states) -> output, paths dropped with the cell's own rng."""
 
   def run(cell, *states):
     return cell(*states, drop_path=make_drop_path(cell, rate))

@@ -1,15 +1,15 @@
-"""Values and gradients over K sampled architectures and parts of a batch.
+"""Sums over K sampled architectures, and means over the parts of a batch.
 
-Eq. 20 and 21 are sums over K.
+The sums over K are those of ROME's Eq. 20 and 21.
 
 `samples` names how the K samples are evaluated:
 
-* 'scan': one after the other, the gradient summed on the way. Memory is that
-  of one sample, whatever K.
-* 'vmap': all at once. K times the memory; fewer and larger operations.
+* 'scan': one after another; the gradients are summed on the way. Memory is
+  that of one sample, whatever K is.
+* 'vmap': all at once, in K times the memory; fewer and larger operations.
 
-Nothing here knows of networks: `function` is any pure function, so the
-bilevel step is proven on quadratics with closed forms.
+Nothing here knows of networks. `function` is any pure function, so tests prove
+the bilevel step on quadratics with closed forms.
 """
 
 import jax
@@ -39,19 +39,19 @@ def _vmap(function, samples):
 def mean_over_parts(function, state, batch, parts):
   """The mean of a function over equal parts of a batch, one after another.
 
-  Part i holds the images i, i + parts, i + 2 parts, ...: if the batch is cut
-  over devices, each of them has an equal share of every part without moving
-  any, and the parts are those of one device.
+  Part i holds the images i, i + parts, i + 2 parts, and so on. If the batch is
+  spread over devices, each thus holds an equal share of every part and moves
+  nothing, and the parts are the same as on one device.
 
   Args:
     function: (state, part, fold) -> (state, pytree of arrays). fold(key) is
-      the part's own random key, the key itself if there is one part only.
-    state: what the parts hand on to each other, in order.
-    batch: pytree whose leaves have a leading axis of B, a multiple of parts.
-    parts: how many.
+      the part's own random key; the key itself if there is only one part.
+    state: what each part hands on to the next.
+    batch: pytree whose leaves have a leading axis B, a multiple of `parts`.
+    parts: the number of parts.
 
   Returns:
-    (last state, mean).
+    (last state, mean of the pytrees).
   """
   if parts == 1:
     return function(state, batch, lambda key: key)
@@ -83,8 +83,11 @@ def sum_over_samples(function, samples, way='scan'):
 
   Args:
     function: sample -> pytree of arrays (say, a loss and its gradient).
-    samples: pytree whose leaves have a leading axis of K.
+    samples: pytree whose leaves have a leading axis K.
     way: a name of WAYS.
+
+  Returns:
+    The pytree of sums.
 
   Raises:
     UserError: `way` is unknown.
