@@ -3,7 +3,7 @@
 import difflib
 
 
-class UserError(Exception):
+class UserError(ValueError):
   """A mistake of the caller's, said in one sentence; exit code 2.
 
   The message names the field or file, its value and what is allowed.
