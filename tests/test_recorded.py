@@ -134,6 +134,15 @@ def random_genotypes(space, n):
   return [genotypes.random(spaces.SPACES[space], rng) for _ in range(n)]
 
 
+@pytest.fixture(autouse=True)
+def first_form(monkeypatch):
+  """Version 0.1.0 had the first form of NAS-Bench-1Shot1's output."""
+  for name, space in spaces.SPACES.items():
+    if space.family == 'nasbench1shot1':
+      monkeypatch.setitem(
+          spaces.SPACES, name, space.restrict(layout=('concatenated',)))
+
+
 # ------------------------------------------------------------- comparisons
 
 
