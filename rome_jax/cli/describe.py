@@ -8,9 +8,9 @@
 
 The target is a run's genotype file, a text file with `Genotype(...)` in the
 notation of DARTS, that text itself, a published name, or a string, code or
-index of NAS-Bench-201, of which the benchmark's table is shown too. Nothing
-is run: the counts are exact and need no accelerator. A mistake is one
-sentence on stderr and exit code 2.
+index of NAS-Bench-201. Cells of NAS-Bench-201 come with their row of the
+benchmark's table. Nothing is run: the counts are exact and need no
+accelerator. A mistake gives one sentence on stderr and exit code 2.
 """
 
 import argparse
@@ -21,9 +21,9 @@ from rome_jax import errors, spaces
 from rome_jax.spaces import Sizes, Space, counting, genotypes, nasbench201_forms
 from rome_jax.tables import nasbench201
 
-# The evaluation networks of the papers, per skeleton and stem: what a flag is
-# when it is not given. The first stem is the skeleton's own. A chain of blocks
-# has as many cells as its space has nodes.
+# Defaults of the flags: the papers' retrained networks, by family and stem.
+# The first stem is the family's own. A chain of blocks has as many cells as
+# its space has nodes.
 RECIPES = {
     'darts': {
         'cifar': Sizes(cells=20, channels=36, num_classes=10),
@@ -80,12 +80,12 @@ def _parser():
       'own that it adds')
   parser.add_argument(
       '--stem', choices=counting.STEMS,
-      help='cifar: for small images (default but for the mobile spaces); '
+      help='cifar: for small images (the default except in mobile spaces); '
       'imagenet: strided')
   for name, text in _HELP.items():
     defaults = '; '.join(
-        f'{skeleton}, {stem}: {getattr(sizes, name)}'
-        for skeleton, stems in RECIPES.items()
+        f'{family}, {stem}: {getattr(sizes, name)}'
+        for family, stems in RECIPES.items()
         for stem, sizes in stems.items())
     parser.add_argument(
         f'--{name}', type=_at_least_one, metavar='N',
@@ -119,7 +119,7 @@ def _parse(argv):
 
 def _sizes(args, space):
   """(Sizes, stem) of the flags, the recipe's where a flag is not given."""
-  # A skeleton of the user's own has no recipe here; its flags can be given.
+  # A user's own family has no recipe here, but its flags can be given.
   recipes = RECIPES.get(space and space.family, RECIPES['darts'])
   stem = args.stem or next(iter(recipes))
   if stem not in recipes:
@@ -137,8 +137,8 @@ def _sizes(args, space):
 def _find_space(args, record):
   """(space or None, its name or None).
 
-  The space is the flag's, else the file's, else the first that has such
-  cells, else None (NASNet). A file may name a space that is not known here.
+  The space is the flag's, else the file's, else the first with such cells,
+  else None (NASNet). A file may name a space that is not known here.
 
   Raises:
     UserError: the genotype is not of that space, or its network is unknown.
@@ -175,7 +175,7 @@ def _fitting(genotype):
 
 
 def _check_free(target, genotype, recorded):
-  """Whether a genotype of no known space can stand in DARTS' skeleton."""
+  """Refuses a genotype of no known space that DARTS' network cannot hold."""
   unknown = sorted(genotypes.used_ops(genotype) - set(counting.OP_COUNTS))
   if recorded and (unknown or not genotype.reduce):
     raise errors.UserError(
@@ -197,7 +197,7 @@ def _check_cells(space, genotype, where):
 
 
 def _families():
-  # Loads JAX, which takes a second that DARTS' networks need not.
+  # Imported late: it loads JAX, which DARTS' networks do not need here.
   from rome_jax import families
   return families
 
@@ -210,11 +210,11 @@ def _count(space, genotype, sizes, stem):
 
 def summary(record: genotypes.Record, space: Space | None, sizes: Sizes,
             stem: str) -> dict:
-  """Counts of a genotype as a JSON object.
+  """Counts a genotype; the result is a JSON object.
 
   Args:
     record: the genotype and its origin.
-    space: its `Space`, which decides on the network; None: that of DARTS.
+    space: its `Space`, which decides on the network; None means DARTS'.
     sizes: of the network.
     stem: 'cifar' or 'imagenet'.
   """
@@ -237,13 +237,20 @@ def summary(record: genotypes.Record, space: Space | None, sizes: Sizes,
   return values
 
 
-def draw(genotype: genotypes.Genotype, space=None) -> str:
-  """The cells as text, a line per node.
+def draw(genotype: genotypes.Genotype, space: Space | None = None) -> str:
+  """Draws the cells as text, a line per node.
 
   Args:
     genotype: the value.
-    space: its `Space`; where that has its operations on nodes, an operation
-      is applied to the sum of what its node reads.
+    space: its `Space`; where nodes hold the operations, an operation is
+      applied to the sum of what its node reads.
+
+  >>> print(draw(genotypes.Genotype(
+  ...     ((('skip_connect', 0),), (('conv', 0), ('conv', 1))), (2,))))
+  cell
+    node 1 = skip_connect(cell k-1)
+    node 2 = conv(cell k-1) + conv(node 1)
+    output = node 2
   """
   if space is not None and space.parents == 'previous':
     return '\n'.join(['blocks', *(
@@ -305,7 +312,7 @@ def _text(target, space, name, record, values):
 
 
 def _table_lines(table):
-  """What the benchmark's table says of the cell."""
+  """What the benchmark's table says about the cell."""
   if table is None:
     return []
   lines = [f'{table["table"]}: index {table["index"]}, code {table["code"]}, '

@@ -1,13 +1,14 @@
 """Exact parameter and multiply-add counts, computed without running anything.
 
 Multiply-adds (MACs) are those of convolutions and linear layers of one image;
-BatchNorm, pooling, activations, additions and biases are not counted. Maps
-are square; a stride of 2 takes H to ceil(H / 2). No convolution has a bias.
-The skeleton is that of DARTS (Liu et al. 2019; quark0/darts cnn/model.py).
+BatchNorm, pooling, activations, additions and biases are not counted as MACs.
+Maps are square; a stride of 2 takes H to ceil(H / 2). No convolution has a
+bias. `count` and `supernet` are those of the DARTS family (Liu et al. 2019;
+quark0/darts cnn/model.py); other families use the rows and layers here.
 """
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from rome_jax import errors, spaces
@@ -31,9 +32,9 @@ class Count(NamedTuple):
 
   Attributes:
     params: trainable parameters.
-    macs: multiply-adds of one image.
-    parts: (name, cost) of the stem, each cell and the head, in order; they
-      add up to the totals.
+    macs: multiply-adds for one image.
+    parts: (name, cost) of the stem, each cell and the head, in order; their
+      sums are the totals.
   """
 
   params: int
@@ -41,35 +42,43 @@ class Count(NamedTuple):
   parts: tuple[tuple[str, Cost], ...]
 
 
-def total(*costs) -> Cost:
-  """The sum of several parts."""
+def total(*costs: Cost) -> Cost:
+  """The sum of several parts.
+
+  >>> total(Cost(1, 10), Cost(2, 20))
+  Cost(params=3, macs=30)
+  """
   return Cost(*(sum(column) for column in zip(*costs, strict=True)))
 
 
 # --- Layers
 
 
-def conv(c_in, c_out, taps, positions):
-  """A convolution of `taps` kernel positions at `positions` output pixels."""
+def conv(c_in: int, c_out: int, taps: int, positions: int) -> Cost:
+  """A convolution of `taps` kernel positions at `positions` output pixels.
+
+  >>> conv(3, 16, 9, 32**2)
+  Cost(params=432, macs=442368)
+  """
   return Cost(c_in * c_out * taps, c_in * c_out * taps * positions)
 
 
-def depthwise(channels, taps, positions):
+def depthwise(channels: int, taps: int, positions: int) -> Cost:
   """A depthwise convolution."""
   return Cost(channels * taps, channels * taps * positions)
 
 
-def norm(channels, affine=True):
+def norm(channels: int, affine: bool = True) -> Cost:
   """BatchNorm."""
   return Cost(2 * channels if affine else 0, 0)
 
 
-def linear(c_in, c_out):
+def linear(c_in: int, c_out: int) -> Cost:
   """A linear layer with bias."""
   return Cost((c_in + 1) * c_out, c_in * c_out)
 
 
-def strided(size, stride):
+def strided(size: int, stride: int) -> int:
   """Height of a map after a stride.
 
   >>> strided(7, 2)
@@ -91,7 +100,7 @@ def _conv_1x1(c_in, c_out, size, affine):
 
 
 def _free(channels, size, stride, affine):
-  # In search a pooling is followed by BatchNorm, never affine: no parameters.
+  # In search BatchNorm follows a pooling, but it is never affine.
   del channels, size, stride, affine
   return Cost(0, 0)
 
@@ -216,7 +225,7 @@ def _count(genotype, sizes, stem, affine=True, partial=1) -> Count:
   return summed(parts)
 
 
-def summed(parts) -> Count:
+def summed(parts: Sequence[tuple[str, Cost]]) -> Count:
   """The count of (name, cost) parts."""
   return Count(*total(*(cost for _, cost in parts)), tuple(parts))
 

@@ -1,9 +1,9 @@
 """Genotypes: discrete cells as values, with their text and JSON forms.
 
 State indices count the cell's inputs first (in DARTS' cells, Liu et al. 2019,
-0 is the cell before the last and 1 the last cell), then the nodes. Where all
-cells are equal (NAS-Bench-201, NAS-Bench-1Shot1, chains of blocks) there is no
-reduction cell, and one input.
+0 is the output of the cell before the previous one, 1 that of the previous
+cell), then the nodes. Where all cells are equal (NAS-Bench-201,
+NAS-Bench-1Shot1, chains of blocks) there is no reduction cell, and one input.
 """
 
 import ast
@@ -11,6 +11,7 @@ import os
 import pathlib
 import reprlib
 import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,8 +19,8 @@ import numpy as np
 from rome_jax import errors, files, spaces
 from rome_jax.spaces import published
 
-# Operations without weights of their own (a strided skip has some); their
-# share of a normal cell measures the collapse of a search (RobustDARTS).
+# Operations without weights (though a strided skip has some). Their share of
+# a normal cell measures how far a search has collapsed (RobustDARTS).
 PARAMETERLESS = (
     'none', 'max_pool_3x3', 'avg_pool_3x3', 'skip_connect', 'noise', 'zero')
 
@@ -31,7 +32,8 @@ class Genotype(NamedTuple):
 
   Attributes:
     normal: a tuple of nodes; a node is a tuple of (operation, predecessor)
-      pairs, summed; any number of pairs, an edge may come twice (GDAS).
+      pairs, which are summed. It may have any number of pairs, and an edge
+      may occur twice (GDAS).
     normal_concat: the states that form the output, in DARTS' cells nodes
       whose outputs are concatenated on channels.
     reduce: like `normal`; pairs that leave an input have stride 2. () where
@@ -51,19 +53,19 @@ class Genotype(NamedTuple):
 
 
 class Published(NamedTuple):
-  """A published genotype and where it stands."""
+  """A published genotype and its source."""
 
   genotype: Genotype
   source: str
 
 
 class Record(NamedTuple):
-  """A genotype and what is known of it.
+  """A genotype and what is known about it.
 
   Attributes:
     genotype: the value.
     info: `space`, `seed`, `step` and more from a run's file; `source` of a
-      published one; {} from a bare file.
+      published one; {} if the file has the genotype only.
   """
 
   genotype: Genotype
@@ -73,17 +75,13 @@ class Record(NamedTuple):
 # --- The value
 
 
-def validate(
-    genotype: Genotype,
-    ops=None,
-    *,
-    where: str = 'genotype',
-) -> Genotype:
+def validate(genotype: Genotype, ops: Sequence[str] | None = None, *,
+             where: str = 'genotype') -> Genotype:
   """Checks that the cells are DAGs over known states, and returns them.
 
   Args:
     genotype: the value to check.
-    ops: names that are allowed; None allows every name.
+    ops: allowed names; None allows every name.
     where: what the message calls the genotype.
 
   Raises:
@@ -114,7 +112,11 @@ def cell_of(genotype: Genotype, cell_type: str) -> tuple:
 
 
 def cell_types(genotype: Genotype) -> tuple[str, ...]:
-  """The cell types it has."""
+  """The cell types that it has.
+
+  >>> cell_types(load('DARTS_V2'))
+  ('normal', 'reduce')
+  """
   return tuple(t for t in spaces.CELL_TYPES if cell_of(genotype, t)[0])
 
 
@@ -127,8 +129,8 @@ def _check_node(node, name, last, ops):
   for pair in node:
     if not _is_pair(pair):
       raise errors.UserError(
-          f'{name} has {_short(pair)} where an (operation, predecessor) pair '
-          'of a string and an integer must stand')
+          f'{name} has {_short(pair)} in place of an (operation, predecessor) '
+          'pair of a string and an integer')
     op, pred = pair
     if ops is not None and op not in ops:
       raise errors.UserError(
@@ -162,8 +164,12 @@ def _short(value):
   return reprlib.repr(value)
 
 
-def used_ops(genotype) -> set[str]:
-  """Names of the operations of both cells."""
+def used_ops(genotype: Genotype) -> set[str]:
+  """Names of the operations of both cells.
+
+  >>> sorted(used_ops(load('DARTS_V2')))
+  ['dil_conv_3x3', 'max_pool_3x3', 'sep_conv_3x3', 'skip_connect']
+  """
   return {op for cell in (genotype.normal, genotype.reduce)
           for node in cell for op, _ in node}
 
@@ -174,8 +180,8 @@ def operations(genotype: Genotype, space: spaces.Space | None = None
 
   Args:
     genotype: the value.
-    space: where it is known: a node's own operation then counts once, and an
-      edge that was left out is none.
+    space: its space, if known: then an operation on a node counts once, and
+      an edge that was left out does not count.
   """
   found = {}
   for cell in cell_types(genotype):
@@ -192,7 +198,11 @@ def operations(genotype: Genotype, space: spaces.Space | None = None
 
 def parameterless(genotype: Genotype, space: spaces.Space | None = None
                   ) -> dict[str, int]:
-  """Counts the operations without weights; arguments as `operations`."""
+  """Counts the operations without weights; arguments as `operations`.
+
+  >>> parameterless(load('DARTS_V2'))
+  {'normal': 2, 'reduce': 8}
+  """
   return {cell: sum(op in PARAMETERLESS for op in names)
           for cell, names in operations(genotype, space).items()}
 
@@ -200,9 +210,9 @@ def parameterless(genotype: Genotype, space: spaces.Space | None = None
 def random(space: spaces.Space, rng: np.random.Generator) -> Genotype:
   """Draws an architecture of `space` uniformly.
 
-  Every node gets `space.in_degrees` distinct predecessors and, on each of
-  these edges (or on the node), one of its own operations; all choices are
-  equally likely.
+  Each node gets as many distinct predecessors as `space.in_degrees` says,
+  and each of these edges (or each node) one of its own operations; all
+  choices are equally likely.
   """
   drawn = {t: (_random_edges(space, rng), _random_ops(space, t, rng))
            for t in space.cell_types}
@@ -223,12 +233,12 @@ def _random_ops(space, cell_type, rng):
   return drawn
 
 
-def make(space: spaces.Space, chosen: dict) -> Genotype:
+def make(space: spaces.Space, chosen: Mapping[str, tuple]) -> Genotype:
   """The genotype of chosen edges and operations.
 
   Args:
     space: the space.
-    chosen: {cell type: (edges kept, in rising order; per site a name)}.
+    chosen: {cell type: (edges kept, in rising order; a name for each site)}.
   """
   cells = {t: _make_cell(space, *chosen[t]) for t in space.cell_types}
   normal, reduce = cells['normal'], cells.get('reduce', ((), ()))
@@ -264,8 +274,11 @@ def _make_cell(space, edges, ops):
 def to_text(genotype: Genotype) -> str:
   """Writes the notation of the DARTS family.
 
-  The pairs stand in one flat list if every node has two of them, as in
-  DARTS; otherwise in a list per node.
+  The pairs form one flat list if every node has two of them, as in DARTS;
+  otherwise each node has its list.
+
+  >>> to_text(Genotype(((('zero', 0),),), (1,)))
+  "Genotype(normal=[[('zero', 0)]], normal_concat=[1])"
   """
 
   def cell(nodes):
@@ -283,12 +296,16 @@ def to_text(genotype: Genotype) -> str:
 def from_text(text: str, where: str = 'genotype text') -> Genotype:
   """Reads `Genotype(normal=[...], ...)`, also after `NAME =`.
 
-  The text is parsed, never evaluated: lists, tuples, strings, integers and
-  `range` of integers are all that it may hold. A flat list of pairs is cut
-  in twos; a list of lists has a node each.
+  The text is parsed, never evaluated: it may hold lists, tuples, strings,
+  integers and `range` of integers only. A flat list has two pairs per node; a
+  list of lists has a list per node.
 
   Raises:
     UserError: the text is something else, or no valid genotype.
+
+  >>> from_text("Genotype(normal=[[('zero', 0)]], normal_concat=[1])")
+  Genotype(normal=((('zero', 0),),), normal_concat=(1,), reduce=(), \
+reduce_concat=())
   """
   call = _parse_call(text, where)
   fields = {}
@@ -306,10 +323,10 @@ def from_text(text: str, where: str = 'genotype text') -> Genotype:
 
 
 def _parse_call(text, where):
-  """Returns the syntax tree of the one call of `Genotype` in a text."""
+  """The syntax tree of the one call of `Genotype` in a text."""
   try:
     with warnings.catch_warnings():
-      # A doubtful escape in a string is a mistake here, not a warning.
+      # An invalid escape in a string is an error here, not a warning.
       warnings.simplefilter('error')
       body = ast.parse(text.strip()).body
   except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -337,7 +354,11 @@ def _literal(node):
 
 
 def to_json(genotype: Genotype) -> dict[str, Any]:
-  """Makes a JSON object; cells are lists of nodes, lists of pairs."""
+  """Makes a JSON object; cells are lists of nodes, nodes lists of pairs.
+
+  >>> to_json(Genotype(((('zero', 0),),), (1,)))
+  {'normal': [[['zero', 0]]], 'normal_concat': [1]}
+  """
   return {
       field: [[list(pair) for pair in node] for node in value]
       if field in spaces.CELL_TYPES else list(value)
@@ -377,14 +398,14 @@ def _from_fields(fields, where):
 
 
 def _nodes(value, name):
-  """Nodes from a list of nodes or, cut in twos, from a list of pairs."""
+  """Nodes from a list of nodes, or from a flat list of two pairs per node."""
   if not isinstance(value, (list, tuple)):
     return value  # `validate` says what is wrong with it.
   if value and all(map(_is_pair, value)):
     if len(value) % 2:
       raise errors.UserError(
-          f'{name} has {len(value)} pairs in a flat list, which must come in '
-          'twos; write a list per node instead')
+          f'{name} has {len(value)} pairs in a flat list, which must have two '
+          'per node; write a list per node instead')
     value = [value[i:i + 2] for i in range(0, len(value), 2)]
   return tuple(
       tuple(map(_tuple, node)) if isinstance(node, (list, tuple)) else node
@@ -403,13 +424,15 @@ PUBLISHED = {
 # --- Files
 
 
-def save(path, genotype: Genotype, *, space, seed, step, **extra):
+def save(path: str | os.PathLike, genotype: Genotype, *,
+         space: spaces.Space | str | None, seed: int, step: int,
+         **extra: Any) -> None:
   """Writes a run's genotype file: JSON with the value and its origin.
 
   Args:
     path: the file; replaced in one step.
     genotype: the value.
-    space: a `Space` or its name; None if it belongs to none that is known.
+    space: a `Space` or its name; None if no known space has the genotype.
     seed: seed of the search.
     step: step of the search after which the genotype was derived.
     **extra: more JSON values to keep.
@@ -422,14 +445,17 @@ def save(path, genotype: Genotype, *, space, seed, step, **extra):
       'seed': seed, 'step': step, **extra})
 
 
-def read(path_or_name) -> Record:
+def read(path_or_name: str | os.PathLike) -> Record:
   """Finds a genotype: a published name, a file, or the text form itself.
 
-  A file is the JSON of `save`, the bare JSON of `to_json`, or (any suffix
+  A file holds the JSON of `save`, the JSON of `to_json`, or (with any suffix
   but .json) the text form.
 
   Raises:
     UserError: unknown name, missing, unreadable or damaged file.
+
+  >>> read('DARTS_V2').info['source']
+  'DARTS, second order (Liu et al. 2019); quark0/darts cnn/genotypes.py'
   """
   name = str(path_or_name)
   if name in PUBLISHED:
@@ -438,7 +464,7 @@ def read(path_or_name) -> Record:
   if name.startswith('Genotype('):
     return Record(from_text(name), {})
   path = pathlib.Path(name)
-  # What has neither a folder nor a suffix was meant as a name.
+  # Without a folder and a suffix it was meant as a name.
   if path.name == name and not path.suffix and not os.path.exists(name):
     raise errors.UserError(
         f'{name!r} is neither a file nor a published genotype; known: '
@@ -452,8 +478,12 @@ def read(path_or_name) -> Record:
   return Record(from_json(value['genotype'], name), info)
 
 
-def load(path_or_name) -> Genotype:
-  """Like `read`, the genotype only."""
+def load(path_or_name: str | os.PathLike) -> Genotype:
+  """Like `read`, but returns the genotype only.
+
+  >>> load('DARTS_V2').normal_concat
+  (2, 3, 4, 5)
+  """
   return read(path_or_name).genotype
 
 

@@ -1,11 +1,11 @@
 """The written forms of a NAS-Bench-201 cell, and which cells are the same.
 
 A cell (Dong and Yang, ICLR 2020) has an input state 0 and the nodes 1 to 3.
-Six edges, always in the order
+Each of its six edges, always in the order
 
   1<-0, 2<-0, 2<-1, 3<-0, 3<-1, 3<-2,
 
-carry one of the five operations `OPS` each: 5^6 = 15,625 cells. The forms:
+carries one of the five operations `OPS`: 5^6 = 15,625 cells. The forms:
 
   ops       (4, 2, 1, 2, 1, 1)    six places in `OPS`, one per edge
   code      '421211'              the same as digits
@@ -13,7 +13,7 @@ carry one of the five operations `OPS` each: 5^6 = 15,625 cells. The forms:
   string    '|avg_pool_3x3~0|+|nor_conv_1x1~0|skip_connect~1|+|...|'
   genotype  genotypes.Genotype    the package's value
 
-Every `to_*` takes any form, every `from_*` its own one and returns ops.
+Every `to_*` takes any form; every `from_*` takes its own and returns ops.
 """
 
 import functools
@@ -21,6 +21,7 @@ import numbers
 import os
 import random
 import reprlib
+from collections.abc import Sequence
 
 from rome_jax import errors, spaces
 from rome_jax.spaces import genotypes
@@ -34,11 +35,14 @@ NUM_CELLS = len(OPS) ** len(EDGES)
 _SEED = 88  # of the authors' shuffle, see `_order`
 _CONCAT = (NUM_NODES,)
 
+# A cell in any form.
+Cell = str | int | genotypes.Genotype | Sequence[int]
+
 
 # --- Any form
 
 
-def parse(cell, where: str = 'cell') -> tuple[int, ...]:
+def parse(cell: Cell, where: str = 'cell') -> tuple[int, ...]:
   """Reads a cell in whatever form it comes.
 
   Args:
@@ -50,6 +54,9 @@ def parse(cell, where: str = 'cell') -> tuple[int, ...]:
 
   Raises:
     UserError: it is none of them.
+
+  >>> parse('421211')
+  (4, 2, 1, 2, 1, 1)
   """
   if isinstance(cell, genotypes.Genotype):
     return from_genotype(cell, where)
@@ -82,8 +89,12 @@ def _short(value):
 # --- The benchmark's string
 
 
-def to_string(cell) -> str:
-  """The benchmark's string, a group per node, an `op~predecessor` per edge."""
+def to_string(cell: Cell) -> str:
+  """The benchmark's string: a group per node, an `op~predecessor` per edge.
+
+  >>> to_string('133000')
+  '|skip_connect~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|none~0|none~1|none~2|'
+  """
   ops = parse(cell)
   groups = [''] * NUM_NODES
   for (node, pred), op in zip(EDGES, ops):
@@ -95,7 +106,7 @@ def from_string(text: str, where: str = 'cell') -> tuple[int, ...]:
   """Reads the benchmark's string.
 
   Raises:
-    UserError: another number of nodes or edges, an unknown operation.
+    UserError: wrong number of nodes or edges, or an unknown operation.
   """
   groups = text.strip().split('+')
   if len(groups) != NUM_NODES or not all(
@@ -116,7 +127,7 @@ def from_string(text: str, where: str = 'cell') -> tuple[int, ...]:
 
 
 def _from_nodes(nodes, where):
-  """Ops of nodes that must hold each of their predecessors once."""
+  """Ops of nodes, each of which must read every state before it once."""
   ops = []
   for i, node in enumerate(nodes, start=1):
     found = {pred: op for op, pred in node}
@@ -136,8 +147,12 @@ def _from_nodes(nodes, where):
 # --- The code
 
 
-def to_code(cell) -> str:
-  """Six digits, the places in `OPS` in the order of `EDGES`."""
+def to_code(cell: Cell) -> str:
+  """Six digits: the places in `OPS`, in the order of `EDGES`.
+
+  >>> to_code(0)
+  '421211'
+  """
   return ''.join(map(str, parse(cell)))
 
 
@@ -160,12 +175,12 @@ def from_code(text: str, where: str = 'cell') -> tuple[int, ...]:
 
 @functools.cache
 def _order():
-  """(per index the code as a number in base 5, and the inverse).
+  """(codes by index, as numbers in base 5; the inverse of that).
 
   The authors list all codes in rising order and shuffle them with Python's
   generator at seed 88 (AutoDL-Projects, `exps/NAS-Bench-201/main.py:
-  generate_meta_info`). Python does not promise that `shuffle` stays as it
-  is; the table's own list of cells is checked against this one.
+  generate_meta_info`). Python does not promise that `shuffle` never changes;
+  the table's own list of cells is checked against this one.
   """
   order = list(range(NUM_CELLS))
   random.Random(_SEED).shuffle(order)
@@ -175,8 +190,12 @@ def _order():
   return tuple(order), tuple(inverse)
 
 
-def to_index(cell) -> int:
-  """The benchmark's number of the cell, 0 to 15,624."""
+def to_index(cell: Cell) -> int:
+  """The benchmark's number of the cell, 0 to 15,624.
+
+  >>> to_index('421211')
+  0
+  """
   number = 0
   for op in parse(cell):
     number = number * len(OPS) + op
@@ -203,8 +222,12 @@ def from_index(index: int, where: str = 'cell') -> tuple[int, ...]:
 # --- The genotype
 
 
-def to_genotype(cell) -> genotypes.Genotype:
-  """The package's value: each node with all its predecessors."""
+def to_genotype(cell: Cell) -> genotypes.Genotype:
+  """The package's value; each node has all its predecessors.
+
+  >>> to_genotype('133000').normal[1]
+  (('nor_conv_3x3', 0), ('nor_conv_3x3', 1))
+  """
   nodes = [[] for _ in range(NUM_NODES)]
   for (node, pred), op in zip(EDGES, parse(cell)):
     nodes[node - 1].append((OPS[op], pred))
@@ -217,7 +240,7 @@ def from_genotype(genotype: genotypes.Genotype,
   """Reads a genotype of the space `nasbench201`.
 
   Raises:
-    UserError: it has another cell than one of NAS-Bench-201.
+    UserError: its cell is none of NAS-Bench-201.
   """
   nodes = genotype.normal
   if len(nodes) != NUM_NODES or tuple(genotype.normal_concat) != _CONCAT:
@@ -235,11 +258,14 @@ def from_genotype(genotype: genotypes.Genotype,
 def read(text: str) -> genotypes.Record:
   """`genotypes.read`, which also takes the string, the code and the index.
 
-  Six digits are a code, other digits an index. A file of that name goes
-  first.
+  Six digits are a code, other digits an index. If a file has that name, it
+  is read instead.
 
   Raises:
-    UserError: it is no cell, or what `genotypes.read` refuses.
+    UserError: it is no cell, nor anything that `genotypes.read` takes.
+
+  >>> read('421211').info
+  {'space': 'nasbench201'}
   """
   digits = text.isascii() and text.isdigit()
   if not (digits or text.startswith('|')) or os.path.exists(text):
@@ -264,16 +290,19 @@ def covers(space: spaces.Space) -> bool:
 # --- Cells that are the same
 
 
-def to_unique_string(cell) -> str:
+def to_unique_string(cell: Cell) -> str:
   """What the cell computes, by the benchmark's own rule.
 
-  A node is the sorted sum of its edges: `#` for `none` and for what reads
-  only nothing, the state itself for `skip_connect`, `(state)@op` otherwise.
-  Cells with equal texts are isomorphic; 6,466 texts differ (Dong and Yang,
-  ICLR 2020). The rule is theirs, also in what it leaves apart: it keeps the
-  zeros of a sum, so some equal cells have different texts.
+  A node is the sorted sum of its edges: `#` for `none` or for an edge that
+  reads `#`, the state itself for `skip_connect`, `(state)@op` otherwise.
+  Cells with equal texts are isomorphic; there are 6,466 texts (Dong and Yang,
+  ICLR 2020). As in the authors' rule the zeros of a sum are kept, so some
+  equal cells have different texts.
 
   Source: AutoDL-Projects, `CellStructure.to_unique_str(consider_zero=True)`.
+
+  >>> to_unique_string('100000'), to_unique_string('130000')
+  ('#+#+#', '#+#+#')
   """
   states = ['0']
   edges = iter(parse(cell))
@@ -298,6 +327,6 @@ def _representatives():
                for index in range(NUM_CELLS))
 
 
-def to_canonical(cell) -> int:
-  """The least index of the cells that are isomorphic to this one."""
+def to_canonical(cell: Cell) -> int:
+  """The smallest index among the cells that are isomorphic to this one."""
   return _representatives()[to_index(cell)]

@@ -1,8 +1,8 @@
 """Genotypes of published architectures, in the notation of their sources.
 
-Each row: name -> (text, source). The source names the method, its paper and
-the public repository and file that the text is from; only the white space
-and the notation of `range` are ours. `genotypes.PUBLISHED` holds them parsed.
+Each row: name -> (text, source). The source names the method, its paper, and
+the public repository and file of the text; only white space and the notation
+of `range` are ours. `genotypes.PUBLISHED` holds them parsed.
 """
 
 TEXTS = {

@@ -11,7 +11,7 @@ import pytest
 from jax import lax
 
 from benchmarks import mobile_step
-from rome_jax import errors, spaces
+from rome_jax import errors, families, spaces
 from rome_jax.engine import archs
 from rome_jax.engine import weights as weights_lib
 from rome_jax.families import mobile
@@ -332,6 +332,8 @@ def test_supernet_equals_the_network(fill, quick_jit, space, stem, seed):
   stats = fill(variables['batch_stats'], seed)
   x = images(seed=seed)
   arch = arch_of(space, mobile.chosen(genotype))
+  jax.tree.map(
+      np.testing.assert_array_equal, families.arch_of(genotype, space), arch)
   one = quick_jit(lambda params: supernet.apply({'params': params}, x, arch))(
       params)
   two, _ = quick_jit(lambda params: network.apply(

@@ -95,7 +95,7 @@ def test_flat_json_is_cut_in_pairs():
     ('\0', 'must be of the form'),
     ('Genotype()', 'missing'),
     (TEXT.replace('normal_concat', 'normal_cat'), 'normal_concat'),
-    (TEXT.replace("('skip_connect', 1)]", ']'), 'in twos'),
+    (TEXT.replace("('skip_connect', 1)]", ']'), 'two per node'),
     (TEXT.replace("('skip_connect', 1)", "('skip_connect', 2)"), 'state 2'),
     (TEXT.replace("('skip_connect', 1)", "('skip_connect', -1)"), 'state -1'),
     (TEXT.replace("('skip_connect', 1)", "('skip_connect', True)"), 'pair'),
