@@ -118,7 +118,7 @@ def test_the_config_file_can_vary():
     ([CONFIG, '--vary=seed=1', '--seeds=2'], 'twice'),
     ([CONFIG, '--seeds=1,1'], 'seed-1'),
     ([CONFIG, '--seeds=1,x'], "config.seed='x'"),
-    ([CONFIG, '--vary=method=rome_v2,darts'], "config.method='darts'"),
+    ([CONFIG, '--vary=method=rome_v2,rome'], "config.method='rome'"),
     ([CONFIG, '--seed=1', '--seeds=1'], 'config.seed'),
     ([CONFIG, '--seeds=1', '--dry-run'], '--dry-run')])
 def test_mistakes_are_found_before_anything_runs(flags, words, tmp_path):
