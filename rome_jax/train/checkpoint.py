@@ -401,8 +401,9 @@ def read_tree(directory: str | os.PathLike, branch: str) -> dict:
         error)
   tree: dict = {}
   for name, array in found.items():
-    first, *path, last = name.split('.')
+    first, _, rest = name.partition('.')
     if first == branch:
+      *path, last = rest.split('.')
       inner = tree
       for part in path:
         inner = inner.setdefault(part, {})
