@@ -174,15 +174,11 @@ class AuxiliaryHead(nn.Module):
 
 def _check_cells(genotype):
   """Refuses what is no genotype of two cells, as of NAS-Bench-201."""
-  if not isinstance(genotype, genotypes.Genotype):
-    raise errors.UserError(
-        f'genotype={genotype!r} must be a Genotype; genotypes.load reads '
-        'names and files')
+  genotypes.validate(genotype)
   if not genotype.reduce:
     raise errors.UserError(
         'the genotype has no reduction cell, which this network needs; '
         'families.build(genotype, space, sizes) makes the network of any space')
-  genotypes.validate(genotype)
 
 
 class Network(nn.Module):

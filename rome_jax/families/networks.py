@@ -25,7 +25,7 @@ def supernet(space: Space | str, sizes: Sizes, stem: str = AUTO,
   Returns:
     A Flax module: `apply({'params': theta}, images, arch)` are the logits
     [B,num_classes] of images [B,H,W,image_channels] at `arch` {cell type:
-    CellArch}. `init_supernet` of `engine.weights` makes its weights.
+    CellArch}; `engine.weights.init_supernet` makes theta.
 
   Raises:
     UserError: naming the argument, its value and what is allowed.
@@ -69,10 +69,6 @@ def build(genotype: genotypes.Genotype, space: Space | str, sizes: Sizes, *,
   """
   space, stem = _resolved(space, sizes, stem)
   table.check(space, '', sizes, stem, auxiliary)
-  if not isinstance(genotype, genotypes.Genotype):
-    raise errors.UserError(
-        f'genotype={genotype!r} must be a Genotype; genotypes.load reads names '
-        'and files')
   table.check_genotype(space, genotype, 'genotype')
   _check_choice('auxiliary_norm', auxiliary_norm, darts.AUXILIARY_NORMS)
   _check_choice('remat', remat, REMATS)

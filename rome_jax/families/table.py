@@ -160,11 +160,6 @@ def check(space: Space, where: str, sizes: Sizes, stem: str,
     raise errors.UserError(
         f'{prefix}auxiliary must be false with space={space.name}, whose '
         'networks have no auxiliary head')
-  # DARTS' ImageNet stem has half of the channels in its first layer.
-  if stem == 'imagenet' and space.family == 'darts' and sizes.channels % 2:
-    raise errors.UserError(
-        f'{prefix}channels={sizes.channels} must be even with the ImageNet '
-        'stem')
   try:
     row.check(space, sizes)
   except errors.UserError as error:
@@ -172,6 +167,11 @@ def check(space: Space, where: str, sizes: Sizes, stem: str,
     field = str(error).startswith(tuple(f'{f}=' for f in Sizes._fields))
     raise errors.UserError(f'{prefix}{error}' if field else str(error)) from (
         None)
+  # DARTS' ImageNet stem has half of the channels in its first layer.
+  if stem == 'imagenet' and space.family == 'darts' and sizes.channels % 2:
+    raise errors.UserError(
+        f'{prefix}channels={sizes.channels} must be even with the ImageNet '
+        'stem')
 
 
 def check_genotype(space: Space, genotype: genotypes.Genotype,
@@ -185,6 +185,7 @@ def check_genotype(space: Space, genotype: genotypes.Genotype,
   Raises:
     UserError: naming what does not fit.
   """
+  genotypes.validate(genotype, where=where)
   types = genotypes.cell_types(genotype)
   if types != space.cell_types:
     raise errors.UserError(

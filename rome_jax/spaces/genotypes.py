@@ -77,7 +77,7 @@ class Record(NamedTuple):
 
 def validate(genotype: Genotype, ops: Sequence[str] | None = None, *,
              where: str = 'genotype') -> Genotype:
-  """Checks that the cells are DAGs over known states, and returns them.
+  """Checks that the cells are DAGs over known states; returns the genotype.
 
   Args:
     genotype: the value to check.
@@ -87,6 +87,10 @@ def validate(genotype: Genotype, ops: Sequence[str] | None = None, *,
   Raises:
     UserError: naming the cell, the node and the entry that is wrong.
   """
+  if not isinstance(genotype, Genotype):
+    raise errors.UserError(
+        f'{where}={_short(genotype)} must be a Genotype; genotypes.load reads '
+        'names and files')
   num_inputs = genotype.num_inputs
   # Only a cell with one input may pass it on to the output.
   first = num_inputs if num_inputs > 1 else 0

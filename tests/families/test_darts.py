@@ -204,6 +204,10 @@ SIZES = spaces.Sizes(cells=3, channels=4, num_classes=10)
      'cells=0 must be an integer of at least 1'),
     (lambda: families.build(DARTS_V2, 's0', SIZES._replace(channels=4.5)),
      'channels=4.5 must be an integer'),
+    (lambda: families.build(
+        DARTS_V2, 's0', SIZES._replace(channels='4'), stem='imagenet'),
+     "channels='4' must be an integer"),
+    (lambda: families.arch_of('DARTS_V2', 's0'), 'must be a Genotype'),
     (lambda: families.build(DARTS_V2, 's0', SIZES, stem='image'),
      "stem='image' must be cifar or imagenet"),
     (lambda: families.build(DARTS_V2, 's0', SIZES, remat='cell'),
