@@ -79,7 +79,7 @@ def machine() -> dict[str, object]:
       'python': platform.python_version(),
       'jax': _version('jax'),
       'torch': _version('torch'),
-      'date': datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+      'date': datetime.datetime.now(datetime.UTC).date().isoformat(),
   }
 
 
