@@ -360,7 +360,7 @@ def environment() -> dict:
                 f'({device.platform}, {os.cpu_count()} host cores)',
       'processes': jax.process_count(),
       'versions': versions,
-      'created': datetime.datetime.now(datetime.timezone.utc).isoformat(
+      'created': datetime.datetime.now(datetime.UTC).isoformat(
           timespec='seconds')}
 
 
