@@ -13,13 +13,12 @@ import jax
 import jax.numpy as jnp
 
 from rome_jax import families, spaces
-from rome_jax.config import fields
 from rome_jax.engine import weights as weights_lib
 from rome_jax.families import darts
 from rome_jax.methods import step as step_lib
 from rome_jax.methods import table
 from rome_jax.spaces import genotypes
-from rome_jax.train import optim, retrain, search
+from rome_jax.train import optim, recipes, retrain, search
 
 C, CLASSES, SIZE = 4, 3, 8
 # {space: (cells, way of evaluating K)}: every family.
@@ -36,26 +35,26 @@ def search_step(name, cells, way):
   space, method = spaces.get_space(name), table.METHODS['rome_v2']
   net = families.get(space).supernet(
       space, spaces.Sizes(cells or space.num_nodes, C, CLASSES), 'cifar')
-  section = fields.defaults().search
-  theta_tx = optim.sgd(lambda step: .05, section)
-  arch_tx = optim.arch_adam(section)
+  recipe = recipes.SearchRecipe()
+  theta_tx = optim.sgd(lambda step: .05, recipe)
+  arch_tx = optim.arch_adam(recipe)
   update = step_lib.make_step(
       method, space, search.make_loss(net), theta_tx, arch_tx,
       lambda step: 1., step_lib.Options(k=2, samples=way))
   state = step_lib.init_state(
-      weights_lib.init_supernet(net, 0, SIZE, 3),
+      method, space, weights_lib.init_supernet(net, 0, SIZE, 3),
       method.init(space, jax.random.key(0)), theta_tx, arch_tx)
-  return update, (state, batch(), batch())
+  return update, (state, {'train': batch(), 'valid': batch()})
 
 
 def retraining_step():
   net = darts.Network(
       genotypes.PUBLISHED['DARTS_V2'].genotype, 3, C, CLASSES, 'cifar', True)
-  section = fields.defaults().evaluate
-  tx = optim.sgd(lambda step: .05, section)
+  recipe = recipes.RetrainRecipe()
+  tx = optim.sgd(lambda step: .05, recipe)
   variables = weights_lib.initialise(net, 0, batch()['image'])
   state = retrain.init_state(variables, tx)
-  return retrain.make_step(net, section, tx, 10, 5), (state, batch())
+  return retrain.make_step(net, recipe, tx, 10, 5), (state, batch())
 
 
 def depthwise(platforms, step, args):

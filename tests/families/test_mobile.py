@@ -484,8 +484,9 @@ def test_one_update_of_a_search(quick_jit):
   update = step_lib.make_step(
       row, FEW, loss_fn, optax.sgd(.1), optax.adam(1e-3),
       lambda step: 1., step_lib.Options(k=2))
-  state = step_lib.init_state(theta, arch, optax.sgd(.1), optax.adam(1e-3))
-  new, metrics = quick_jit(update)(state, batch, batch)
+  state = step_lib.init_state(
+      row, FEW, theta, arch, optax.sgd(.1), optax.adam(1e-3))
+  new, metrics = quick_jit(update)(state, {'train': batch, 'valid': batch})
   assert all(np.isfinite(v).all() for v in jax.tree.leaves((new, metrics)))
   alpha = np.asarray(new.arch.alpha['normal'] - arch.alpha['normal'])
   allowed = FEW.choices('normal') >= 0

@@ -4,9 +4,8 @@ from collections.abc import Callable, Iterator
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
-from rome_jax.engine import operations
+from rome_jax.engine import kernels, operations
 from rome_jax.spaces import counting
 
 # Convolution, normalisation, ReLU: the kernel's size. All other operations
@@ -63,15 +62,6 @@ def halve(x: jax.Array, widths: str) -> jax.Array:
   """2x2 max pooling of stride 2.
 
   The search network pads by 1 on each side (32, 17, 9 pixels), NAS-Bench-101
-  only what is missing (32, 16, 8). It compares the four pixels, since XLA's
-  gradient of `reduce_window` is slow on the CPU; the gradient goes to the
-  first maximum.
+  only what is missing (32, 16, 8).
   """
-  low = int(widths == 'search')
-  sizes = [halved(n, widths) for n in x.shape[1:3]]
-  pads = [(low, 2 * s - low - n) for s, n in zip(sizes, x.shape[1:3])]
-  x = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-jnp.inf)
-  best, *others = (x[:, i::2, j::2] for i in range(2) for j in range(2))
-  for pixel in others:
-    best = jnp.where(pixel > best, pixel, best)
-  return best
+  return kernels.max_pool_2x2(x, low=int(widths == 'search'))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rome_jax.engine import layers, operations
-from rome_jax.engine.layout import EDGES
+from rome_jax.engine.weights import STACKED
 from rome_jax.families.nasbench1shot1.layers import (
     CONVS,
     ConvNormRelu,
@@ -161,7 +161,7 @@ def extract(params: dict[str, Any], genotype: genotypes.Genotype,
   named = {name: params[name] for name in ('stem', 'head')}
   for name in params:
     if name.startswith('cell'):
-      edges = params[name][EDGES]
+      edges = params[name][STACKED]
       views = edges['input']['kernel']
       # The stem gives one state to the first cell.
       views = views if name == 'cell0' else rows(views)

@@ -11,7 +11,7 @@ from jax import lax
 
 from rome_jax.engine import kernels, layers, operations, switch
 from rome_jax.engine.archs import CellArch
-from rome_jax.engine.layout import EDGES
+from rome_jax.engine.weights import STACKED
 from rome_jax.families.nasbench1shot1.layers import (
     ConvNormRelu,
     halve,
@@ -219,7 +219,7 @@ class SearchCell(nn.Module):
     modules = tuple(
         operation(op, self.features, operations.BatchStatistics)
         for op in self.space.ops)
-    weights = self.param(EDGES, _init_nodes, self.space, modules, width,
+    weights = self.param(STACKED, _init_nodes, self.space, modules, width,
                          self.features)
     if self.is_initializing():
       # Compiling the cell only to discard its output would take a minute.
