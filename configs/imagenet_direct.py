@@ -13,7 +13,7 @@ Published score: 75.5 % top-1 (ROME-c, ROME, Table 5). This code: not run.
 ROME says cosine. PC-DARTS, whose recipe it follows otherwise, decays linearly
 (`--config.retrain.lr_schedule=linear`), warms up once an epoch instead of at
 every step, and has a second BatchNorm in the auxiliary head
-(`--config.retrain.auxiliary_norm=true`).
+(`--config.retrain.auxiliary_norm=pc_darts`).
 """
 
 from rome_jax import config as config_lib

@@ -104,8 +104,11 @@ def _run(folder, texts, flags):
       f'--{"" if field == "config" else "config."}{field}={text}'
       for field, text in texts.items()]
   loaded = command_line.load(argv)
-  if loaded.options.dry_run:
-    raise errors.UserError('--dry-run is for one run: rome_jax.main --dry-run')
+  for flag, given in (('check', loaded.options.check),
+                      ('dry-run', loaded.options.dry_run)):
+    if given:
+      raise errors.UserError(
+          f'--{flag} is for one run: python -m rome_jax run --{flag}')
   values = {
       field: text if field == 'config'
       else operator.attrgetter(field)(loaded.config)

@@ -115,6 +115,11 @@ def _check_search(config):
   searched, method = space(config), table.METHODS[config.method]
   if wrong := method.check(searched, search):
     raise errors.UserError(f'config.{wrong}')
+  if search.scalar_gates and (
+      config.method != table.gdas.name or searched.sites != 'edges'):
+    raise errors.UserError(
+        "config.search.scalar_gates must be false except with method='gdas' "
+        'in a space whose edges hold the operations')
   if method.derive is None and not search.candidates:
     raise errors.UserError(
         'config.search.candidates=0 must be at least 1 with '

@@ -16,6 +16,7 @@ import ml_collections
 
 from rome_jax import errors
 from rome_jax.methods import table
+from rome_jax.spaces import counting
 from rome_jax.train import recipes
 
 FILENAME = 'config.json'
@@ -243,9 +244,10 @@ _RETRAIN = {
     'auxiliary': Field(
         'a second classifier at 2/3 of the depth (DARTS)'),
     'auxiliary_weight': _at_least(0, 'weight of its loss (DARTS)'),
-    'auxiliary_norm': Field(
-        "a BatchNorm after the second convolution of ImageNet's auxiliary "
-        "head (PC-DARTS', P-DARTS' and GDAS' code: yes, DARTS: no)"),
+    'auxiliary_norm': _choice(
+        "after the second convolution of ImageNet's auxiliary head: nothing "
+        "('darts'), or a BatchNorm ('pc_darts', also in P-DARTS' and GDAS' "
+        'code)', counting.AUXILIARY_NORMS),
     'cutout': _between(
         0, 8192, 'side in pixels of the square set to zero; 0: none (DARTS)'),
     'label_smoothing': _below_one('share spread evenly over all classes'),

@@ -11,6 +11,7 @@ from rome_jax import data, errors, families
 from rome_jax.config import checks
 from rome_jax.devices import mesh as mesh_lib
 from rome_jax.methods import table
+from rome_jax.methods.rows import gdas
 from rome_jax.spaces import Sizes
 from rome_jax.train import loop, recipes
 from rome_jax.train.setup import Setup
@@ -59,8 +60,10 @@ def make_setup(config, dataset: data.Dataset,
       config.search.cells, config.search.channels, dataset.num_classes,
       dataset.image_size, dataset.image_channels)
   stem = families.resolve_stem(space, config.stem, dataset.image_size)
-  return Setup(space, families.get(space), table.METHODS[config.method], sizes,
-               stem, mesh)
+  method = table.METHODS[config.method]
+  if config.search.scalar_gates:
+    method = gdas.with_scalar_gates(method)
+  return Setup(space, families.get(space), method, sizes, stem, mesh)
 
 
 def make_mesh(config) -> Mesh | None:

@@ -11,9 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from rome_jax import data
+from rome_jax import data, families
 from rome_jax.devices import mesh as mesh_lib
-from rome_jax.engine.archs import CellArch
 from rome_jax.spaces import Space, genotypes
 from rome_jax.spaces.genotypes import Genotype
 from rome_jax.train import optim
@@ -21,40 +20,11 @@ from rome_jax.train.recipes import SearchRecipe
 from rome_jax.train.setup import Setup
 
 
-def cells_of(space: Space, genotype: Genotype) -> dict[str, CellArch]:
-  """The architecture of a genotype, as a supernet takes it; gates are 1.
-
-  >>> from rome_jax import spaces
-  >>> cell = genotypes.random(spaces.S2, np.random.default_rng(0))
-  >>> cells_of(spaces.S2, cell)['normal'].edges.shape
-  (8,)
-  """
-  return {t: _cell_of(space, getattr(genotype, t), genotype.normal_concat)
-          for t in space.cell_types}
-
-
-def _cell_of(space, nodes, concat):
-  by_node = space.sites == 'nodes'
-  if by_node:  # The output reads what is concatenated; it has no operation.
-    nodes = (*nodes, tuple(('', pred) for pred in concat))
-  edges, ops = [], []
-  for (start, stop), node in zip(space.node_edges, nodes):
-    preds = [int(pred) for pred in space.edge_preds[start:stop]]
-    kept = sorted((start + preds.index(pred), op) for op, pred in node
-                  if op in space.ops or by_node)
-    edges += [edge for edge, _ in kept]
-    if not by_node:
-      ops += [space.ops.index(op) for _, op in kept]
-    elif len(ops) < space.num_sites:
-      ops.append(space.ops.index(kept[0][1]))
-  gates = len(edges) + (len(ops) if by_node else 0)
-  return CellArch(np.array(edges, np.int32), np.array(ops, np.int32),
-                  np.ones(gates, np.float32))
-
-
 def draw(space: Space, number: int, seed: int) -> list[Genotype]:
   """`number` uniform genotypes of a space, the same for the same seed."""
-  rng = np.random.Generator(np.random.Philox(key=[seed, 2**64 - 1]))
+  # No retraining of a random architecture draws from this key: theirs are
+  # numbered from 0.
+  rng = np.random.Generator(np.random.Philox(key=[seed, 2**32]))
   return [genotypes.random(space, rng) for _ in range(number)]
 
 
@@ -74,7 +44,7 @@ def accuracies(network, theta: Any, found: list[Genotype], batches,
   Returns:
     [N] shares of the images that are classified correctly.
   """
-  rows = [cells_of(network.space, genotype) for genotype in found]
+  rows = [families.arch_of(genotype, network.space) for genotype in found]
   cells = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
 
   def correct(theta, cells, batch, key):

@@ -82,7 +82,7 @@ class RetrainRecipe(NamedTuple):
   drop_path: float = .2
   auxiliary: bool = True
   auxiliary_weight: float = .4
-  auxiliary_norm: bool = False
+  auxiliary_norm: str = 'darts'
   cutout: int = 16
   label_smoothing: float = 0.
   augment: str = 'cifar'

@@ -81,12 +81,10 @@ def jobs(space: Space, recipe: RetrainRecipe, genotype: Genotype, seed: int,
 
 def make_network(setup: Setup, recipe: RetrainRecipe, genotype: Genotype):
   """The network of a genotype, a flax module."""
-  options = {}
-  if recipe.auxiliary_norm:  # Not every family has an auxiliary head.
-    options['auxiliary_norm'] = True
   return setup.family.network(
       setup.space, genotype, setup.sizes_of(recipe), setup.stem,
-      auxiliary=recipe.auxiliary, remat=recipe.remat, **options)
+      auxiliary=recipe.auxiliary, auxiliary_norm=recipe.auxiliary_norm,
+      remat=recipe.remat)
 
 
 def make_step(network, recipe: RetrainRecipe, tx, steps: int,

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from runner import TINY
 from tiny_run import CONFIG
 
 from rome_jax import data, spaces
@@ -26,8 +25,8 @@ def compiled():
 
 
 @pytest.fixture(autouse=True)
-def nothing_compiled_yet(monkeypatch):
-  monkeypatch.setitem(spaces.SPACES, 'tiny', TINY)
+def nothing_compiled_yet(tiny, monkeypatch):
+  monkeypatch.setitem(spaces.SPACES, 'tiny', tiny)
   jax.clear_caches()
   _COMPILED.clear()
 

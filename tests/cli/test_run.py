@@ -274,10 +274,8 @@ def test_mistakes_get_one_sentence_and_exit_2(config_file, tmp_path, capsys,
 
 
 @pytest.fixture
-def tiny_registered(monkeypatch):
-  from runner import TINY
-
-  monkeypatch.setitem(spaces.SPACES, 'tiny', TINY)
+def tiny_registered(tiny, monkeypatch):
+  monkeypatch.setitem(spaces.SPACES, 'tiny', tiny)
 
 
 def test_checkpoint_module_is_the_one_in_use(finished):
