@@ -24,7 +24,8 @@ class CellArch(NamedTuple):
       nodes hold the operations: [S], one per node.
     gates: [M] float, exactly 1 where the choice is hard; carries the gradient
       to alpha and beta. Where nodes hold the operations: [M + S], the edges'
-      gates and then the nodes'.
+      gates and then the nodes'. [M,2]: a factor and a number to add, which
+      GDAS' code has for the operations that were not sampled.
   """
 
   edges: jax.Array

@@ -156,7 +156,7 @@ def _run_slots(layout, flat, gates, edges, ops, seeds, firsts, banks):
     y = _forward_switch(layout)(
         variant, w, _reads(layout, firsts, banks, pred), seed)
     *others, last = banks
-    y = gate.astype(y.dtype) * y
+    y = switch.gated(gate, y)
     return (*others, _add_to(last, firsts[-1] + row, y[None])), None
 
   return lax.scan(body, banks, slots)[0]

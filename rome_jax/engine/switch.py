@@ -101,21 +101,40 @@ def dense(g):
   return jnp.zeros(g.shape, g.dtype) if isinstance(g, SymbolicZero) else g
 
 
+def gated(gate, y):
+  """gate * y; for a gate of two numbers, gate[0] * y + gate[1]."""
+  if gate.ndim == 0:
+    return gate.astype(y.dtype) * y
+  factor, offset = gate.astype(y.dtype)
+  return factor * y + offset
+
+
+def _gate_gradient(gate, y, g):
+  """The cotangent of `gated`'s gate at g."""
+  of_factor = (y * g).sum(dtype=gate.dtype)
+  if gate.ndim == 0:
+    return of_factor
+  return jnp.stack([of_factor, g.sum(dtype=gate.dtype)])
+
+
 def pull(run, wants: Wants, weights, gate, x, g, want_weight_grads=None):
-  """(dweights or None, dgate or None, dx) of gate * run(weights, x) at g.
+  """(dweights or None, dgate or None, dx) of gated(gate, run(weights, x)).
+
+  At the cotangent g.
 
   Recomputes `run`. What `wants` does not ask for is left out here, since XLA
   could not remove it from a branch. `want_weight_grads` says the
   same at run time; see `kernels.pulled`.
   """
-  scaled = gate.astype(g.dtype) * g
+  factor = gate if gate.ndim == 0 else gate[0]
+  scaled = factor.astype(g.dtype) * g
   if wants.weights:
     y, pullback = jax.vjp(run, weights, x)
     dweights, dx = kernels.pulled(pullback, scaled, want_weight_grads)
   else:
     y, pullback = jax.vjp(lambda x: run(weights, x), x)
     (dx,), dweights = pullback(scaled), None
-  dgate = (y * g).sum(dtype=gate.dtype) if wants.gates else None
+  dgate = _gate_gradient(gate, y, g) if wants.gates else None
   return dweights, dgate, dx
 
 

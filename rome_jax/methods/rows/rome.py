@@ -23,6 +23,17 @@ from rome_jax.methods.method import (
 from rome_jax.spaces import Space
 
 
+def op_mask(space: Space, arch: ArchParams, noise: Noise, tau: Any,
+            mask: Mask | None, cell_type: str) -> jax.Array:
+  """A, [S,C]: one operation of each site, straight-through (Eq. 5-8)."""
+  if noise.ops is not None:
+    return jax.nn.one_hot(noise.ops[cell_type], space.num_choices)
+  allowed = (mask or full_mask(space))[cell_type]
+  return laws.gumbel_max(
+      laws.masked_logits(arch.alpha[cell_type], allowed),
+      noise.alpha[cell_type], tau)
+
+
 def hard_cells(sample_edges: Callable, degrees: Callable) -> Sampler:
   """The sampler of single paths: hard edges and one operation on each.
 
@@ -33,18 +44,10 @@ def hard_cells(sample_edges: Callable, degrees: Callable) -> Sampler:
 
   def sample(space: Space, arch: ArchParams, noise: Noise, tau: Any,
              mask: Mask | None = None) -> dict[str, CellArch]:
-    mask = mask or full_mask(space)
-    cells = {}
-    for t in space.cell_types:
-      edge_mask = sample_edges(space, arch.beta[t], noise.beta[t], tau)
-      if noise.ops is None:
-        op_mask = laws.gumbel_max(
-            laws.masked_logits(arch.alpha[t], mask[t]), noise.alpha[t], tau)
-      else:
-        op_mask = jax.nn.one_hot(noise.ops[t], space.num_choices)
-      cells[t] = archs.compact(
-          space, edge_mask, op_mask, degrees(space), space.choices(t))
-    return cells
+    return {t: archs.compact(
+        space, sample_edges(space, arch.beta[t], noise.beta[t], tau),
+        op_mask(space, arch, noise, tau, mask, t), degrees(space),
+        space.choices(t)) for t in space.cell_types}
 
   return sample
 
