@@ -1,18 +1,20 @@
-"""Atomic file writing: a reader sees the old file or the new one, no half."""
+"""Atomic writes: readers see the old file or the new one, never part of it."""
 
 import json
 import os
 import pathlib
 import tempfile
+from typing import Any
 
 from rome_jax import errors
 
 
-def write_bytes(path, data):
-  """Replaces the file at `path` by `data` (bytes) in one step.
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+  """Replaces the file at `path` with `data` in one step.
 
   Raises:
-    UserError: the folder cannot be made or written (read-only, disk full).
+    UserError: the folder cannot be created or written to (read-only, disk
+      full).
   """
   path = pathlib.Path(path)
   temporary = None
@@ -24,7 +26,7 @@ def write_bytes(path, data):
       file.write(data)
       file.flush()
       os.fsync(file.fileno())
-    # mkstemp makes files private; give them the mode that open() would.
+    # mkstemp creates private files; use the mode that open() would.
     umask = os.umask(0)
     os.umask(umask)
     os.chmod(temporary, 0o666 & ~umask)
@@ -36,21 +38,25 @@ def write_bytes(path, data):
         f'cannot write {path}: {error.strerror or error}') from error
 
 
-def write_text(path, text):
-  """Like `write_bytes`, for a str (UTF-8)."""
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+  """Like `write_bytes`, for text, encoded as UTF-8."""
   write_bytes(path, text.encode())
 
 
-def write_json(path, value):
-  """Like `write_bytes`, for a JSON value; NaN and infinity are refused."""
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+  """Like `write_bytes`, for a JSON value.
+
+  Raises:
+    ValueError: the value holds NaN or infinity.
+  """
   write_text(path, json.dumps(value, indent=2, allow_nan=False) + '\n')
 
 
-def read_json(path):
-  """Returns the JSON value of a file.
+def read_json(path: str | os.PathLike[str]) -> Any:
+  """Returns the JSON value in a file.
 
   Raises:
-    UserError: the file is missing, unreadable or no JSON.
+    UserError: the file is missing, unreadable or not JSON.
   """
   try:
     return json.loads(pathlib.Path(path).read_text())

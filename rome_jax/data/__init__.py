@@ -1,4 +1,4 @@
-"""Image data: sources, augmentation, and batches by (seed, step).
+"""Image data: sources, augmentation, and batches that depend on (seed, step).
 
   dataset = data.load('cifar10', '/path/to/cifar10')
   transform = data.make_transform('cifar', dataset, train=True, cutout=16)

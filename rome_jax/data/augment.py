@@ -1,41 +1,43 @@
 """Augmentations: pure functions of (images, rng) on the host.
 
-They run here and not on the device so that batches are the same bytes on
-every kind of device, and take the same way for images that need decoding. The
-price is below a millisecond and a half for 96 images of CIFAR, in the
-background of a step (`benchmarks/augment.py`: jitted code takes about two
-thirds of that, but in the foreground). `rng` is a `np.random.Generator`; every
-function draws for the whole batch, so what an image gets does not depend on
-threads, nor on which of its rows a process makes (`RowGenerator`).
+They run on the host so that every kind of device gets the same bytes, and so
+that decoded and stored images are treated alike. 96 CIFAR images take less
+than 1.5 ms, in the background of a step. Jitted code would take two thirds of
+that, but in the foreground (`benchmarks/augment.py`).
 
-Letters: B images of H x W pixels and C channels.
+`rng` is a `np.random.Generator`. Every function draws for the whole batch, so
+the result for an image depends neither on threads nor on which rows a process
+makes (`RowGenerator`).
+
+Shapes: B images of H x W pixels with C channels.
 """
 
 import functools
 import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from rome_jax import errors
 from rome_jax.data import splits
 
-# torchvision's RandomResizedCrop: tries, and range of width / height.
+# torchvision's RandomResizedCrop: number of tries and range of width / height.
 _CROP_TRIES = 10
 _CROP_RATIO = (3 / 4, 4 / 3)
-# DARTS trains and tests ImageNet so (cnn/train_imagenet.py).
+# DARTS's training and test of ImageNet (cnn/train_imagenet.py).
 _JITTER = {'brightness': .4, 'contrast': .4, 'saturation': .4, 'hue': .2}
 _TEST_SCALE = 256 / 224
 
 
 class RowGenerator:
-  """Draws for a whole batch, and keeps what some of its rows get.
+  """Draws for a whole batch but returns only some rows.
 
-  So a process that makes only these rows makes the bytes that they have in
-  the whole batch. The first axis of every draw is the batch's.
+  A process that makes only these rows therefore makes the same bytes as one
+  that makes the whole batch. The first axis of every draw is the batch.
   """
 
   def __init__(self, rng, batch, rows):
-    """Takes a generator, the size of the batch, and rows: [n] int."""
+    """Stores a generator, the size of the whole batch, and rows: [n] int."""
     self._rng, self._batch, self._rows = rng, batch, rows
 
   def _whole(self, size):
@@ -51,13 +53,17 @@ class RowGenerator:
     return self._rng.uniform(low, high, self._whole(size))[self._rows]
 
   def permuted(self, rows, axis):
-    """Of equal rows."""
+    """Permutes along `axis`; all given rows must be equal."""
     whole = np.repeat(rows[:1], self._batch, 0)
     return self._rng.permuted(whole, axis=axis)[self._rows]
 
 
-def random_crop(images, rng, pad):
-  """Pads with black by `pad` pixels and cuts the old size out at random.
+Rng = np.random.Generator | RowGenerator
+Images = np.ndarray | Sequence[np.ndarray]
+
+
+def random_crop(images: np.ndarray, rng: Rng, pad: int) -> np.ndarray:
+  """Pads with `pad` black pixels and crops to the old size at random.
 
   Args:
     images: [B, H, W, C] uint8.
@@ -78,19 +84,20 @@ def random_crop(images, rng, pad):
   return cropped
 
 
-def flip(images, rng):
+def flip(images: np.ndarray, rng: Rng) -> np.ndarray:
   """Mirrors each image left to right with probability 1/2."""
   mirrored = rng.random(len(images)) < .5
   images = np.ascontiguousarray(images)
   result = images.copy()
-  # Whole pixels move, as items of C bytes: half the time of single bytes.
+  # Move whole pixels, as items of C bytes: twice as fast as single bytes.
   old, new = (a.view(f'V{a.shape[3]}')[..., 0] for a in (images, result))
   for i in np.flatnonzero(mirrored).tolist():
     new[i] = old[i, :, ::-1]
   return result
 
 
-def normalize(images, mean, std):
+def normalize(images: np.ndarray, mean: Sequence[float],
+              std: Sequence[float]) -> np.ndarray:
   """(images / 255 - mean) / std, per channel.
 
   Args:
@@ -100,7 +107,7 @@ def normalize(images, mean, std):
   Returns:
     [B, H, W, C] float32.
   """
-  # One row of the constants: NumPy is slow over an innermost axis of C.
+  # Repeat the constants over a row: NumPy is slow if the last axis is short.
   repeat = images.shape[2]
   scale = np.tile(1 / (255 * np.asarray(std)), repeat).astype(np.float32)
   shift = np.tile(np.asarray(mean) / std, repeat).astype(np.float32)
@@ -109,7 +116,7 @@ def normalize(images, mean, std):
   return rows.reshape(images.shape)
 
 
-def cutout(images, rng, size):
+def cutout(images: np.ndarray, rng: Rng, size: int) -> np.ndarray:
   """Sets a square of each image to 0 (DeVries & Taylor 2017).
 
   The centre is uniform over the pixels and the square is clipped at the
@@ -128,8 +135,8 @@ def cutout(images, rng, size):
   return images
 
 
-def cut_squares(images, rng, size):
-  """`cutout` in place, of an array that nobody else holds."""
+def cut_squares(images: np.ndarray, rng: Rng, size: int) -> None:
+  """Does `cutout` in place, on an array that nobody else holds."""
   batch, height, width, _ = images.shape
   y = rng.integers(0, height, batch).tolist()
   x = rng.integers(0, width, batch).tolist()
@@ -139,13 +146,16 @@ def cut_squares(images, rng, size):
            max(x[i] - half, 0):x[i] + half] = 0
 
 
-def random_resized_crop(images, rng, size, scale=(.08, 1.)):
+def random_resized_crop(
+    images: Images, rng: Rng, size: int,
+    scale: tuple[float, float] = (.08, 1.)) -> np.ndarray:
   """Resizes a random part of each image to a square (Szegedy et al. 2015).
 
-  torchvision's RandomResizedCrop: of ten draws of an area (share of the
-  image, uniform in `scale`) and a shape (log-uniform in 3/4 to 4/3) the
-  first that fits is cut out at a uniform place; if none fits, the largest
-  centred part of an allowed shape. Bilinear, antialiased.
+  This is torchvision's RandomResizedCrop. It draws an area (a share of the
+  image, uniform in `scale`) and a width / height (log-uniform in 3/4 to 4/3)
+  ten times, and cuts out the first one that fits, at a uniform place. If none
+  fits, it takes the largest centred part of an allowed shape. Resizing is
+  bilinear and antialiased.
 
   Args:
     images: list of B images [h, w, C] uint8 of any sizes, or an array.
@@ -178,7 +188,8 @@ def _cut(image, areas, ratios, place):
   return image[top:top + height, left:left + width]
 
 
-def crop_shape(height, width, areas, ratios):
+def crop_shape(height: int, width: int, areas: np.ndarray,
+               ratios: np.ndarray) -> tuple[int, int]:
   """(h, w) of the first draw that fits into height x width, or (0, 0)."""
   for area, ratio in zip(areas * (height * width), ratios):
     w = round(math.sqrt(area * ratio))
@@ -198,14 +209,15 @@ def _centre_shape(height, width):
   return height, width
 
 
-def color_jitter(images, rng, brightness=0., contrast=0., saturation=0.,
-                 hue=0.):
+def color_jitter(images: np.ndarray, rng: Rng, brightness: float = 0.,
+                 contrast: float = 0., saturation: float = 0.,
+                 hue: float = 0.) -> np.ndarray:
   """Changes the colours of each image at random (torchvision's ColorJitter).
 
-  Each of the four changes is drawn for each image, and so is their order:
-  a factor uniform in [max(0, 1 - v), 1 + v], for hue a shift uniform in
-  [-v, v] turns. They are torchvision's on 8-bit images, through Pillow. Gray
-  images have neither saturation nor hue.
+  Draws the four changes and their order for each image: a factor uniform in
+  [max(0, 1 - v), 1 + v], or for hue a shift uniform in [-v, v] turns. Matches
+  torchvision on 8-bit images, through Pillow. Gray images only change in
+  brightness and contrast.
 
   Args:
     images: [B, H, W, C] uint8.
@@ -229,7 +241,7 @@ def color_jitter(images, rng, brightness=0., contrast=0., saturation=0.,
 
 
 def _jitter(image, order, amounts):
-  """The changes 0 brightness, 1 contrast, 2 saturation, 3 hue, in order."""
+  """Applies 0 brightness, 1 contrast, 2 saturation, 3 hue in a given order."""
   Image = splits.require('PIL.Image', 'colour jitter')
   ImageEnhance = splits.require('PIL.ImageEnhance', 'colour jitter')
   enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast,
@@ -239,7 +251,7 @@ def _jitter(image, order, amounts):
   for change in order:
     if change < 2 or (change == 2 and not gray):
       picture = enhancers[change](picture).enhance(float(amounts[change]))
-    # Without a shift, going to HSV and back would still round.
+    # Skip a zero shift: going to HSV and back would still round.
     elif change == 3 and not gray and amounts[3]:
       picture = _turn_hue(Image, picture, amounts[3])
   return np.asarray(picture).reshape(image.shape)
@@ -258,8 +270,8 @@ def _none(size, train):
 
 
 def _shift(size, train):
-  # A digit mirrored is another sign, so images are only moved: by 1 pixel of
-  # 8 x 8, by 2 of anything larger than 16 x 16.
+  # A mirrored digit is another sign, so images are only shifted: by 1 pixel up
+  # to 16 x 16, by 2 above that.
   if not train:
     return _none(size, train)
   pad = 1 if size <= 16 else 2
@@ -285,8 +297,8 @@ def _imagenet(size, train):
   return augment
 
 
-# Each takes (size, train) and returns a function of (images, rng) that yields
-# [B, size, size, C] uint8; facts of each in the docstring of `make_transform`.
+# Each takes (size, train) and returns a function of (images, rng) that returns
+# [B, size, size, C] uint8. `make_transform` describes them.
 KINDS = {
     'none': _none,
     'shift': _shift,
@@ -296,14 +308,15 @@ KINDS = {
 }
 
 
-def make_transform(kind, dataset, train, *, cutout=0):
+def make_transform(kind: str, dataset: splits.Dataset, train: bool, *,
+                   cutout: int = 0) -> Callable[..., np.ndarray]:
   """Composes an augmentation, normalisation and cutout.
 
-  'none' only fits images to the size of the data set; 'shift' moves them by
-  1 pixel (2 above 16 x 16); 'cifar' and 'svhn' crop out of 4 pixels of
-  padding and flip (DARTS, RobustDARTS); 'imagenet' is RandomResizedCrop,
-  flip and ColorJitter(.4, .4, .4, hue .2) to train, and a centre crop of 7/8
-  of the shorter side to test (DARTS).
+  'none' only fits images to the size of the data set. 'shift' shifts them by
+  1 pixel (2 above 16 x 16). 'cifar' and 'svhn' pad by 4 pixels, crop and flip
+  (DARTS, RobustDARTS). 'imagenet' is RandomResizedCrop, flip and
+  ColorJitter(.4, .4, .4, hue .2) in training, and a centre crop of 7/8 of the
+  shorter side in testing (DARTS).
 
   Args:
     kind: one of `KINDS`.
@@ -312,8 +325,8 @@ def make_transform(kind, dataset, train, *, cutout=0):
     cutout: side of the square cut out of training images; 0 for none.
 
   Returns:
-    A pure function of (images, rng), images being uint8 [B, H, W, C] or a
-    list of [h, w, C], that returns float32 [B, size, size, C].
+    A pure function of (images, rng) that returns float32 [B, size, size, C].
+    `images` is uint8 [B, H, W, C] or a list of [h, w, C].
 
   Raises:
     UserError: unknown kind, negative cutout.

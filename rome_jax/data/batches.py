@@ -1,4 +1,4 @@
-"""Batches as pure functions of (seed, step), and reading them ahead."""
+"""Batches as pure functions of (seed, step), and a reader that works ahead."""
 
 import collections
 import concurrent.futures
@@ -6,28 +6,30 @@ import functools
 import math
 import os
 import time
+from collections.abc import Callable
 
 import numpy as np
 
 from rome_jax import errors
 from rome_jax.data import augment, splits
 
-# Words of Philox's counter that keep the streams of one key apart.
+# Words of Philox's counter; they separate the streams of one key.
 _ORDER, _AUGMENTATION, _HALVES = range(3)
 
 
-def generator(seed, number, stream):
-  """A NumPy generator that depends on nothing but its three arguments."""
+def generator(seed: int, number: int, stream: int) -> np.random.Generator:
+  """Returns a NumPy generator that depends only on the three arguments."""
   return np.random.Generator(np.random.Philox(
       key=[seed % 2**64, number], counter=[0, 0, 0, stream]))
 
 
-def halves(labels, fraction_theta, fraction_alpha, seed):
-  """Two disjoint parts of the training data (ROME Algorithm 1: D_t, D_s).
+def halves(labels: np.ndarray, fraction_theta: float, fraction_alpha: float,
+           seed: int) -> tuple[np.ndarray, np.ndarray]:
+  """Splits the training data in two (D_t and D_s of ROME, Algorithm 1).
 
-  Fractions that add up to 1 cut one fixed random order in two, as DARTS
-  does. Smaller ones take that share of each class (rounded down, at least
-  one image), as in the search on 10% + 10% of ImageNet.
+  If the fractions add up to 1, one fixed random order is cut in two, as in
+  DARTS. Smaller fractions take that share of each class (rounded down, at
+  least one image), as in the search on 10% + 10% of ImageNet.
 
   Args:
     labels: [n] integers.
@@ -69,7 +71,7 @@ def _class_shares(labels, fraction_theta, fraction_alpha, seed):
   theta, alpha = [], []
   for indices in splits.class_permutations(labels, seed):
     n = len(indices)
-    # 1e-9: .1 * 130 must give 13 in floating point too.
+    # The 1e-9 keeps .1 * 130 at 13 in floating point.
     a, b = (max(math.floor(f * n + 1e-9), 1)
             for f in (fraction_theta, fraction_alpha))
     theta.append(indices[:a])
@@ -80,22 +82,22 @@ def _class_shares(labels, fraction_theta, fraction_alpha, seed):
 class Batches:
   """Training batches: `batches(step)` is a pure function of (seed, step).
 
-  Each epoch is a new random order of `indices`; a resumed run that asks for
-  the same step gets the same bytes, whatever was asked for before.
+  Each epoch is a new random order of `indices`. The same step always gives the
+  same bytes, whatever was read before, so a resumed run sees the same batches.
   """
 
   def __init__(self, split, indices, batch_size, seed, transform,
                drop_last=True):
-    """Fixes what batches are made of.
+    """Stores what batches are made of; reads no image.
 
     Args:
       split: an `ArraySplit` or `LazySplit`.
       indices: [n] int, the images to use; None for all.
       batch_size: B.
-      seed: of order and augmentation; give two streams of one run two seeds.
+      seed: of order and augmentation. Two streams of one run need two seeds.
       transform: function of (images, rng), see `make_transform`.
-      drop_last: skip the images of an epoch that fill no batch; otherwise
-        its last batch is smaller.
+      drop_last: skip the last images of an epoch if they do not fill a
+        batch; otherwise the last batch is smaller.
 
     Raises:
       UserError: batch_size is below 1 or above the number of images.
@@ -112,28 +114,28 @@ class Batches:
     self.transform = transform
     full, rest = divmod(len(self.indices), batch_size)
     self.steps_per_epoch = full + (rest > 0 and not drop_last)
-    # Only saves time: the order of an epoch is the same whenever drawn.
+    # The cache only saves time: an epoch always has the same order.
     self._order = functools.lru_cache(maxsize=2)(self._draw_order)
 
   def _draw_order(self, epoch):
     return generator(self.seed, epoch, _ORDER).permutation(self.indices)
 
-  def batch_indices(self, step):
-    """Which images of the split make up batch `step`: [B] int."""
+  def batch_indices(self, step: int) -> np.ndarray:
+    """Returns the images of the split that form batch `step`: [B] int."""
     epoch, position = divmod(int(step), self.steps_per_epoch)
     start = position * self.batch_size
     return self._order(epoch)[start:start + self.batch_size]
 
   def __call__(self, step, rows=None):
-    """Batch `step` (0, 1, ..., across epochs).
+    """Returns batch `step` (0, 1, ..., across epochs).
 
     Args:
       step: which batch.
       rows: [n] int, the rows to make; None for all. No other image is read.
 
     Returns:
-      dict of image float32 [B, H, W, C] and label int32 [B]; n instead of B
-      for given rows.
+      {'image': float32 [B, H, W, C], 'label': int32 [B]}; with `rows`, n
+      instead of B.
     """
     chosen = self.batch_indices(step)
     rng = generator(self.seed, int(step), _AUGMENTATION)
@@ -147,9 +149,9 @@ class Batches:
 class EvaluationBatches:
   """Every image of a split once, in order; iterable, with a length.
 
-  `batches(i)` is batch i, so `prefetch` reads these ahead too. The last one
-  is filled up with zeros; `mask` is 1 for images and 0 for filling, so one
-  compiled function serves all.
+  `batches(i)` is batch i, so `prefetch` works here too. The last batch is
+  padded with zeros, so that all batches have one shape and need one compiled
+  function. `mask` is 1 for images and 0 for padding.
   """
 
   def __init__(self, split, batch_size, transform):
@@ -166,14 +168,16 @@ class EvaluationBatches:
     return (self(i) for i in range(len(self)))
 
   def __call__(self, i, rows=None):
-    """Batch i: image float32 [B, H, W, C], label int32 [B], mask float [B].
+    """Returns batch i; `rows` as in `Batches`.
 
-    `rows` as in `Batches`.
+    Returns:
+      {'image': float32 [B, H, W, C], 'label': int32 [B],
+      'mask': float32 [B]}.
     """
     rows = np.arange(self.batch_size) if rows is None else rows
     chosen = int(i) * self.batch_size + rows
     chosen = chosen[chosen < len(self.split)]
-    # Rows that are all filling still need the shape of an image.
+    # A batch of padding only still needs the shape of an image.
     read = chosen if len(chosen) else np.array([len(self.split) - 1])
     batch = {
         'image': self.transform(self.split.get(read), None),
@@ -186,18 +190,19 @@ class EvaluationBatches:
             if missing else value for key, value in batch.items()}
 
 
-def evaluation_batches(split, batch_size, transform):
-  """`EvaluationBatches` of a split, with a transform made for testing."""
+def evaluation_batches(split: splits.Split, batch_size: int,
+                       transform: Callable) -> EvaluationBatches:
+  """Returns `EvaluationBatches`; `transform` must be one made for testing."""
   return EvaluationBatches(split, batch_size, transform)
 
 
 class prefetch:  # noqa: N801 -- an iterator made like map() or zip()
-  """Iterates over batches(start), ..., batches(stop - 1), made ahead.
+  """Iterates over batches(start), ..., batches(stop - 1), made in advance.
 
-  Background threads call the pure function `batches`, so the order and the
-  bytes are those of a plain loop. An exception in a thread is raised by the
-  `next` that would have returned its batch. Use it as a context manager, or
-  call `close`, to stop early.
+  Background threads call the pure function `batches`; order and bytes are
+  those of a plain loop. An exception in a thread is raised by the `next` that
+  would have returned its batch. To stop early, use a context manager or call
+  `close`.
 
   Attributes:
     wait_seconds: how long the consumer has waited so far, in total.
@@ -210,9 +215,9 @@ class prefetch:  # noqa: N801 -- an iterator made like map() or zip()
       batches: `Batches` or `EvaluationBatches`.
       start: first step.
       stop: one past the last step.
-      depth: how many batches to hold ready, at least 1.
-      workers: threads; default 1, for images that need decoding one per
-        processor but at most 8 (each holds a batch).
+      depth: how many batches to keep ready, at least 1.
+      workers: threads. By default 1, or for images that need decoding one
+        per processor, at most 8 (each holds a batch).
     """
     if workers is None:
       lazy = getattr(getattr(batches, 'split', None), 'lazy', False)
@@ -249,8 +254,8 @@ class prefetch:  # noqa: N801 -- an iterator made like map() or zip()
     self._submit()
     return batch
 
-  def close(self):
-    """Drops what is ready and waits for the threads to end."""
+  def close(self) -> None:
+    """Drops the batches that are ready and waits for the threads to end."""
     self._steps = iter(())
     self._pending.clear()
     self._pool.shutdown(wait=True, cancel_futures=True)

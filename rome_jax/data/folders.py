@@ -12,25 +12,29 @@ SUFFIXES = frozenset((
     '.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp', '.ppm', '.pgm', '.tif',
     '.tiff'))
 _TEST_NAMES = ('test', 'val', 'validation')
+Files = tuple[list[str], np.ndarray]  # paths, labels [n] int32
 
 
-def open_folder(root, *, need_train=False, channels=0):
+def open_folder(
+    root: str | os.PathLike[str], *, need_train: bool = False,
+    channels: int = 0,
+) -> tuple[list[str], splits.LazySplit, splits.LazySplit | None, int]:
   """Finds the splits of a folder and lists their images.
 
   Args:
-    root: holds train/ and test/ (or val/), each with a folder per class; or
-      the class folders themselves.
-    need_train: refuse the second form.
-    channels: 1 or 3; 0 to look at some images.
+    root: a folder with train/ and test/ (or val/), each with a folder per
+      class, or a folder of class folders.
+    need_train: whether to refuse the second form.
+    channels: 1 or 3; 0 finds out from some of the images.
 
   Returns:
-    (classes, train, test, channels): sorted class names; lazy splits (test
-    is None for a folder of classes); 1 if every looked-at image is gray, else
-    3.
+    (classes, train, test, channels): sorted class names; two lazy splits, the
+    second None for a folder of class folders; and 1 if every image looked at
+    is gray, else 3.
 
   Raises:
-    UserError: no such folder, no classes, a class without images, a test
-      class that train lacks.
+    UserError: the folder does not exist, has no classes, has a class without
+      images, or has a test class that train lacks.
   """
   root = pathlib.Path(root)
   if not root.is_dir():
@@ -61,8 +65,12 @@ def open_folder(root, *, need_train=False, channels=0):
           file_split(test_files, channels), channels)
 
 
-def class_names(folder):
-  """The sorted names of a folder's folders; UserError if there are none."""
+def class_names(folder: str | os.PathLike[str]) -> list[str]:
+  """Returns the sorted names of the subfolders.
+
+  Raises:
+    UserError: there are none.
+  """
   names = sorted(entry.name for entry in os.scandir(folder)
                  if entry.is_dir() and not entry.name.startswith('.'))
   if not names:
@@ -71,12 +79,13 @@ def class_names(folder):
   return names
 
 
-def list_files(folder, names, classes=None):
-  """The image files of some class folders, in a fixed order.
+def list_files(folder: str | os.PathLike[str], names: list[str],
+               classes: list[str] | None = None) -> Files:
+  """Lists the image files of some class folders, in a fixed order.
 
   Args:
-    folder: holds the class folders.
-    names: which of them to read.
+    folder: the folder with the class folders.
+    names: the class folders to read.
     classes: all classes, for the labels (default: names).
 
   Returns:
@@ -98,15 +107,15 @@ def list_files(folder, names, classes=None):
   return paths, np.array(labels, np.int32)
 
 
-def file_split(files, channels):
-  """The lazy split of (paths, labels)."""
+def file_split(files: Files, channels: int) -> splits.LazySplit:
+  """Returns the lazy split of (paths, labels)."""
   paths, labels = files
   return splits.LazySplit(
       lambda i: splits.decode(paths[i], channels, paths[i]), labels)
 
 
-def probe_channels(files):
-  """1 if all of 64 evenly spaced images are gray, else 3."""
+def probe_channels(files: Files) -> int:
+  """Returns 1 if 64 evenly spaced images are all gray, else 3."""
   paths, _ = files
   Image = splits.require('PIL.Image', 'reading a folder of images')
   for i in splits.spread(64, len(paths)):
@@ -115,6 +124,6 @@ def probe_channels(files):
         if not splits.is_gray(image.mode):
           return 3
     except (OSError, SyntaxError, ValueError):
-      splits.decode(paths[i], 3, paths[i])  # says what is wrong with it
+      splits.decode(paths[i], 3, paths[i])  # raises the right error
       return 3
   return 1

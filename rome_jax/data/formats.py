@@ -1,7 +1,7 @@
-"""Readers of the file formats that image sets are published in.
+"""Readers for the file formats in which image sets are published.
 
-Every reader returns NumPy arrays and raises a `UserError` of one sentence,
-with the file, for anything that is not the format.
+Every reader returns NumPy arrays. If a file does not have the format, the
+reader raises a `UserError` that names the file.
 """
 
 import gzip
@@ -12,23 +12,30 @@ import pathlib
 import pickle
 import zipfile
 import zlib
+from typing import Any
 
 import numpy as np
 
 from rome_jax import errors
 from rome_jax.data import splits
 
+Path = str | pathlib.Path
+
 _DAMAGE = (OSError, EOFError, ValueError, KeyError, zlib.error, lzma.LZMAError,
            zipfile.BadZipFile, NotImplementedError)
 
 
-def reason(error):
-  """The first line of an exception's text, or its type."""
+def reason(error: BaseException) -> str:
+  """Returns the first line of an exception's text, or its type.
+
+  >>> reason(KeyError())
+  'KeyError'
+  """
   return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def read_bytes(path):
-  """The content of a file; `.gz` files are unpacked.
+def read_bytes(path: Path) -> bytes:
+  """Returns the content of a file, unpacked if its name ends in `.gz`.
 
   Raises:
     UserError: missing, unreadable, or damaged compression.
@@ -44,14 +51,16 @@ def read_bytes(path):
         f'{path} cannot be read: {reason(error)}') from error
 
 
-def read_cifar_binary(path, label_bytes):
+def read_cifar_binary(path: Path,
+                      label_bytes: int) -> tuple[np.ndarray, np.ndarray]:
   """Reads a file of CIFAR's binary version.
 
-  A record is `label_bytes` labels (CIFAR-10: 1; CIFAR-100: coarse, fine) and
-  3072 bytes of a 32x32 image, channel by channel.
+  A record holds `label_bytes` labels (CIFAR-10: 1; CIFAR-100: coarse, fine)
+  and the 3072 bytes of a 32x32 image, channel by channel.
 
   Returns:
-    (images [n, 32, 32, 3] uint8, labels [n] int, the last label byte).
+    (images [n, 32, 32, 3] uint8, labels [n] int); the label is the last of
+    the label bytes.
   """
   data = read_bytes(path)
   size = label_bytes + 3072
@@ -63,8 +72,9 @@ def read_cifar_binary(path, label_bytes):
   return _planar(records[:, label_bytes:]), records[:, label_bytes - 1]
 
 
-def read_cifar_python(path, key):
-  """Reads a file of CIFAR's python version, through `read_arrays`.
+def read_cifar_python(path: Path,
+                      key: str) -> tuple[np.ndarray, np.ndarray]:
+  """Reads a file of CIFAR's Python version with `read_arrays`.
 
   Args:
     path: the file, such as data_batch_1.
@@ -88,7 +98,8 @@ def read_cifar_python(path, key):
   try:
     labels = np.asarray(found[key])
   except ValueError as error:
-    raise errors.UserError(f'{path}: {key} is no list of integers') from error
+    raise errors.UserError(
+        f'{path}: {key} is not a list of integers') from error
   return _planar(images), labels
 
 
@@ -102,7 +113,7 @@ def _text(key):
 
 
 class _Array:
-  """What stands for a NumPy array while a file is read: its plain parts."""
+  """Collects the plain parts of a NumPy array while a file is read."""
 
   def __init__(self):
     self.state = None
@@ -111,7 +122,7 @@ class _Array:
     self.state = state
 
   def to_numpy(self):
-    """The array of uint8 that the parts describe; ValueError if none."""
+    """Returns the uint8 array that the parts describe, else ValueError."""
     _, shape, dtype, fortran, data = self.state
     if not (isinstance(dtype, _Dtype) and dtype.is_bytes):
       raise ValueError('an array is not of type uint8')
@@ -124,7 +135,7 @@ class _Array:
 
 
 class _Dtype:
-  """What stands for a NumPy dtype: whether it is uint8."""
+  """Stands for a NumPy dtype; records whether it is uint8."""
 
   def __init__(self, code):
     self.is_bytes = code in ('u1', b'u1', '|u1', b'|u1')
@@ -134,19 +145,19 @@ class _Dtype:
 
 
 class _ArrayReader(pickle.Unpickler):
-  """Reads Python's array container and can construct nothing but data.
+  """Unpickles arrays and plain data, and can build nothing else.
 
-  No name in the file is ever imported. The few that NumPy writes for an
-  array are answered by functions of ours that record the array's parts, any
-  other one ends the reading; what remains is dictionaries, lists, text,
-  bytes and numbers. So a file made to run code when it is loaded cannot.
+  It never imports a name in the file. The few names that NumPy writes for an
+  array map to functions here that record the array's parts; any other name
+  raises an error. What remains is dictionaries, lists, text, bytes and
+  numbers, so a file cannot run code while it is loaded.
   """
 
   def find_class(self, module, name):
     if module == 'numpy' and name == 'ndarray':
       return 'ndarray'  # only ever an argument of _reconstruct
     if module == 'numpy' and name == 'dtype':
-      # Fresh functions each time: a file cannot alter one for the next.
+      # A new function each time, so that a file cannot change it for others.
       return lambda code, *_: _Dtype(code)
     if name == '_reconstruct' and module in (
         'numpy.core.multiarray', 'numpy._core.multiarray'):
@@ -168,23 +179,23 @@ def _array_from_buffer(data, dtype, shape, order):
   return array
 
 
-def read_arrays(path):
-  """Reads a file of CIFAR's python version without running what it says.
+def read_arrays(path: Path) -> Any:
+  """Reads a file of CIFAR's Python version without running code from it.
 
-  The python version is stored as pickles, a format that can carry code. This
-  reader admits uint8 arrays in dictionaries, lists, tuples, bytes, text and
-  numbers, and refuses everything else (see `_ArrayReader`).
+  The Python version consists of pickles, which can carry code. This reader
+  accepts uint8 arrays, dictionaries, lists, tuples, bytes, text and numbers,
+  and refuses everything else (see `_ArrayReader`).
 
   Returns:
-    the stored value, its arrays as NumPy arrays.
+    The stored value, with NumPy arrays.
 
   Raises:
-    UserError: missing, damaged, or something other than the above.
+    UserError: the file is missing, damaged, or holds anything else.
   """
   data = read_bytes(path)
   try:
     return _to_numpy(_ArrayReader(io.BytesIO(data), encoding='bytes').load())
-  # A damaged stream of opcodes can fail in any way whatever.
+  # A damaged stream of opcodes can fail in any way.
   except Exception as error:
     raise errors.UserError(
         f'{path} is damaged or not a plain file of arrays '
@@ -203,15 +214,15 @@ def _to_numpy(value):
   raise ValueError(f'a {type(value).__name__} is not allowed')
 
 
-def read_idx(path, dimensions):
-  """Reads an idx file of unsigned bytes (MNIST's format), perhaps gzipped.
+def read_idx(path: Path, dimensions: int) -> np.ndarray:
+  """Reads an idx file of unsigned bytes (MNIST's format), gzipped or not.
 
   Args:
     path: the file.
     dimensions: 3 for images, 1 for labels.
 
   Returns:
-    uint8 array of that many dimensions.
+    A uint8 array with that many dimensions.
   """
   data = read_bytes(path)
   header = 4 + 4 * dimensions
@@ -229,11 +240,12 @@ def read_idx(path, dimensions):
   return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
 
 
-def read_svhn(path):
+def read_svhn(path: Path) -> tuple[np.ndarray, np.ndarray]:
   """Reads a cropped-digits file of SVHN (MATLAB v5).
 
   Returns:
-    (images [n, 32, 32, 3] uint8, labels [n] int, the file's 10 as digit 0).
+    (images [n, 32, 32, 3] uint8, labels [n] int); the file's label 10 is the
+    digit 0.
   """
   matlab = splits.require('scipy.io', 'svhn')
   if not pathlib.Path(path).exists():
@@ -241,7 +253,7 @@ def read_svhn(path):
   try:
     content = matlab.loadmat(path)
     images, labels = content['X'], content['y']
-  # scipy's reader raises a different error for each kind of damage.
+  # SciPy raises a different error for each kind of damage.
   except Exception as error:
     raise errors.UserError(
         f'{path} is damaged or not a MATLAB v5 file with X and y '
@@ -257,20 +269,23 @@ def read_svhn(path):
           np.where(labels == 10, 0, labels))
 
 
-def read_npz(path):
-  """Reads every array of an .npz file; object arrays are refused.
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+  """Reads every array of an .npz file.
 
   Returns:
-    dict of arrays.
+    The arrays by name.
+
+  Raises:
+    UserError: the file is missing or damaged, or holds arrays of objects.
   """
   try:
-    # NumPy leaves a damaged file open that it has opened itself.
+    # If NumPy opens a damaged file itself, it never closes it.
     with open(path, 'rb') as stream:
       with np.load(stream, allow_pickle=False) as file:
         return {key: file[key] for key in file.files}
   except FileNotFoundError as error:
     raise errors.UserError(f'{path} does not exist') from error
-  # An .npy file gives an array, which has no `files`.
+  # An .npy file loads as an array, which has no `files`.
   except (*_DAMAGE, AttributeError, TypeError) as error:
     raise errors.UserError(
         f'{path} is damaged or not an .npz file of plain arrays '

@@ -1,7 +1,7 @@
 """Image sets by name: `load` turns a name and a folder into a `Dataset`.
 
-A source is a function of (name, data_dir, options) in `SOURCES`. It opens
-the files and checks them; sizes and statistics are added here for all alike.
+A source is a function of (name, data_dir) in `SOURCES` that opens and checks
+the files. Sizes and statistics are added here, the same way for all.
 """
 
 import os
@@ -14,9 +14,9 @@ import numpy as np
 from rome_jax import errors
 from rome_jax.data import folders, formats, splits, tfds
 
-# Mean and standard deviation per channel, of images in 0..1, as published with
-# the search code for each set: DARTS (CIFAR-10, ImageNet), RobustDARTS (the
-# others). Sets that are not listed are measured.
+# Mean and standard deviation per channel of images in 0..1, as published with
+# the search code: DARTS for CIFAR-10 and ImageNet, RobustDARTS for the others.
+# Sets not listed are measured.
 _IMAGENET = ((.485, .456, .406), (.229, .224, .225))
 _CIFAR10 = ((.49139968, .48215827, .44653124),
             (.24703233, .24348505, .26158768))
@@ -26,20 +26,21 @@ STATISTICS = {
     'cifar10': _CIFAR10, 'cifar100': _CIFAR100, 'svhn': _SVHN,
     'imagenet': _IMAGENET, 'imagenet2012': _IMAGENET, 'svhn_cropped': _SVHN,
 }
-# Sizes of sets whose images have none in common.
+# Sizes for sets whose images differ in size.
 _SIZES = {'imagenet': 224, 'imagenet2012': 224}
-# Up to this many bytes, images that need decoding are decoded once.
+# Images that need decoding are decoded once if they take at most this many
+# bytes, else at each use.
 _MEMORY_LIMIT = 2**29
 _CIFAR10_CLASSES = ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog',
                     'frog', 'horse', 'ship', 'truck')
 
 
 class Opened(NamedTuple):
-  """What a source returns: splits of images in their own sizes.
+  """What a source returns: splits of images in their original sizes.
 
   Attributes:
-    train, test: splits; test is None where the source does not divide.
-    num_classes: labels are below it.
+    train, test: splits; test is None if the source has only one split.
+    num_classes: labels are 0..num_classes-1.
     channels: 1 or 3.
     class_names: per class, or ().
   """
@@ -51,29 +52,31 @@ class Opened(NamedTuple):
   class_names: tuple[str, ...] = ()
 
 
-def load(name, data_dir='', *, image_size=0, test_fraction=.2, seed=0,
-         lazy=None):
+def load(name: str, data_dir: str = '', *, image_size: int = 0,
+         test_fraction: float = .2, seed: int = 0,
+         lazy: bool | None = None) -> splits.Dataset:
   """Opens an image set.
 
   Args:
     name: one of `SOURCES`, or 'tfds:NAME' for a set of TensorFlow Datasets.
-    data_dir: the folder of the files (the file itself for 'npz'); not used
-      by 'digits'. Nothing is ever downloaded.
-    image_size: height and width to fit images to; 0 for their own (224 for
-      ImageNet).
-    test_fraction: share of each class held out where a folder, an .npz or a
-      TFDS set has no test split.
-    seed: of that cut.
-    lazy: whether images of folders and TFDS are decoded at each use, in their
-      full size, rather than once; None decides by memory (512 MiB).
-      ImageNet is always lazy.
-
-  Returns:
-    A `Dataset`.
+    data_dir: the folder of the files ('npz': the file itself; 'digits' needs
+      none). Nothing is downloaded.
+    image_size: height and width to fit images to; 0 keeps their size (224
+      for ImageNet).
+    test_fraction: share of each class that is held out if a folder, an .npz
+      or a TFDS set has no test split.
+    seed: of that split.
+    lazy: whether to decode images of folders and TFDS at each use, in full
+      size, instead of once; None decides by memory (512 MiB). ImageNet is
+      always lazy.
 
   Raises:
-    UserError: the name is unknown, a file is missing, damaged or of wrong
-      shape, labels are out of range, or a needed package is not installed.
+    UserError: the name is unknown; a file is missing, damaged or of the wrong
+      shape; a label is out of range; or a package is not installed.
+
+  >>> dataset = load('digits')
+  >>> len(dataset.train), dataset.image_size, dataset.num_classes
+  (1438, 8, 10)
   """
   data_dir = os.path.expanduser(data_dir)
   key = 'tfds' if tfds.base_name(name) else name
@@ -109,19 +112,19 @@ def from_arrays(train: Pair, test: Pair | None = None, *,
                 class_names: Sequence[str] = (), image_size: int = 0,
                 test_fraction: float = .2, seed: int = 0,
                 name: str = 'arrays') -> splits.Dataset:
-  """A data set of arrays that you have already.
+  """Makes a data set of arrays.
 
   Args:
     train: (images, labels): uint8 [n,S,S] or [n,S,S,C] with C of 1 or 3, and
       integers [n] from 0.
-    test: likewise; None: `test_fraction` of each class is held out.
-    class_names: one per label; they also say how many classes there are.
-    image_size: height and width to fit images to; 0: as they are.
-    test_fraction, seed: of the cut, where there is no `test`.
-    name: shown, and kept with a run.
+    test: likewise; None holds out `test_fraction` of each class.
+    class_names: one per label. If given, they also fix the number of classes.
+    image_size: height and width to fit images to; 0 keeps their size.
+    test_fraction, seed: of the split, if `test` is None.
+    name: shown, and stored with a run.
 
   Raises:
-    UserError: wrong types, shapes, numbers or labels.
+    UserError: wrong types, shapes, lengths or labels.
 
   >>> images = np.zeros((20, 8, 8, 3), np.uint8)
   >>> dataset = from_arrays((images, np.arange(20) % 2), class_names='ab')
@@ -140,7 +143,7 @@ def from_arrays(train: Pair, test: Pair | None = None, *,
 
 
 def _finish(name, opened, image_size, lazy):
-  """Fits images to one size and measures what is not known of them."""
+  """Fits images to one size and measures unknown statistics."""
   known = tfds.base_name(name) or name
   size = image_size or _SIZES.get(known) or native_size(opened.train, name)
   train, test = opened.train, opened.test
@@ -157,11 +160,12 @@ def _finish(name, opened, image_size, lazy):
       tuple(opened.class_names))
 
 
-def native_size(split, name):
-  """The common height and width of a split's images.
+def native_size(split: splits.Split, name: str) -> int:
+  """Returns the common height and width of a split's images.
 
   Raises:
-    UserError: they differ (looking at 64 of a lazy split) or are not square.
+    UserError: they differ (64 images of a lazy split are checked) or are not
+      square.
   """
   images = split.get(splits.spread(64 if split.lazy else 1, len(split)))
   shapes = sorted({image.shape[:2] for image in images})
@@ -177,7 +181,7 @@ def native_size(split, name):
 
 
 def _arrays(train, test, num_classes, where, class_names=()):
-  """`Opened` of two (images, labels) pairs, checked."""
+  """Checks two (images, labels) pairs and returns them as `Opened`."""
   checked = [splits.array_split(*pair, num_classes, f'{where} {split}')
              for pair, split in ((train, 'train'), (test, 'test'))]
   shapes = [s.images.shape[1:] for s in checked]
@@ -188,7 +192,7 @@ def _arrays(train, test, num_classes, where, class_names=()):
 
 
 def _digits(name, data_dir):
-  """scikit-learn's 1,797 handwritten digits, 8x8; always the same cut."""
+  """scikit-learn's 1,797 handwritten digits, 8x8; always split alike."""
   del data_dir
   content = splits.require('sklearn.datasets', name).load_digits()
   images = np.rint(content.images * (255 / 16)).astype(np.uint8)
@@ -199,7 +203,7 @@ def _digits(name, data_dir):
 
 
 class _Layout(NamedTuple):
-  """Where CIFAR keeps its files in one of its two versions."""
+  """The files of one of the two versions of CIFAR."""
 
   folder: str
   train: tuple[str, ...]
@@ -220,7 +224,7 @@ _CIFAR_LAYOUTS = {
 
 
 def _cifar(name, data_dir):
-  """CIFAR-10 and CIFAR-100 in the binary and the python version."""
+  """CIFAR-10 and CIFAR-100, in the binary or the Python version."""
   fine = name == 'cifar100'
   folder, layout = _find_layout(name, pathlib.Path(data_dir))
   def read(file):
@@ -236,7 +240,7 @@ def _cifar(name, data_dir):
 
 
 def _find_layout(name, root):
-  """(folder, layout) of the first layout of which any file is there."""
+  """Returns (folder, layout) of the first layout with any file present."""
   for layout in _CIFAR_LAYOUTS[name]:
     for folder in (root, root / layout.folder):
       files = [folder / f for f in (*layout.train, layout.test)]
@@ -275,7 +279,7 @@ def _mnist(name, data_dir):
 
 
 def _idx_file(root, stem, dimensions):
-  """The idx file under any of the names that it goes by."""
+  """Finds an idx file under any of its usual names."""
   names = [f'{stem}{dot}idx{dimensions}-ubyte{end}'
            for dot in '-.' for end in ('', '.gz')]
   for name in names:
@@ -286,7 +290,7 @@ def _idx_file(root, stem, dimensions):
 
 
 def _npz(name, data_dir):
-  """Arrays x_train, y_train[, x_test, y_test], or images, labels."""
+  """An .npz with x_train, y_train[, x_test, y_test], or images, labels."""
   content = formats.read_npz(data_dir)
   keys = next((k for k in (('x_train', 'y_train'), ('images', 'labels'))
                if set(k) <= set(content)), None)
@@ -306,7 +310,7 @@ def _npz(name, data_dir):
 
 
 def _count_classes(labels, where):
-  """One more than the largest label; UserError if they are not integers."""
+  """Returns the largest label plus 1; UserError if they are not integers."""
   if not labels.size or not np.issubdtype(labels.dtype, np.integer):
     raise errors.UserError(
         f'{where}: labels have shape {labels.shape} and type {labels.dtype}; '
@@ -315,7 +319,7 @@ def _count_classes(labels, where):
 
 
 def _folder(name, data_dir):
-  """A folder of images per class, in train/ and test/ or undivided."""
+  """A folder of images per class, split into train/ and test/ or not."""
   imagenet = name == 'imagenet'
   classes, train, test, channels = folders.open_folder(
       data_dir, need_train=imagenet, channels=3 * imagenet)

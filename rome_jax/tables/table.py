@@ -1,6 +1,6 @@
-"""A table of measured accuracies, its lookups, and the file it is shipped in.
+"""A table of measured accuracies: its lookups and its file format.
 
-Letters: N networks, R runs (trainings of one network from other seeds).
+Shapes: N networks, R runs (trainings of one network with different seeds).
 """
 
 import dataclasses
@@ -31,22 +31,22 @@ class Column(NamedTuple):
   """One measured quantity of all networks.
 
   Attributes:
-    raw: [N, R]; unsigned integers, whose largest value says that there was
-      no such run, or floats, where NaN does.
-    scale: a value is raw / scale, so that counts of images stay whole.
+    raw: [N, R], unsigned integers or floats. The largest integer, or NaN,
+      marks a missing run.
+    scale: a value is raw / scale, so that counts of images stay integers.
   """
 
   raw: np.ndarray
   scale: float = 1
 
   def runs(self, rows=slice(None)) -> np.ndarray:
-    """[..., R] float64 of some rows; NaN where there was no run."""
+    """Returns some rows, [..., R] float64; NaN marks a missing run."""
     return self._floats(rows) / self.scale
 
   def mean(self, rows=slice(None)) -> np.ndarray:
-    """[...] float64, the mean over the runs that there were; else NaN."""
-    # Summed before it is scaled: equal counts give equal means, and ties
-    # stay ties.
+    """Returns the mean over the runs, [...] float64; NaN if there are none."""
+    # Sum before scaling, so that equal counts give equal means and ties stay
+    # ties.
     floats = self._floats(rows)
     there = ~np.isnan(floats)
     count = there.sum(-1)
@@ -63,7 +63,7 @@ class Column(NamedTuple):
 
 
 class Best(NamedTuple):
-  """The best network of a table; of several that tie, the first row."""
+  """The best network of a table; if several tie, the first row."""
 
   row: int
   cell: str
@@ -76,23 +76,23 @@ class Table:
 
   The lookups share their arguments:
 
-    cell: a network, in any form that `to_index` takes.
-    dataset: a name of `datasets`, case ignored.
-    split: 'test' or 'valid', as far as measured on that data set.
-    epochs: length of the training; None is the longest.
-    run: one run of 0 to R - 1; None is the mean over the runs.
+    cell: a network, in any form that `to_index` accepts.
+    dataset: one of `datasets`, ignoring case.
+    split: 'test' or 'valid', if measured on that data set.
+    epochs: length of the training; None means the longest.
+    run: one run, 0 to R - 1; None means the mean over the runs.
 
-  Accuracies are percentages. All raise a UserError that names the argument
-  for what the table does not hold.
+  Accuracies are percentages. If the table does not hold a value, a lookup
+  raises a UserError that names the argument.
 
   Attributes:
-    name: for messages.
+    name: shown in messages.
     size: N.
     to_index: a network in any of its forms -> its row, 0 to N - 1.
     to_cell: a row -> the text form.
     accuracies: columns by (dataset, split, epochs).
     costs: columns by (name, dataset), such as ('params', 'cifar10').
-    provenance: where the figures are from, a JSON object.
+    provenance: where the numbers come from, a JSON object.
   """
 
   name: str
@@ -105,18 +105,18 @@ class Table:
 
   @property
   def datasets(self) -> tuple[str, ...]:
-    """Names of the data sets."""
+    """The names of the data sets."""
     return tuple(dict.fromkeys(key[0] for key in self.accuracies))
 
   def values(self, dataset: str = 'cifar10', split: str = 'test',
              epochs: int | None = None, *,
              run: int | None = None) -> np.ndarray:
-    """[N] float64: the accuracies of all networks; NaN where not measured."""
+    """Returns all accuracies, [N] float64; NaN where not measured."""
     return self._read(slice(None), dataset, split, epochs, run)
 
   def query(self, cell, dataset: str = 'cifar10', split: str = 'test',
             epochs: int | None = None, *, run: int | None = None) -> float:
-    """The accuracy of a network."""
+    """Returns the accuracy of a network."""
     row = self.to_index(cell)
     value = float(self._read(row, dataset, split, epochs, run))
     if math.isnan(value):
@@ -127,20 +127,20 @@ class Table:
 
   def rank(self, cell, dataset: str = 'cifar10', split: str = 'test',
            epochs: int | None = None, *, run: int | None = None) -> int:
-    """1 plus the number of networks that are better; equal ones share it."""
+    """Returns 1 plus the number of better networks; ties share a rank."""
     value = self.query(cell, dataset, split, epochs, run=run)
     values = self.values(dataset, split, epochs, run=run)
     return 1 + int(np.sum(values > value))
 
   def regret(self, cell, dataset: str = 'cifar10', split: str = 'test',
              epochs: int | None = None, *, run: int | None = None) -> float:
-    """Percentage points by which the network falls short of the best."""
+    """Returns the best accuracy minus the network's, in percentage points."""
     value = self.query(cell, dataset, split, epochs, run=run)
     return self.best(dataset, split, epochs, run=run).value - value
 
   def best(self, dataset: str = 'cifar10', split: str = 'test',
            epochs: int | None = None, *, run: int | None = None) -> Best:
-    """The best network."""
+    """Returns the best network."""
     values = self.values(dataset, split, epochs, run=run)
     if np.isnan(values).all():
       raise errors.UserError(
@@ -150,11 +150,11 @@ class Table:
     return Best(row, self.to_cell(row), float(values[row]))
 
   def cost(self, cell, name: str, dataset: str = 'cifar10') -> float:
-    """A cost of a network: `params`, `train_time` in seconds, and the like."""
+    """Returns a cost of a network, such as `params` or `train_time` (s)."""
     return float(self._cost(name, dataset).mean(self.to_index(cell)))
 
   def cost_values(self, name: str, dataset: str = 'cifar10') -> np.ndarray:
-    """[N] float64: a cost of all networks."""
+    """Returns a cost of all networks, [N] float64."""
     return self._cost(name, dataset).mean()
 
   def _read(self, rows, dataset, split, epochs, run):
@@ -205,7 +205,7 @@ def _one_of(field, value, known, suffix=''):
 
 
 def pack(arrays, header) -> bytes:
-  """The content of a table's file: an .npz of arrays and a JSON header.
+  """Returns the bytes of a table's file: an .npz with a JSON header.
 
   Args:
     arrays: arrays by name, [N, R].
@@ -220,14 +220,14 @@ def pack(arrays, header) -> bytes:
 
 
 def unpack(path, to_index, to_cell) -> Table:
-  """Reads a file of `pack` once its SHA-256 was found to be right.
+  """Verifies the SHA-256 of a file made by `pack` and reads it.
 
   Args:
     path: the file; `SHA256SUMS` beside it holds the sum.
-    to_index, to_cell: the forms, see `Table`.
+    to_index, to_cell: see `Table`.
 
   Raises:
-    UserError: missing, damaged, or of another version.
+    UserError: the file is missing, damaged or of another version.
   """
   path = pathlib.Path(path)
   data = _verified(path)
@@ -246,11 +246,11 @@ def unpack(path, to_index, to_cell) -> Table:
     return Table(header['name'], header['size'], to_index, to_cell,
                  accuracies, costs, header['provenance'])
   except _DAMAGE as error:
-    raise errors.UserError(f'{path} is no table ({error})') from error
+    raise errors.UserError(f'{path} is not a table ({error})') from error
 
 
 def _verified(path):
-  """The bytes of a file whose sum stands in `SHA256SUMS` beside it."""
+  """Returns the bytes of a file after comparing them with `SHA256SUMS`."""
   try:
     data = path.read_bytes()
     lines = (path.parent / SUMS).read_text(encoding='ascii').splitlines()
@@ -263,5 +263,5 @@ def _verified(path):
   if sums.get(path.name) != found:
     raise errors.UserError(
         f'{path} is damaged: its SHA-256 is {found}, and {SUMS} says '
-        f'{sums.get(path.name, "nothing of it")}; install rome_jax again')
+        f'{sums.get(path.name, "nothing about it")}; install rome_jax again')
   return data

@@ -433,5 +433,5 @@ def with_right_sum(folder, data):
     table.pack({}, {'accuracies': [{'dataset': 'cifar10'}], 'costs': []})])
 def test_another_content_is_a_user_error(tmp_path, data):
   with_right_sum(tmp_path, data)
-  with pytest.raises(errors.UserError, match='is no table'):
+  with pytest.raises(errors.UserError, match='is not a table'):
     read(tmp_path)
