@@ -358,7 +358,7 @@ def _report(args):
   return _text(args.target, space, name, record, values)
 
 
-def main(argv=None) -> int:
+def main(argv: list[str] | None = None) -> int:
   """Runs the command; returns the exit code: 0, or 2 for a mistake."""
   try:
     print(_report(_parse(argv)))

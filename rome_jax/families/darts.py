@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import chex
 import flax.linen as nn
+import jax
 
 from rome_jax import errors
 from rome_jax.engine import cells as cells_lib
@@ -51,8 +52,9 @@ def _stage_ends(cells):
   return sorted({*reduced, *(i + 1 for i in reduced), cells} - {0})
 
 
-def stack(images, *, stem, channels, cells, stem_norm, make_cell,
-          run=layers.in_order):
+def stack(images: jax.Array, *, stem: str, channels: int, cells: int,
+          stem_norm: Callable, make_cell: Callable,
+          run: Callable = layers.in_order) -> dict[int, jax.Array]:
   """{number of a cell: its output}; call it in a compact module.
 
   Where `run` gives only the last outputs of a stage, the others are missing.
@@ -67,7 +69,8 @@ def stack(images, *, stem, channels, cells, stem_norm, make_cell,
     run: (equal cells, s0, s1) -> the outputs of all or of the last two.
   """
   s0, s1, reduction_prev = STEMS[stem](images, channels, stem_norm)
-  outputs, start = {}, 0
+  outputs: dict[int, jax.Array] = {}
+  start = 0
   for stop in _stage_ends(cells):
     reduction = start in reductions(cells)
     channels *= 2 if reduction else 1

@@ -369,7 +369,7 @@ def to_json(genotype: Genotype) -> dict[str, Any]:
       for field, value in genotype._asdict().items() if value}
 
 
-def from_json(value, where: str = 'genotype') -> Genotype:
+def from_json(value: Any, where: str = 'genotype') -> Genotype:
   """Reads what `to_json` makes; cells may also be flat lists of pairs.
 
   Raises:

@@ -46,10 +46,11 @@ class _Wiring(NamedTuple):
   ops: jax.Array
   outputs: jax.Array | None
   output_gates: jax.Array
-  want_weight_grads: jax.Array | None
+  want_weight_grads: jax.Array | bool | None
 
 
-def wire(space: Space, arch: CellArch, want_weight_grads=None) -> _Wiring:
+def wire(space: Space, arch: CellArch,
+         want_weight_grads: jax.Array | bool | None = None) -> _Wiring:
   """A sampled cell as `SearchCell` reads it.
 
   Raises:

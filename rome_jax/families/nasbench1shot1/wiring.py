@@ -113,7 +113,8 @@ def live_nodes(genotype: genotypes.Genotype, channels: int,
   return {i: Node(nodes[i - 1][0], parents[i], wide[i]) for i in parents}
 
 
-def read_wiring(genotype: genotypes.Genotype):
+def read_wiring(genotype: genotypes.Genotype) -> tuple[
+    list[tuple[str, tuple[int, ...]]], tuple[int, ...]]:
   """([(operation, parents)] of the inner nodes, states of the output).
 
   Raises:
