@@ -15,9 +15,11 @@ import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
+import matplotlib.figure
+
 from benchmarks import growth, memory, ops, parallel
 from rome_jax import files
-from rome_jax.show import curves
+from rome_jax.show import curves, figures
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS, DOCS = ROOT / 'docs' / 'results', ROOT / 'docs'
@@ -288,6 +290,31 @@ def _svg(panels, title, columns):
       panels, title, columns=columns, description=f'data sha256 {data}')
 
 
+COLUMNS = {'darts': 'DARTS, as published', 'pc_darts_k4': 'PC-DARTS',
+           'gdas': 'GDAS, here', 'rome': 'ROME (K = 7), here'}
+
+
+def memory_svg(result: dict) -> str:
+  """Bars of the README: temporary memory of a step, by method."""
+  rows = {row['column']: row['temp_bytes'] / 1e9 for row in result['rows']
+          if row['column'] in COLUMNS and row['temp_bytes']}
+  names = [name for name in COLUMNS if name in rows]
+  title = 'Temporary memory of one search step'
+  data = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+  with figures.style():
+    figure = matplotlib.figure.Figure(figsize=(6, 1.9), layout='constrained')
+    axes = figure.add_subplot()
+    bars = axes.barh(
+        [COLUMNS[n] for n in rows], list(rows.values()),
+        color=[figures.COLOURS[n in ('darts', 'pc_darts_k4')] for n in rows])
+    axes.bar_label(bars, [f'{gb:.1f} GB' for gb in rows.values()], padding=4)
+    axes.invert_yaxis()
+    axes.set_xlabel('temporary memory of one search step, GB')
+    axes.grid(False)
+    axes.margins(x=.12)
+    return figures.svg(figure, title, f'data sha256 {data}')
+
+
 def read(folder=RESULTS) -> dict:
   """{part or part_gpu: a file of results, or None where there is none}."""
   names = [part + suffix for suffix in ('', '_gpu') for part in PARTS]
@@ -309,6 +336,8 @@ def generate(results: dict) -> dict[str, str]:
   for part, row in PARTS.items():
     blocks += [f'### {row.title}',
                *_section(part, results[f'{part}_gpu'], made, '_gpu')]
+  if results['memory'] is not None:
+    made['memory.svg'] = memory_svg(results['memory'])
   return {f'{NAME}.md': '\n\n'.join(blocks) + '\n', **made}
 
 
