@@ -20,7 +20,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rome_jax import errors
-from rome_jax.engine.kernels import BATCH_AXIS as DATA
+from rome_jax.engine.statistics import BATCH_AXIS as DATA
 
 SAMPLE = 'sample'
 

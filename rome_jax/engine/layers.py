@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rome_jax.engine import kernels, operations
+from rome_jax.engine import operations, statistics
 
 
 def pooled(x):
@@ -86,7 +86,7 @@ class AffineBatchStatistics(nn.Module):
     c = x.shape[-1]
     scale = self.param('scale', nn.initializers.ones, (c,))
     bias = self.param('bias', nn.initializers.zeros, (c,))
-    return _affine(kernels.batch_norm(x, self.epsilon), scale, bias)
+    return _affine(statistics.batch_norm(x, self.epsilon), scale, bias)
 
 
 def make_drop_path(module: nn.Module, rate):

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rome_jax import errors
-from rome_jax.engine import kernels
+from rome_jax.engine import kernels, statistics
 from rome_jax.spaces import counting
 
 
@@ -60,7 +60,7 @@ class BatchStatistics(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    return kernels.batch_norm(x)
+    return statistics.batch_norm(x)
 
 
 class Pointwise(nn.Module):
@@ -253,7 +253,7 @@ class Noise(nn.Module):
   @nn.compact
   def __call__(self, x):
     shape = x[:, ::self.stride, ::self.stride].shape
-    key, part = self.make_rng('noise'), kernels.part_of_batch()
+    key, part = self.make_rng('noise'), statistics.part_of_batch()
     if part is not None:  # Or every part of a batch would get the same.
       key = jax.random.fold_in(key, part)
     # Drawn in float32: bfloat16 has too few numbers for a normal law.

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rome_jax.engine import kernels, operations, switch
+from rome_jax.engine import kernels, operations, statistics, switch
 
 
 def preprocessors(features, reduction_prev, norm):
@@ -310,7 +310,7 @@ def _run_cells(layout, pairs, weights, flat, gates, edges, ops, seeds, states):
     firsts, scales = layout.first_rows(i), []
     if layout.preprocessed:
       for j, x in enumerate(_switch_cells(cells, i, preprocess, banks)):
-        y, scale = kernels.normalise(x)
+        y, scale = statistics.normalise(x)
         banks = (_put(banks[0], firsts[0] + j, y[None]), *banks[1:])
         scales.append(scale)
     banks = _run_slots(layout, flat, gates, edges, ops, seeds, firsts, banks)
@@ -385,7 +385,7 @@ def _search_cells_bwd(layout, pairs, residuals, gs):
       # Row by row, since XLA sees through a slice of the whole bank, too.
       ys, dys = ([switch.Row(bank, firsts[0] + j).read() for j in range(n)]
                  for bank in (banks[0], dbanks[0]))
-      g = tuple(map(kernels.pull_normalised, ys, scales, dys))
+      g = tuple(map(statistics.pull_normalised, ys, scales, dys))
       dweights, dbanks, dstates = _switch_cells(
           cells, i, pull, g, banks, dweights, dbanks, dstates)
     return (dweights, dbanks, dstates), (dflat, dgates)

@@ -8,7 +8,7 @@ from jax import lax
 from jax.test_util import check_grads
 from jaxprs import subjaxprs
 
-from rome_jax.engine import kernels
+from rome_jax.engine import kernels, statistics
 
 SIZES = [(8, 8), (7, 9), (5, 6)]
 
@@ -325,9 +325,9 @@ def test_batch_norm_equals_numpy():
   expected = (wide - wide.mean((0, 1, 2))) / np.sqrt(
       wide.var((0, 1, 2)) + 1e-5)
   np.testing.assert_allclose(
-      kernels.batch_norm(x), expected, rtol=1e-4, atol=1e-5)
+      statistics.batch_norm(x), expected, rtol=1e-4, atol=1e-5)
   np.testing.assert_allclose(
-      kernels.batch_norm(x, .5),
+      statistics.batch_norm(x, .5),
       (wide - wide.mean((0, 1, 2))) / np.sqrt(wide.var((0, 1, 2)) + .5),
       rtol=1e-4, atol=1e-5)
 
@@ -335,11 +335,11 @@ def test_batch_norm_equals_numpy():
 def test_batch_norm_does_not_cancel():
   # Mean of squares minus squared mean would lose all digits here.
   x = images((4, 5)) + 1e4
-  assert abs(float(kernels.batch_norm(x).std()) - 1) < 1e-3
+  assert abs(float(statistics.batch_norm(x).std()) - 1) < 1e-3
 
 
 def pulled_norm(x, g):
-  y, pull = jax.vjp(kernels.batch_norm, x)
+  y, pull = jax.vjp(statistics.batch_norm, x)
   return y, *pull(g)
 
 
@@ -348,7 +348,7 @@ def test_batch_norm_of_a_batch_in_parts():
   x = images((4, 5), batch=6).reshape(3, 2, 4, 5, 3) + 1e4
   x += np.array([0, 3, 7]).reshape(3, 1, 1, 1, 1)  # the parts' means differ
   g = images((4, 5), batch=6, seed=1).reshape(x.shape)
-  y, dx = jax.vmap(pulled_norm, axis_name=kernels.BATCH_AXIS)(x, g)
+  y, dx = jax.vmap(pulled_norm, axis_name=statistics.BATCH_AXIS)(x, g)
   wide, every = x.astype(np.float64), (0, 1, 2, 3)
   scale = 1 / np.sqrt(wide.var(every) + 1e-5)
   expected = (wide - wide.mean(every)) * scale
@@ -361,7 +361,8 @@ def test_batch_norm_of_a_batch_in_parts():
 
 def test_batch_norm_of_a_batch_in_parts_exchanges_once_each_way():
   x = images((4, 5))
-  jaxpr = jax.make_jaxpr(pulled_norm, axis_env=[(kernels.BATCH_AXIS, 2)])(x, x)
+  jaxpr = jax.make_jaxpr(
+      pulled_norm, axis_env=[(statistics.BATCH_AXIS, 2)])(x, x)
   found = [eqn.primitive.name for part in subjaxprs(jaxpr.jaxpr)
            for eqn in part.eqns]
   exchanges = [n for n in found if n.startswith(('psum', 'all_', 'pmean'))]
@@ -371,7 +372,7 @@ def test_batch_norm_of_a_batch_in_parts_exchanges_once_each_way():
 
 def test_batch_norm_of_a_constant_is_zero():
   x = np.full((2, 3, 3, 1), 5., np.float32)
-  np.testing.assert_array_equal(kernels.batch_norm(x), np.zeros_like(x))
+  np.testing.assert_array_equal(statistics.batch_norm(x), np.zeros_like(x))
 
 
 # ------------------------------------------------------- laws of every row
@@ -382,7 +383,7 @@ ROWS = {
         x, jnp.asarray(images((3, 3), x.shape[-1], 1)[0], x.dtype), 2, 2),
     'max_pool': lambda x: kernels.max_pool(x, 2),
     'avg_pool': lambda x: kernels.avg_pool(x, 2),
-    'batch_norm': kernels.batch_norm,
+    'batch_norm': statistics.batch_norm,
 }
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rome_jax.engine import kernels, layers, operations, switch
+from rome_jax.engine import kernels, layers, operations, statistics, switch
 from rome_jax.engine.archs import CellArch
 from rome_jax.engine.weights import STACKED
 from rome_jax.families.nasbench1shot1.layers import (
@@ -81,7 +81,7 @@ def _project(kernel, x):
   """Views of state 0: [V,C',C], [B,H,W,C'] -> [V,B,H,W,C]."""
   k, c_in, c = kernel.shape
   flat = jnp.moveaxis(kernel, 0, 1).reshape(c_in, k * c).astype(x.dtype)
-  y = nn.relu(kernels.batch_norm(kernels.pointwise(x, flat)))
+  y = nn.relu(statistics.batch_norm(kernels.pointwise(x, flat)))
   return jnp.moveaxis(y.reshape(*x.shape[:3], k, c), 3, 0)
 
 
