@@ -39,10 +39,11 @@ from unittest import mock
 import jax
 import numpy as np
 
-from benchmarks import grid, mixed, search_step
-from rome_jax import spaces
+from benchmarks import grid, search_step
+from rome_jax import families, spaces
 from rome_jax.config import fields
 from rome_jax.engine import kernels
+from rome_jax.methods import METHODS
 
 GRAPH = {'xla_gpu_enable_command_buffer': (
     'FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,DYNAMIC_SLICE_FUSION,'
@@ -81,6 +82,7 @@ ROWS = {
     'k7_vmap_bf16': Row(k=7, samples='vmap', dtype='bfloat16'),
     'k7_batch256': Row(k=7, batch=256),
     'gdas': Row(method='gdas'),
+    'spos': Row(method='spos'),
     'darts': Row(method='darts'),
     'pc_darts': Row(method='pc_darts', batch=256),
 }
@@ -102,8 +104,7 @@ def _choose(name):
 
 def _config(row, size):
   config = fields.defaults()
-  config.image_size = size.image_size
-  config.method = row.method if row.method in ('rome_v2', 'gdas') else 'gdas'
+  config.image_size, config.method = size.image_size, row.method
   config.search.update(
       cells=size.cells, channels=size.channels, batch_size=row.batch, k=row.k,
       samples=row.samples, dtype=row.dtype)
@@ -112,14 +113,13 @@ def _config(row, size):
 
 def _step(row, size):
   """(complete step, state, batches) of a row, not compiled."""
-  config = _config(row, size)
-  if row.method in ('darts', 'pc_darts'):
-    network = mixed.MixedSupernet(
-        mixed.SPACE, size.cells, size.channels, search_step.NUM_CLASSES,
-        partial=4 if row.method == 'pc_darts' else 1)
-    problem = mixed.make_problem(network, row.batch, size.image_size)
-    return *mixed.make_step(problem, config), problem.batches
-  problem = search_step.make_problem(spaces.S0, config)
+  config, method = _config(row, size), METHODS[row.method]
+  network = families.supernet(
+      spaces.S0, spaces.Sizes(size.cells, size.channels,
+                              search_step.NUM_CLASSES, size.image_size),
+      partial=method.partial)
+  problem = search_step.problem_of(
+      network, method, row.batch, size.image_size, dtype=row.dtype)
   return *search_step.make_step(problem, config), problem.batches
 
 
