@@ -20,12 +20,11 @@ import optax  # noqa: E402
 from jax import lax  # noqa: E402
 
 from rome_jax import families, spaces
-from rome_jax.config import fields
 from rome_jax.devices import mesh as mesh_lib
 from rome_jax.engine import weights as weights_lib
 from rome_jax.methods import step as step_lib
 from rome_jax.methods import table
-from rome_jax.train import optim, retrain, search
+from rome_jax.train import optim, recipes, retrain, search
 
 
 def switched_gradient():
@@ -50,14 +49,14 @@ def switched_gradient():
 
 
 def problem(accumulate=1):
-  """A tiny search: (update of a mesh, state, batches)."""
+  """A tiny search: (step of a mesh, state, {half: batch})."""
   space = spaces.Space(
       'tiny', ('skip_connect', 'sep_conv_3x3', 'avg_pool_3x3'), num_nodes=2)
   net = families.get(space).supernet(
       space, spaces.Sizes(2, 4, 3), 'cifar')
-  method, section = table.METHODS['rome_v2'], fields.defaults().search
-  theta_tx = optim.sgd(lambda step: .05, section)
-  arch_tx = optim.arch_adam(section)
+  method, recipe = table.METHODS['rome_v2'], recipes.SearchRecipe()
+  theta_tx = optim.sgd(lambda step: .05, recipe)
+  arch_tx = optim.arch_adam(recipe)
 
   def update(mesh):
     return step_lib.make_step(
@@ -66,11 +65,12 @@ def problem(accumulate=1):
         mesh_lib.spread(mesh))
 
   rng = np.random.default_rng(0)
-  batches = [{'image': rng.normal(size=(8, 8, 8, 3)).astype(np.float32),
-              'label': rng.integers(0, 3, 8).astype(np.int32)}
-             for _ in range(2)]
+  batches = {half: {
+      'image': rng.normal(size=(8, 8, 8, 3)).astype(np.float32),
+      'label': rng.integers(0, 3, 8).astype(np.int32)
+      } for half in ('train', 'valid')}
   state = step_lib.init_state(
-      weights_lib.init_supernet(net, 0, 8, 3),
+      method, space, weights_lib.init_supernet(net, 0, 8, 3),
       method.init(space, jax.random.key(0)), theta_tx, arch_tx)
   return update, state, batches
 
@@ -79,10 +79,10 @@ def two_steps(update, state, batches, mesh):
   if mesh is not None:
     state = mesh_lib.place(state, mesh_lib.replicated(mesh))
     batches = mesh_lib.place(batches, mesh_lib.split_batch(mesh))
-  step = jax.jit(update(mesh)).lower(state, *batches).compile(
+  step = jax.jit(update(mesh)).lower(state, batches).compile(
       {'xla_backend_optimization_level': 0})
-  state, first = step(state, *batches)
-  state, second = step(state, *batches)
+  state, first = step(state, batches)
+  state, second = step(state, batches)
   return jax.device_get((state, first, second))
 
 
@@ -98,13 +98,13 @@ class Small(nn.Module):
 
 def retraining(mesh):
   """The same difference after a step of retraining in two parts."""
-  section = fields.defaults().evaluate
-  section.update(auxiliary=False, drop_path=0., accumulate=2)
+  recipe = recipes.RetrainRecipe(
+      auxiliary=False, drop_path=0., accumulate=2)
   tx = optax.sgd(.1)
-  batch = problem()[2][0]
+  batch = problem()[2]['train']
   variables = Small().init(jax.random.key(0), batch['image'])
   state = retrain.init_state(variables, tx)
-  step = retrain.make_step(Small(), section, tx, 10, 5)
+  step = retrain.make_step(Small(), recipe, tx, 10, 5)
   expected = jax.device_get(jax.jit(step)(state, batch))
   return largest_difference(jax.device_get(jax.jit(step)(
       mesh_lib.place(state, mesh_lib.replicated(mesh)),

@@ -111,7 +111,7 @@ def test_from_cifar_to_imagenet(found, tmp_path, capsys):
   # A third run begins with the file of the second.
   third = tiny_config(dataset='digits',
                       genotype=str(tmp_path / 'run' / 'genotype.json'))
-  third.evaluate.seeds = 0
+  third.retrain.seeds = 0
   assert run_lib.run(third, tmp_path / 'third', cifar_shaped()) == 0
   result = json.loads((tmp_path / 'third' / 'result.json').read_text())
   assert result['origin'] == origin | {
