@@ -1,9 +1,10 @@
 """What every command of a run does first: open and check; compile nothing."""
 
 import json
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from rome_jax import data, errors, families
 from rome_jax.config import checks, fields
@@ -27,7 +28,7 @@ class Prepared(NamedTuple):
     search, retrain: the recipes.
   """
 
-  config: Any
+  config: ConfigDict
   dataset: data.Dataset
   given: genotypes.Record | None
   setup: Setup
@@ -48,7 +49,8 @@ class Prepared(NamedTuple):
         self.setup.space, np.random.default_rng(self.config.seed))
 
 
-def prepare(config, dataset: data.Dataset | None = None) -> Prepared:
+def prepare(config: ConfigDict,
+            dataset: data.Dataset | None = None) -> Prepared:
   """Opens and checks what a validated config names; compiles nothing.
 
   Raises:

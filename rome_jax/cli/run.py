@@ -16,10 +16,11 @@ import pathlib
 import platform
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from rome_jax import data, errors, files
 from rome_jax.cli.prepare import described, prepare
@@ -42,7 +43,7 @@ PHASES = ('compiling', 'searching', 'retraining', 'testing', 'writing')
 PACKAGES = ('rome_jax', 'jax', 'jaxlib', 'flax', 'optax', 'numpy')
 
 
-def main(argv=None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
   """Runs a command line (default: the process's); returns the exit code."""
   try:
     loaded = command_line.load(sys.argv[1:] if argv is None else list(argv))
@@ -62,7 +63,8 @@ def main(argv=None) -> int:
     return 130
 
 
-def run(config, workdir, dataset: data.Dataset | None = None,
+def run(config: ConfigDict, workdir: str | os.PathLike,
+        dataset: data.Dataset | None = None,
         writers: Iterable[metrics.Writer] = ()) -> int:
   """Does what `config` asks for in `workdir`; returns the exit code.
 
@@ -100,7 +102,7 @@ def run(config, workdir, dataset: data.Dataset | None = None,
   return 0
 
 
-def check(config, dataset: data.Dataset | None = None) -> int:
+def check(config: ConfigDict, dataset: data.Dataset | None = None) -> int:
   """Checks config, data and genotype, and says what was checked.
 
   Compiles nothing and writes nothing; reads one batch of each kind.
@@ -119,7 +121,8 @@ def check(config, dataset: data.Dataset | None = None) -> int:
   return 0
 
 
-def show_cost(config, dataset: data.Dataset | None = None) -> int:
+def show_cost(config: ConfigDict,
+              dataset: data.Dataset | None = None) -> int:
   """Says what a run would cost and writes nothing; returns the exit code.
 
   The network that is retrained is that of the given genotype, or of a random

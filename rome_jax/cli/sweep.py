@@ -3,23 +3,25 @@
   python -m rome_jax sweep --config=configs/quickstart.py --workdir=DIR \
       --seeds=0,1,2 [--vary=FIELD=A,B ...] [--config.FIELD=VALUE ...]
 
-One run of `rome_jax.main` for each combination of the values, one after
-another, each in a folder (DIR/seed-0) and a process of its own: the crash of
-one does not take the others along. The same command continues what is not
-finished and leaves alone what is. At the end stand DIR/sweep.json and a
-table. `--vary=config=A.py,B.py` varies the config file.
+Starts one run of `rome_jax.main` for each combination of the values, one after
+another, each in a folder (DIR/seed-0) and a process of its own, so that the
+crash of one does not end the others. The same command continues unfinished
+runs and leaves finished ones alone. At the end it writes DIR/sweep.json and
+prints a table. `--vary=config=A.py,B.py` varies the config file.
 
-Exit codes: 0 every run is done, or stopped on request with everything saved;
-else that of the first run that failed, as of `rome_jax.main`.
+Exit codes: 0 if every run is done, or stopped on request with everything
+saved; else the exit code of the first run that failed.
 """
 
 import argparse
 import itertools
 import operator
+import os
 import pathlib
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from rome_jax import errors, files
@@ -28,8 +30,8 @@ from rome_jax.devices import interrupt
 from rome_jax.show import report
 
 FILENAME = 'sweep.json'
-# What the interpreter is given to run one; one's own script where one adds
-# spaces or operations.
+# What the interpreter runs; a script of your own if you add spaces or
+# operations.
 PROGRAM = ('-m', 'rome_jax.main')
 
 
@@ -118,18 +120,19 @@ def _run(folder, texts, flags):
   return Run(name, values, str(pathlib.Path(folder, name)), argv)
 
 
-def execute(run: Run, stop: interrupt.Interrupt, program=PROGRAM,
-            cwd=None) -> int:
+def execute(run: Run, stop: interrupt.Interrupt,
+            program: Sequence[str] = PROGRAM,
+            cwd: str | None = None) -> int:
   """Runs one in a process of its own; returns its exit code.
 
   Args:
     run: what to run.
-    stop: when it is requested, the run is asked to save and stop.
+    stop: once it is requested, the run is asked to save and stop.
     program: see PROGRAM.
     cwd: where relative paths begin; None: here.
 
   Returns:
-    Its exit code; 128 + the number of the signal that it died of.
+    Its exit code, or 128 + the number of the signal that ended it.
   """
   # A session of its own: a Ctrl-C must reach it once, through us, as a second
   # signal would end it before everything is saved.
@@ -156,7 +159,8 @@ def _wait(process, stop):
         told = True
 
 
-def one_by_one(runs: list[Run], program=PROGRAM) -> dict[str, int]:
+def one_by_one(runs: list[Run],
+               program: Sequence[str] = PROGRAM) -> dict[str, int]:
   """Runs one after another; {name: exit code} of those that were started."""
   codes = {}
   with interrupt.Interrupt() as stop:
@@ -234,7 +238,8 @@ def to_text(found: dict) -> str:
   return '\n'.join(lines)
 
 
-def finish(runs: list[Run], codes: dict[str, int], folder) -> int:
+def finish(runs: list[Run], codes: dict[str, int],
+           folder: str | os.PathLike) -> int:
   """Writes sweep.json, prints the table; returns the exit code."""
   found = collect(runs, codes)
   files.write_json(pathlib.Path(folder, FILENAME), found)
@@ -242,7 +247,8 @@ def finish(runs: list[Run], codes: dict[str, int], folder) -> int:
   return next((code for code in codes.values() if code), 0)
 
 
-def main(argv=None, program=PROGRAM) -> int:
+def main(argv: Sequence[str] | None = None,
+         program: Sequence[str] = PROGRAM) -> int:
   """Runs a command line (default: the process's); returns the exit code."""
   try:
     args, flags = make_parser('python -m rome_jax sweep').parse_known_args(argv)

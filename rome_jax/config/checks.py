@@ -4,15 +4,16 @@ import json
 import math
 import os
 import pathlib
+from typing import Any
 
-import ml_collections
+from ml_collections import ConfigDict
 
 from rome_jax import errors, files, spaces
 from rome_jax.config import fields
 from rome_jax.methods import table
 
 
-def from_json(value) -> ml_collections.ConfigDict:
+def from_json(value: Any) -> ConfigDict:
   """The validated config of a `to_json` object; absent fields: defaults.
 
   Raises:
@@ -28,7 +29,7 @@ def from_json(value) -> ml_collections.ConfigDict:
   return config
 
 
-def validate(config) -> None:
+def validate(config: ConfigDict) -> None:
   """Checks every field, its type too, and what fields ask of each other.
 
   Raises:
@@ -52,7 +53,7 @@ def validate(config) -> None:
           f'config.{name}.accumulate={parts}')
 
 
-def check_value(name: str, value, field: fields.Field) -> None:
+def check_value(name: str, value: Any, field: fields.Field) -> None:
   """Checks one value against its row of the table.
 
   Raises:
@@ -154,7 +155,7 @@ def _check_retrain(config):
         f'below config.retrain.epochs={retrain.epochs}')
 
 
-def space(config) -> spaces.Space:
+def space(config: ConfigDict) -> spaces.Space:
   """The search space of a config.
 
   Looked up when it is needed, not in the table: users add rows to
@@ -167,7 +168,7 @@ def space(config) -> spaces.Space:
                           drop_none=config.drop_none)
 
 
-def apply_recipe(config, before: str | None = None) -> None:
+def apply_recipe(config: ConfigDict, before: str | None = None) -> None:
   """Sets the fields in which the paper of config.method has values of its own.
 
   A method's row lists them (`Method.recipe`). Nothing else does this, so what
@@ -189,7 +190,7 @@ def apply_recipe(config, before: str | None = None) -> None:
     set_field(config, name, value)
 
 
-def set_field(config, name: str, value) -> None:
+def set_field(config: ConfigDict, name: str, value: Any) -> None:
   """Sets one field, by its full name, once the value is found right.
 
   Raises:
@@ -211,7 +212,7 @@ def _as_float(value):
     return math.inf if value > 0 else -math.inf
 
 
-def check_workdir(workdir, config) -> None:
+def check_workdir(workdir: str | os.PathLike, config: ConfigDict) -> None:
   """Makes the folder a run's own, or checks that it already is.
 
   Writes `config.json` if there is none. If there is one it must say the same,

@@ -300,7 +300,7 @@ def defaults() -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(config).lock()
 
 
-def to_json(config) -> dict:
+def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """Every field as a JSON object; sections are objects in it."""
   return config.to_dict()
 

@@ -3,9 +3,11 @@
 `rome_jax.train` and what is below it know nothing of configs.
 """
 
+import os
 import pathlib
 
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from rome_jax import data, errors, families
 from rome_jax.config import checks
@@ -17,7 +19,7 @@ from rome_jax.train import loop, recipes
 from rome_jax.train.setup import Setup
 
 
-def search_recipe(config) -> recipes.SearchRecipe:
+def search_recipe(config: ConfigDict) -> recipes.SearchRecipe:
   """The section `search` of a config.
 
   >>> from rome_jax import config as config_lib
@@ -27,7 +29,7 @@ def search_recipe(config) -> recipes.SearchRecipe:
   return recipes.SearchRecipe(**config.search.to_dict())
 
 
-def retrain_recipe(config) -> recipes.RetrainRecipe:
+def retrain_recipe(config: ConfigDict) -> recipes.RetrainRecipe:
   """The section `retrain` of a config.
 
   >>> from rome_jax import config as config_lib
@@ -37,13 +39,13 @@ def retrain_recipe(config) -> recipes.RetrainRecipe:
   return recipes.RetrainRecipe(**config.retrain.to_dict())
 
 
-def settings(config, workdir) -> loop.Settings:
+def settings(config: ConfigDict, workdir: str | os.PathLike) -> loop.Settings:
   """The loop's part of a config."""
   return loop.Settings(pathlib.Path(workdir), config.log_every,
                        config.checkpoint_every, config.keep_checkpoints)
 
 
-def make_setup(config, dataset: data.Dataset,
+def make_setup(config: ConfigDict, dataset: data.Dataset,
                mesh: Mesh | None = None) -> Setup:
   """Resolves the names in a config.
 
@@ -66,7 +68,7 @@ def make_setup(config, dataset: data.Dataset,
   return Setup(space, families.get(space), method, sizes, stem, mesh)
 
 
-def make_mesh(config) -> Mesh | None:
+def make_mesh(config: ConfigDict) -> Mesh | None:
   """The mesh that a config asks for; None where that is one device.
 
   Raises:
@@ -80,7 +82,7 @@ def make_mesh(config) -> Mesh | None:
   return mesh
 
 
-def retrains(config) -> bool:
+def retrains(config: ConfigDict) -> bool:
   """Whether anything is trained from scratch."""
   return bool(config.retrain.seeds or config.retrain.random_architectures)
 

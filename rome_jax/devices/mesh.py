@@ -11,6 +11,7 @@ under `jax.shard_map`, each device with its own architectures: `jit` alone
 cannot express a switch that takes another branch on each device.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -58,7 +59,7 @@ def sizes(mesh: Mesh | None) -> tuple[int, int]:
   return (mesh.shape[DATA], mesh.shape[SAMPLE]) if mesh else (1, 1)
 
 
-def spread(mesh: Mesh | None):
+def spread(mesh: Mesh | None) -> Callable[[Callable], Callable]:
   """A wrapper that runs a sum over samples on a mesh.
 
   Args:
@@ -127,7 +128,7 @@ class ShardedBatches(NamedTuple):
         self.batches(step, rows), rows, self.size, self.sharding)
 
 
-def sharded(batches, sharding: NamedSharding | None, size: int):
+def sharded(batches: Any, sharding: NamedSharding | None, size: int) -> Any:
   """`ShardedBatches`; without a sharding the batches as they are."""
   return batches if sharding is None else ShardedBatches(
       batches, sharding, size)

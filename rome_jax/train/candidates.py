@@ -6,10 +6,12 @@ with random search in place of evolution; Li and Talwalkar, UAI 2019).
 """
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from rome_jax import data, families
 from rome_jax.devices import mesh as mesh_lib
@@ -28,8 +30,10 @@ def draw(space: Space, number: int, seed: int) -> list[Genotype]:
   return [genotypes.random(space, rng) for _ in range(number)]
 
 
-def accuracies(network, theta: Any, found: list[Genotype], batches,
-               number: int, dtype: str = 'float32', mesh=None) -> np.ndarray:
+def accuracies(network: Any, theta: Any, found: list[Genotype],
+               batches: Callable[[int], Any], number: int,
+               dtype: str = 'float32',
+               mesh: Mesh | None = None) -> np.ndarray:
   """One-shot accuracy of each genotype, with statistics of the batch.
 
   Args:
@@ -73,7 +77,7 @@ def accuracies(network, theta: Any, found: list[Genotype], batches,
   return total / number
 
 
-def best(network, setup: Setup, recipe: SearchRecipe, theta: Any,
+def best(network: Any, setup: Setup, recipe: SearchRecipe, theta: Any,
          valid: data.Batches, dataset: data.Dataset,
          seed: int) -> tuple[Genotype, dict[str, float]]:
   """The most accurate of `recipe.candidates` random architectures.

@@ -1,9 +1,10 @@
 """Retraining from scratch: a genotype to a tested network."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,7 +52,7 @@ class State(NamedTuple):
   opt: Any
 
 
-def init_state(variables, tx, seed: int = 0) -> State:
+def init_state(variables: Mapping[str, Any], tx: Any, seed: int = 0) -> State:
   """The state before the first step, of a network's {collection: tree}."""
   params = variables['params']
   return State(jnp.zeros((), jnp.int32), jnp.uint32(seed), params,
@@ -79,15 +80,16 @@ def jobs(space: Space, recipe: RetrainRecipe, genotype: Genotype, seed: int,
   return found
 
 
-def make_network(setup: Setup, recipe: RetrainRecipe, genotype: Genotype):
-  """The network of a genotype, a flax module."""
+def make_network(setup: Setup, recipe: RetrainRecipe,
+                 genotype: Genotype) -> nn.Module:
+  """The network of a genotype."""
   return setup.family.network(
       setup.space, genotype, setup.sizes_of(recipe), setup.stem,
       auxiliary=recipe.auxiliary, auxiliary_norm=recipe.auxiliary_norm,
       remat=recipe.remat)
 
 
-def make_step(network, recipe: RetrainRecipe, tx, steps: int,
+def make_step(network: nn.Module, recipe: RetrainRecipe, tx: Any, steps: int,
               steps_per_epoch: int) -> Callable[..., Any]:
   """(state, batch) -> (state, metrics): one step of DARTS's retraining.
 
@@ -145,7 +147,7 @@ def _mean_loss(logits, batch, recipe):
       logits, batch['label'], recipe.label_smoothing).mean()
 
 
-def drop_path_at(recipe: RetrainRecipe, step, steps_per_epoch: int):
+def drop_path_at(recipe: RetrainRecipe, step: Any, steps_per_epoch: int) -> Any:
   """drop_path * epoch / epochs (DARTS, `train.py`)."""
   return recipe.drop_path * (step // steps_per_epoch) / recipe.epochs
 
@@ -293,8 +295,8 @@ class Trainer:
     self._programs = {network: (program, test)}
     return program, test, carry
 
-  def run(self, job: Job, settings: loop.Settings, writer,
-          stop) -> loop.Outcome:
+  def run(self, job: Job, settings: loop.Settings, writer: Any,
+          stop: Any) -> loop.Outcome:
     """Trains one job, or continues it; see `loop.run`.
 
     Returns:

@@ -3,9 +3,11 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from rome_jax import data
 from rome_jax.devices import hosts
@@ -95,7 +97,7 @@ def num_steps(recipe: SearchRecipe, steps_per_epoch: int) -> int:
       'or set config.genotype to skip the search')
 
 
-def make_loss(network, dtype: str = 'float32') -> Callable[..., Any]:
+def make_loss(network: nn.Module, dtype: str = 'float32') -> Callable[..., Any]:
   """(theta, arch, batch, rng) -> (mean cross entropy, {'accuracy': mean}).
 
   Args:
@@ -130,8 +132,9 @@ def make_tau(recipe: SearchRecipe, steps: int,
   return tau
 
 
-def choose_samples(recipe: SearchRecipe, network, theta, image_size: int,
-                   image_channels: int, mesh=None) -> str:
+def choose_samples(recipe: SearchRecipe, network: nn.Module, theta: Any,
+                   image_size: int, image_channels: int,
+                   mesh: Mesh | None = None) -> str:
   """What `samples='auto'` is on this device; see `memory.samples`.
 
   Args:
@@ -157,8 +160,8 @@ def choose_samples(recipe: SearchRecipe, network, theta, image_size: int,
   return memory.samples(recipe.k // groups, images * each, total)
 
 
-def make_supernet(setup: Setup, recipe: SearchRecipe):
-  """The supernet of a setup, a flax module."""
+def make_supernet(setup: Setup, recipe: SearchRecipe) -> nn.Module:
+  """The supernet of a setup."""
   options = {}
   if setup.method.partial > 1:  # Not every family has partial channels.
     options['partial'] = setup.method.partial
@@ -268,7 +271,7 @@ def _changes(before, after):
 
 
 def run(setup: Setup, recipe: SearchRecipe, dataset: data.Dataset, seed: int,
-        settings: loop.Settings, writer, stop,
+        settings: loop.Settings, writer: Any, stop: Any,
         origin: Mapping[str, Any] | None = None,
         ) -> tuple[loop.Outcome, Genotype | None]:
   """Searches, or continues a search, in the folder of `settings`.
