@@ -120,6 +120,7 @@ def test_the_config_file_can_vary():
     ([CONFIG, '--seeds=1,x'], "config.seed='x'"),
     ([CONFIG, '--vary=method=rome_v2,rome'], "config.method='rome'"),
     ([CONFIG, '--seed=1', '--seeds=1'], 'config.seed'),
+    ([CONFIG, '--seeds=1', '--check'], '--check is for one run'),
     ([CONFIG, '--seeds=1', '--dry-run'], '--dry-run')])
 def test_mistakes_are_found_before_anything_runs(flags, words, tmp_path):
   with pytest.raises(errors.UserError, match=words):
