@@ -268,7 +268,7 @@ def load(workdir: str | pathlib.Path, name: str | None = None) -> Trained:
       Sizes(recipe.cells, recipe.channels, facts['num_classes'],
             facts['image_size'], facts['image_channels']),
       stem=families.resolve_stem(space, config.stem, facts['image_size']),
-      auxiliary=recipe.auxiliary)
+      auxiliary=recipe.auxiliary, auxiliary_norm=recipe.auxiliary_norm)
   variables = checkpoint.read_tree(
       workdir / 'checkpoints' / 'retrain' / figures['name'], 'state')
   return Trained(
