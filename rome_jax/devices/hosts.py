@@ -1,18 +1,18 @@
 """Several processes of one run: how they start, agree, stop and end.
 
 Every process runs the same program over all devices of the run (JAX's
-multi-controller model). They speak through the key-value store of JAX's
-coordination service, which lives in process 0. With one process every
-function here does the plain thing.
+multi-controller model). Processes communicate through the key-value store of
+JAX's coordination service, which lives in process 0. With one process, every
+function here does nothing special.
 
-A thread in each process watches the others. It is what keeps a process from
-waiting for ever for one that is gone: a lost process, or one that ends with
-an error, ends all of them.
+A thread in each process watches the others, so no process waits forever on a
+dead peer: if one process is lost or ends with an error, all of them end.
 """
 
 import contextlib
 import json
 import os
+import pathlib
 import re
 import signal
 import socket
@@ -20,6 +20,8 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 
@@ -27,27 +29,28 @@ import jax
 from jax._src import distributed as _distributed
 
 from rome_jax import errors
+from rome_jax.devices import interrupt
 
-_POLL = 1.  # seconds between two looks at what the others say
-_LINGER = 5.  # seconds that process 0, which carries the store, outlives
-# Waiting for all processes to start may take as many times the heartbeat.
+_POLL = 1.  # seconds between two checks of the other processes
+_LINGER = 5.  # seconds that process 0, which holds the store, outlives them
+# Waiting for all processes to start may take this many heartbeats.
 _START = 3
 _ROOT = 'rome_jax'
-# What a failed collective's exception says; its type varies (ValueError too).
+# Messages of failed collectives; their type varies (even ValueError).
 _BROKEN = re.compile(
     'gloo|nccl|collective|connection|socket|coordination|heartbeat'
     '|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED', re.IGNORECASE)
 
-_watch = None  # the `Watch` of this process, where there are several
+_watch = None  # the `Watch` of this process; None if there is only one
 
 
 @contextlib.contextmanager
-def joined(options):
-  """Makes this process one of several for the body, where options say so.
+def joined(options: Any) -> Iterator[None]:
+  """Joins this process to the others for the body, if the options say so.
 
-  Processes but the first are silent. An error in the body is told to the
-  others, and this process ends there and then with its exit code, as JAX's
-  own way out would wait for the others.
+  All processes but the first are silent. On an error in the body, this process
+  tells the others and exits at once with the error's exit code, because JAX's
+  own shutdown would wait for the others.
 
   Args:
     options: `config.Options`.
@@ -77,7 +80,7 @@ def joined(options):
 
 
 def is_first() -> bool:
-  """Whether this process is the one that writes and prints."""
+  """Whether this process writes files and prints."""
   return _watch is None or _watch.process == 0
 
 
@@ -86,8 +89,8 @@ def several() -> bool:
   return _watch is not None
 
 
-def from_first(function):
-  """What `function` returns on process 0, on every process; run only there.
+def from_first(function: Callable[[], Any]) -> Any:
+  """Runs `function` on process 0 and returns its result on every process.
 
   Args:
     function: () -> a value that JSON can hold.
@@ -99,25 +102,29 @@ def from_first(function):
 
 
 def wait_for_all(what: str) -> None:
-  """Returns once every process has come here.
+  """Returns once every process has called it.
 
-  Before the first call of a program: collectives (gloo's of the CPU) wait for
-  half a minute only, and compiling may take longer on one host than another.
+  Call it before the first call of a program: collectives (gloo, on CPUs) wait
+  only half a minute, and compile times differ between hosts.
+
+  Args:
+    what: what the processes wait for, the same on each.
   """
   if _watch is not None:
     _meet(what)
 
 
-def compare(what: str, text: str, kind=errors.LostError) -> None:
-  """Sees that every process has the same.
+def compare(what: str, text: str,
+            kind: type[Exception] = errors.LostError) -> None:
+  """Checks that every process has the same value.
 
   Args:
-    what: what it is, for the error.
-    text: a value, or the digest of one.
-    kind: of error.
+    what: name of the value, for the error.
+    text: the value, or its digest.
+    kind: type of the error.
 
   Raises:
-    kind: a process has another than process 0.
+    kind: a process has a different value than process 0.
   """
   if _watch is None:
     return
@@ -127,11 +134,11 @@ def compare(what: str, text: str, kind=errors.LostError) -> None:
 
   others = _meet(what, text, decide)
   if others:
-    raise kind(f'process {others} has another {what} than process 0')
+    raise kind(f'process {others} has a different {what} than process 0')
 
 
-def check_shared(path) -> None:
-  """Sees that every process reads in `path` what process 0 does.
+def check_shared(path: pathlib.Path) -> None:
+  """Checks that every process reads the same file as process 0.
 
   Raises:
     UserError: a process does not, so the folder is not shared.
@@ -139,7 +146,7 @@ def check_shared(path) -> None:
   if _watch is None:
     return
   text = from_first(path.read_text)
-  deadline = time.monotonic() + 15  # A network's file system may lag.
+  deadline = time.monotonic() + 15  # Network file systems may lag.
   while _text(path) != text:
     if time.monotonic() > deadline:
       raise errors.UserError(
@@ -155,15 +162,15 @@ def _text(path):
     return None
 
 
-def agreed(stop):
-  """A request to stop that all processes see after the same step.
+def agreed(stop: interrupt.Interrupt) -> 'interrupt.Interrupt | AgreedStop':
+  """Returns a request to stop that all processes see after the same step.
 
   Args:
-    stop: an `interrupt.Interrupt`.
+    stop: the request of this process.
 
   Returns:
-    `stop` itself, or with several processes an object with its attributes
-    `requested`, which all must read equally often, and `signal`.
+    `stop` itself for one process. For several, an object with the same
+    attributes `requested`, which all must read equally often, and `signal`.
   """
   if _watch is None:
     return stop
@@ -172,7 +179,7 @@ def agreed(stop):
 
 
 class AgreedStop:
-  """What `agreed` returns for one `Watch` of several."""
+  """A request to stop that several processes share; made by `agreed`."""
 
   def __init__(self, watch):
     self._watch = watch
@@ -187,10 +194,10 @@ class AgreedStop:
 
 
 def _initialize(options):
-  """JAX's own initialisation, with sentences for what it answers by abort.
+  """Initialises JAX's distributed runtime, with readable errors.
 
-  JAX ends the process from C++ where the coordinator does not answer or a
-  process is missing; a timer of ours comes first.
+  JAX aborts the process from C++ if the coordinator does not answer or a
+  process is missing; the timer here fires first.
   """
   limit = _START * options.heartbeat
   explicit = {}
@@ -200,7 +207,7 @@ def _initialize(options):
         'num_processes': options.processes, 'process_id': options.process}
     if options.process == 0:
       _check_port(options.coordinator)
-  # We stop on SIGTERM in our own way; see `agreed`.
+  # SIGTERM is handled here; see `agreed`.
   jax.config.update('jax_enable_preemption_service', False)
   timer = threading.Timer(limit, _give_up, (options, limit))
   timer.daemon = True
@@ -208,7 +215,7 @@ def _initialize(options):
   try:
     jax.distributed.initialize(
         **explicit, initialization_timeout=limit + 60,
-        # Ours is first; this is for when Python itself hangs.
+        # `Watch` notices earlier; this limit is for a Python that hangs.
         heartbeat_timeout_seconds=2 * options.heartbeat)
     jax.devices()  # waits for every process
   except Exception as error:
@@ -218,7 +225,7 @@ def _initialize(options):
 
 
 def _check_port(address):
-  """JAX crashes where the coordinator's port is taken."""
+  """Raises UserError if the coordinator's port is taken; JAX would crash."""
   port = int(address.rpartition(':')[2])
   try:
     with socket.socket(socket.AF_INET6) as probe:
@@ -233,8 +240,8 @@ def _check_port(address):
 
 def _give_up(options, limit):
   where = options.coordinator or 'the coordinator'
-  _exit(2, f'after {limit} s not all processes had met at {where}; it must be '
-        'reachable from each, and as many as were announced must start')
+  _exit(2, f'after {limit} s not all processes had met at {where}; every '
+        'process must be able to reach it, and all of them must start')
 
 
 def _start_error(options, error):
@@ -261,23 +268,23 @@ def _silent(silent):
 
 
 class Watch:
-  """What a process knows of the others, and the thread that finds it out.
+  """What a process knows about the others, and the thread that finds out.
 
-  Keys in the store, P being a process:
-    beat/P     a count that grows while P lives; only process 0 looks at it
+  Keys in the store, where P is a process:
+    beat/P     a count that grows while P lives; only process 0 reads it
     end/P      [exit code, sentence], once P ends early
-    stop/P     [count of steps, signal], once somebody wants to stop
-    meet/N/P   what P gives to meeting N; meet/N/reply what was decided
+    stop/P     [count of steps, signal], once a process wants to stop
+    meet/N/P   the text of P in meeting N; meet/N/reply is the decision
   """
 
   def __init__(self, process, count, client, heartbeat):
     """Starts the thread.
 
     Args:
-      process: which one this is.
-      count: how many there are.
-      client: of JAX's coordination service.
-      heartbeat: seconds of silence after which a process is lost.
+      process: index of this process.
+      count: number of processes.
+      client: client of JAX's coordination service.
+      heartbeat: seconds of silence after which a process counts as lost.
     """
     self.process, self.count = process, count
     self.local = self.signal = None
@@ -285,22 +292,22 @@ class Watch:
     self._asked, self._stop_at = 0, None
     self._meetings = 0
     self._steps, self._leaving = threading.Lock(), threading.Lock()
-    self._beats = {}  # process: (its last beat, when that came)
+    self._beats = {}  # process: (its last beat, time of that beat)
     self._closed = threading.Event()
     self._thread = threading.Thread(
         target=self._run, name='hosts', daemon=True)
     self._thread.start()
 
   def meet(self, name, text, decide):
-    """Every process gives a text, process 0 decides, all get its decision.
+    """Collects a text from every process and returns process 0's decision.
 
     Args:
-      name: of the meeting, which must be every process's next.
-      text: what this one gives.
-      decide: texts, by process -> text.
+      name: of the meeting; every process must come to the same one next.
+      text: the text of this process.
+      decide: [text of each process] -> text.
 
     Raises:
-      LostError: another process is at another meeting.
+      LostError: another process is at a different meeting.
     """
     number = self._meetings
     self._meetings += 1
@@ -312,22 +319,22 @@ class Watch:
         raise errors.LostError(
             f'the processes do different things: {[n for n, _ in given]}')
       self._set(f'meet/{number}/reply', decide([t for _, t in given]))
-      # All have read the reply of the meeting before, or were not here.
+      # All are here, so all have read the reply of the previous meeting.
       self._client.key_value_delete(f'{_ROOT}/meet/{number - 1}/')
     return self._wait(f'meet/{number}/reply')
 
   def count_and_ask(self):
-    """Counts a step; whether all processes are to stop after it."""
+    """Counts a step; returns whether all processes must stop after it."""
     with self._steps:
       self._asked += 1
       return self._stop_at is not None and self._asked >= self._stop_at
 
   def leave(self, error):
-    """Ends this process for an exception of its main thread."""
+    """Ends this process after an exception in its main thread."""
     if isinstance(error, errors.UserError | errors.DivergedError):
       self._leave(error.exit_code, f'process {self.process}: {error}')
     deadline = time.monotonic() + 2 * _POLL
-    while time.monotonic() < deadline:  # Did another say why?
+    while time.monotonic() < deadline:  # Has another process said why?
       self._follow()
       time.sleep(.1)
     if isinstance(error, errors.LostError):
@@ -344,12 +351,12 @@ class Watch:
                 f'{_first_line(error)}')
 
   def close(self):
-    """Ends the thread."""
+    """Stops the thread."""
     self._closed.set()
     self._thread.join()
 
   def _run(self):
-    """The thread: says that we live, and looks at the others."""
+    """Runs in the thread: sends heartbeats and checks the others."""
     number, beat_at = 0, 0.
     while not self._closed.wait(_POLL):
       try:
@@ -385,15 +392,16 @@ class Watch:
       since = now - self._beats.setdefault(process, (None, now))[1]
       if since > self._heartbeat:
         self._leave(errors.LostError.exit_code, (
-            f'process {process} is lost: nothing heard of it for '
+            f'process {process} is lost: no sign of it for '
             f'{since:.0f} s; the same command continues from the last '
             'checkpoint'))
 
   def _settle(self):
     """Finds the step after which all stop: the first that none has passed.
 
-    No process goes on meanwhile, so none can pass it; one that waits in the
-    middle of a step for the others gets there as they still end theirs.
+    No process starts another step meanwhile, so none can pass it. The others
+    still finish their step, so a process that waits for them in the middle of
+    one gets there too.
     """
     with self._steps:
       number = self.local.signal if self.local is not None else None
@@ -410,7 +418,7 @@ class Watch:
   def _leave(self, code, sentence):
     """Tells the others and ends this process."""
     if not self._leaving.acquire(blocking=False):
-      time.sleep(2 * _LINGER)  # The other thread is about to end us.
+      time.sleep(2 * _LINGER)  # The other thread is about to exit.
       _exit(code, sentence)
     self._closed.set()
     with contextlib.suppress(Exception):
@@ -425,15 +433,16 @@ class Watch:
     self._client.key_value_set(f'{_ROOT}/{key}', text, allow_overwrite=True)
 
   def _all(self, folder):
-    """{process: value} of the keys of a folder."""
+    """Returns {process: value} for the keys of a folder."""
     found = self._client.key_value_dir_get(f'{_ROOT}/{folder}/')
     return {int(key.rpartition('/')[2]): json.loads(text)
             for key, text in found}
 
   def _wait(self, key):
-    """A value that another process will set; the thread sees if it does not.
+    """Waits for a value that another process sets.
 
-    In short turns: a signal's handler runs between them only.
+    Waits in short turns, because signal handlers only run between them. The
+    thread ends this process if the other one dies.
     """
     while True:
       try:
@@ -448,7 +457,7 @@ def _first_line(error):
 
 
 def _exit(code, sentence):
-  """Ends the process without the ways out that wait for other processes."""
+  """Exits without any cleanup that would wait for other processes."""
   print(f'rome_jax: {sentence}', file=sys.__stderr__, flush=True)
   with contextlib.suppress(Exception):
     sys.__stdout__.flush()

@@ -1,4 +1,4 @@
-"""Turns the first SIGTERM or SIGINT into a flag that a loop can look at."""
+"""Turns the first SIGTERM or SIGINT into a flag that a loop can check."""
 
 import signal
 import threading
@@ -7,20 +7,19 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupt:
-  """Context manager that notes a request to stop instead of dying of it.
+  """Context manager that records a request to stop instead of dying.
 
       with Interrupt() as interrupt:
         while not interrupt.requested:
           ...  # one step
 
-  A second signal does what it would have done without us, so an impatient
-  Ctrl-C still ends a step that hangs. The handlers of before are put back on
-  exit. Only the main thread may set handlers; elsewhere `requested` stays
-  False.
+  A second signal has its usual effect, so a second Ctrl-C still ends a step
+  that hangs. Previous handlers are restored on exit. Only the main thread may
+  set handlers; in other threads `requested` stays False.
 
   Attributes:
-    requested: whether a signal came.
-    signal: the `signal.Signals` that came first, or None.
+    requested: whether a signal arrived.
+    signal: the `signal.Signals` that arrived first, or None.
   """
 
   def __init__(self):
@@ -49,6 +48,6 @@ class Interrupt:
 
   def _put_back(self):
     for number, handler in self._previous.items():
-      # None: a handler that was not installed from Python.
+      # None stands for a handler that was not installed from Python.
       signal.signal(number, handler or signal.SIG_DFL)
     self._previous = {}

@@ -1,11 +1,10 @@
 """Checkpoints that survive a kill at any moment and say when one is damaged.
 
-A checkpoint is a folder `<directory>/<step, 8 digits>` with the arrays (an
-orbax checkpoint, folder `state`) and `manifest.json`: the SHA-256 of every
+A checkpoint is a folder `<directory>/<step, 8 digits>`. It holds the arrays (an
+Orbax checkpoint in `state`) and `manifest.json`, with the SHA-256 of every
 file and the name, shape and dtype of every leaf. It is written as
-`<step>.partial` and renamed when complete, so a folder without that suffix is
-whole unless something damaged it later; the manifest shows that, a flipped
-bit included.
+`<step>.partial` and renamed when complete, so a folder without that suffix was
+complete once. The manifest reveals any later damage, down to a flipped bit.
 """
 
 import concurrent.futures
@@ -38,20 +37,20 @@ class _DamagedError(Exception):
 class Checkpoints:
   """The newest `keep` checkpoints of one run, in one folder.
 
-  Saving happens in a thread and one save at a time; an error of it is raised
-  by the next `save`, `wait` or `close`. Also a context manager that closes.
+  A thread saves one checkpoint at a time; the next `save`, `wait` or `close`
+  raises its errors. Also a context manager that closes.
 
   Attributes:
-    damaged: (step, reason) of the checkpoints that `restore` passed over.
+    damaged: (step, reason) of each checkpoint that `restore` skipped.
   """
 
   def __init__(self, directory, keep=2):
-    """Nothing is read or written yet.
+    """Reads and writes nothing yet.
 
     Args:
-      directory: the folder of the checkpoints; made by the first save.
-      keep: how many checkpoints stay, at least 1; with 1 there is none to
-        fall back to.
+      directory: the folder of the checkpoints; the first save creates it.
+      keep: how many checkpoints to keep, at least 1. With 1 there is no other
+        to fall back to.
     """
     if keep < 1:
       raise errors.UserError(f'keep_checkpoints={keep} must be at least 1')
@@ -68,7 +67,10 @@ class Checkpoints:
     self.close()
 
   def steps(self) -> list[int]:
-    """Steps of the complete checkpoints, oldest first (damaged ones too)."""
+    """Returns the steps of all complete checkpoints, oldest first.
+
+    Damaged ones are included.
+    """
     try:
       names = os.listdir(self.directory)
     except FileNotFoundError:
@@ -79,18 +81,18 @@ class Checkpoints:
     return sorted(int(name) for name in names if re.fullmatch(r'\d{8,}', name))
 
   def save(self, step: int, state) -> None:
-    """Starts to save; returns when `state` is copied to the host.
+    """Starts a save; returns once `state` is copied to the host.
 
-    The caller may donate or change the arrays afterwards. Waits for the save
-    before this one, so at most one copy of a state is held. A checkpoint of
-    the same step is replaced.
+    The caller may then donate or change the arrays. Waits for the previous
+    save, so at most one copy of a state is held. Replaces a checkpoint of the
+    same step.
 
     Args:
       step: nonnegative.
       state: pytree of arrays and Python or NumPy numbers.
 
     Raises:
-      UserError: this or an earlier save cannot be written.
+      UserError: the previous save could not be written.
       TypeError: a leaf is a typed PRNG key (save its key data instead).
     """
     self.wait()
@@ -98,7 +100,7 @@ class Checkpoints:
     self._saving = self._thread.submit(self._write, step, arrays)
 
   def wait(self) -> None:
-    """Returns when nothing is being saved.
+    """Waits until the current save is done.
 
     Raises:
       UserError: the save failed (disk full, folder read-only).
@@ -108,7 +110,7 @@ class Checkpoints:
       saving.result()
 
   def close(self) -> None:
-    """Like `wait`, and ends the thread."""
+    """Waits for the current save, then stops the thread."""
     try:
       self.wait()
     finally:
@@ -117,17 +119,17 @@ class Checkpoints:
   def restore(self, target):
     """Reads the newest usable checkpoint.
 
-    A damaged one is passed over with one warning in the log and noted in
-    `damaged`; the next save that succeeds deletes it.
+    Skips damaged ones with a warning in the log and lists them in `damaged`;
+    the next successful save deletes them.
 
     Args:
-      target: pytree of the structure saved. A `jax.Array` or
-        `jax.ShapeDtypeStruct` leaf comes back as an array with its sharding
-        (default device if it has none), a NumPy array as one, a number as a
-        number. No value of it is read.
+      target: a pytree with the saved structure; its values are not used. A
+        `jax.Array` or `jax.ShapeDtypeStruct` leaf is restored with its
+        sharding (default device if it has none), a NumPy array as a NumPy
+        array and a number as a number.
 
     Returns:
-      (step, state), or None where nothing was ever saved.
+      (step, state), or None if nothing was ever saved.
 
     Raises:
       UserError: every checkpoint is damaged, or the newest usable one holds
@@ -175,8 +177,8 @@ class Checkpoints:
       _write_folder(partial, step, arrays)
       _replace_folder(partial, path)
       self._prune()
-    # Orbax and TensorStore report a full disk as ValueError, OSError or
-    # others; whichever it is, the run can't be made safe.
+    # Orbax and TensorStore report a full disk as ValueError, OSError or others.
+    # In any case the run can no longer be saved.
     except Exception as error:
       shutil.rmtree(partial, ignore_errors=True)
       raise errors.UserError(
@@ -190,7 +192,7 @@ class Checkpoints:
 
 
 def _named_leaves(tree):
-  """[(name, leaf)] in the pytree's order; names like 'params.conv.kernel'."""
+  """Returns [(name, leaf)] in pytree order; 'params.conv.kernel' is a name."""
   leaves = [
       (jax.tree_util.keystr(path, simple=True, separator='.'), leaf)
       for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]]
@@ -201,7 +203,11 @@ def _named_leaves(tree):
 
 
 def digest(state) -> str:
-  """SHA-256 of a state's leaves with their names: equal if all bits are."""
+  """Returns the SHA-256 of the names and values of a state's leaves.
+
+  >>> digest({'a': 1}) == digest({'a': np.int64(1)})
+  True
+  """
   found = hashlib.sha256()
   for name, array in _to_host(state).items():
     found.update(f'{name} {array.dtype} {array.shape}'.encode())
@@ -210,25 +216,25 @@ def digest(state) -> str:
 
 
 def _to_host(state):
-  """{name: NumPy array that shares no memory with `state`}."""
+  """Returns {name: NumPy array that shares no memory with `state`}."""
   leaves = _named_leaves(state)
   for name, leaf in leaves:
     if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(
         leaf.dtype, jax.dtypes.prng_key):
       raise TypeError(f'{name} is a PRNG key; save jax.random.key_data of it')
-  # device_get starts all transfers before it waits for one; on the CPU
-  # backend it may return a view of the device's buffer, hence the copy.
+  # device_get starts all transfers before it waits for any. On CPU it may
+  # return a view of the device's buffer, hence the copy.
   return {name: np.array(leaf) for name, leaf in jax.device_get(leaves)}
 
 
 @contextlib.contextmanager
 def _checkpointer():
-  """Orbax without its log, which prints a traceback per thread that fails."""
+  """Orbax without its log, which prints a traceback per failed thread."""
   def not_orbax(record):
     return 'orbax' not in pathlib.Path(record.pathname).parts
   absl_logger = logging.getLogger('absl')
   absl_logger.addFilter(not_orbax)
-  # Of several processes each reads by itself, and one writes.
+  # With several processes, each reads on its own and only one writes.
   here = jax.process_index()
   alone = ocp.options.MultiprocessingOptions(
       primary_host=here, active_processes={here},
@@ -243,7 +249,7 @@ def _checkpointer():
 
 
 def _write_folder(folder, step, arrays):
-  # Orbax refuses arrays without elements; the manifest alone describes them.
+  # Orbax refuses empty arrays; only the manifest describes them.
   with _checkpointer() as checkpointer:
     checkpointer.save(folder / _STATE, args=ocp.args.StandardSave(
         {name: array for name, array in arrays.items() if array.size}))
@@ -273,16 +279,16 @@ def _replace_folder(source, target):
 
 
 def _read(folder, target):
-  """The state in a checkpoint folder, in the form of `target`.
+  """Reads the state in a checkpoint folder, in the form of `target`.
 
   Raises:
     _DamagedError: a file is missing or changed.
-    UserError: the state there has another structure, shape or dtype.
+    UserError: the stored state has another structure, shape or dtype.
   """
   stored = [tuple(leaf) for leaf in _verified_manifest(folder)['leaves']]
   leaves = _named_leaves(target)
   _check_leaves(folder, stored, leaves)
-  # Orbax is asked for host arrays: it knows nothing of devices.
+  # Ask Orbax for host arrays; devices are handled here.
   arrays = {name: np.empty(np.shape(leaf), _dtype(leaf))
             for name, leaf in leaves}
   try:
@@ -317,7 +323,7 @@ def _verified_manifest(folder):
 def _check_leaves(folder, stored, leaves):
   stored = {name: (tuple(shape), dtype) for name, shape, dtype in stored}
   wanted = {name: (np.shape(leaf), _dtype(leaf).name) for name, leaf in leaves}
-  # In the order of the state, so that the first difference is the one named.
+  # In the order of the state, so that the error names the first difference.
   for name in {**wanted, **stored}:
     if stored.get(name) != wanted.get(name):
       raise errors.UserError(
@@ -339,7 +345,7 @@ def _dtype(leaf):
 
 
 def _like(leaf, value):
-  """A NumPy array as the kind of thing that `leaf` is."""
+  """Converts a NumPy array to the type of `leaf`."""
   if isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct)):
     return mesh_lib.place(value, leaf.sharding or (
         jax.sharding.SingleDeviceSharding(jax.local_devices()[0])))
@@ -349,7 +355,7 @@ def _like(leaf, value):
 
 
 def _digest(path, sync=False):
-  """SHA-256 of a file; with `sync` its bytes also reach the disk."""
+  """Returns the SHA-256 of a file; `sync` also flushes it to disk."""
   digest = hashlib.sha256()
   with open(path, 'rb') as file:
     while chunk := file.read(1 << 20):
@@ -365,7 +371,7 @@ def _body_digest(body):
 
 
 def _reason(error):
-  """The first line of an error, short enough for one sentence."""
+  """Returns the first line of an error, shortened to fit a sentence."""
   if isinstance(error, OSError) and error.strerror:
     return error.strerror
   if code := re.search(r"os_error_code='(\d+)'", str(error)):  # TensorStore's.

@@ -10,12 +10,15 @@ from rome_jax.train.recipes import RetrainRecipe, SearchRecipe
 
 def cross_entropy(logits: jax.Array, labels: jax.Array,
                   smoothing: float = 0.) -> jax.Array:
-  """Cross entropy of each example, [B].
+  """Returns the cross entropy of each example, [B], in nats.
 
   Args:
     logits: [B,classes].
     labels: [B] int.
-    smoothing: share of the target spread evenly over all classes.
+    smoothing: share of the target that is spread evenly over all classes.
+
+  >>> round(float(cross_entropy(jnp.zeros((1, 2)), jnp.array([0]))[0]), 4)
+  0.6931
   """
   targets = optax.smooth_labels(
       jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
@@ -23,20 +26,28 @@ def cross_entropy(logits: jax.Array, labels: jax.Array,
 
 
 def correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  """1 where the largest logit is the label's, [B] float."""
+  """Returns 1 where the largest logit is that of the label, else 0; [B] float.
+
+  >>> correct(jnp.array([[0., 1.], [0., 1.]]), jnp.array([1, 0])).tolist()
+  [1.0, 0.0]
+  """
   return (logits.argmax(-1) == labels).astype(jnp.float32)
 
 
 def cosine(start: float, end: float, steps: int, *, steps_per_epoch: int = 1,
            warmup_steps: int = 0) -> optax.Schedule:
-  """Cosine from `start` to `end`, as a function of the step.
+  """Returns a cosine schedule from `start` to `end`.
 
   Args:
-    start, end: learning rates at the first step and after the last.
-    steps: length in steps, warm-up included.
-    steps_per_epoch: above 1, the rate changes once an epoch (as PyTorch's
-      schedulers do); with 1, every step.
-    warmup_steps: of a linear rise from 0 to `start`, which comes first.
+    start, end: learning rates at the first step and after the last one.
+    steps: number of steps, including warm-up.
+    steps_per_epoch: with 1 the rate changes every step, above 1 once per
+      epoch (as PyTorch's schedulers do).
+    warmup_steps: steps in which the rate first rises linearly from 0 to
+      `start`.
+
+  >>> [round(float(cosine(1., 0., 4)(step)), 2) for step in (0, 2, 4)]
+  [1.0, 0.5, 0.0]
   """
   return _decay(start, end, steps, steps_per_epoch, warmup_steps,
                 lambda t: .5 * (1 + jnp.cos(jnp.pi * t)))
@@ -44,7 +55,11 @@ def cosine(start: float, end: float, steps: int, *, steps_per_epoch: int = 1,
 
 def linear(start: float, end: float, steps: int, *, steps_per_epoch: int = 1,
            warmup_steps: int = 0) -> optax.Schedule:
-  """Straight line from `start` to `end`; arguments as `cosine`."""
+  """Returns a linear schedule from `start` to `end`; arguments as `cosine`.
+
+  >>> [float(linear(1., 0., 4)(step)) for step in (0, 1, 4)]
+  [1.0, 0.75, 0.0]
+  """
   return _decay(start, end, steps, steps_per_epoch, warmup_steps,
                 lambda t: 1 - t)
 
@@ -64,11 +79,11 @@ def _decay(start, end, steps, steps_per_epoch, warmup_steps, shape):
 
 def sgd(schedule: optax.Schedule,
         recipe: SearchRecipe | RetrainRecipe) -> OneVector:
-  """Clip, L2 added to the gradient, momentum: PyTorch's SGD after a clip.
+  """Returns PyTorch's SGD with clipping: clip, add L2, momentum.
 
   Args:
     schedule: learning rate as a function of the step.
-    recipe: gives clip_norm, weight_decay, momentum, nesterov.
+    recipe: its clip_norm, weight_decay, momentum and nesterov are used.
   """
   return OneVector(*optax.chain(
       optax.clip_by_global_norm(recipe.clip_norm),
@@ -77,10 +92,10 @@ def sgd(schedule: optax.Schedule,
 
 
 def arch_adam(recipe: SearchRecipe) -> optax.GradientTransformation:
-  """Adam with coupled L2 for alpha and beta (DARTS).
+  """Returns Adam with L2 added to the gradient, for alpha and beta (DARTS).
 
   Args:
-    recipe: gives alpha_lr, alpha_b1, alpha_b2, alpha_weight_decay.
+    recipe: its alpha_lr, alpha_b1, alpha_b2 and alpha_weight_decay are used.
   """
   return optax.chain(
       optax.add_decayed_weights(recipe.alpha_weight_decay),

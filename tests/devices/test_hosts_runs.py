@@ -224,7 +224,7 @@ def test_stopped_by_one_continued_by_another_number(tmp_path):
 def test_a_process_with_another_state_ends_all_and_nothing_is_saved(tmp_path):
   for code, found, err in ends_of(start_toy('stray', tmp_path, 2)):
     assert code == 4 and found is None
-    assert 'process 1 has another state at step 10 than process 0' in err
+    assert 'process 1 has a different state at step 10 than process 0' in err
     assert err.count('rome_jax: ') == 1 and 'Traceback' not in err
   assert not (tmp_path / 'checkpoints').exists()
 
