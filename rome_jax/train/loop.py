@@ -1,9 +1,10 @@
 """The loop that search and retraining share.
 
-It compiles a step, feeds it batches read ahead, writes metrics and
-checkpoints, and stops cleanly on request. All that a later result depends on
-is in the carry, which is what a checkpoint holds; so a run that was killed
-ends where the uninterrupted run ends, bit for bit, its metrics too.
+It compiles a step, feeds it prefetched batches, writes metrics and
+checkpoints, and stops cleanly on request. A checkpoint holds the carry, and
+the carry holds everything that later results depend on. So a run that was
+killed and resumed ends with the same bits as an uninterrupted one, metrics
+included.
 """
 
 import math
@@ -28,9 +29,9 @@ class Program(NamedTuple):
 
   Attributes:
     call: (carry, batch) -> carry; the carry is donated.
-    compile_seconds: tracing and compiling.
-    temp_bytes: temporary memory of the program, or None.
-    needed_bytes: that and its arguments and results, or None.
+    compile_seconds: time for tracing and compiling.
+    temp_bytes: temporary memory of the program; None if unknown.
+    needed_bytes: temporary memory, arguments and results; None if unknown.
   """
 
   call: Callable
@@ -46,7 +47,7 @@ class Carry(NamedTuple):
     state: the phase's own state.
     window: sums of the metrics since the last line was logged.
     count: int32, steps in the window.
-    memo: what `Phase.observe` compares with.
+    memo: what `Phase.observe` compares the state with.
   """
 
   state: Any
@@ -62,14 +63,14 @@ class Phase(NamedTuple):
     name: 'search' or 'retrain/<name>'.
     steps: number of steps.
     steps_per_epoch: of the data that counts epochs.
-    images_per_step: images through a network in one step, for images/s.
+    images_per_step: images that pass a network in one step, for images/s.
     batches: step -> batch, pure.
     observe: (state, means, memo) -> (scalars to log, memo), on the host.
-    memo: its initial memo, a pytree of arrays.
+    memo: the initial memo of `observe`, a pytree of arrays.
     test: state -> scalars, or None.
-    test_every: steps between two tests (the last step is tested too).
+    test_every: steps between two tests; the last step is always tested.
     on_checkpoint: (step, state) -> None, called before each save with the
-      state on the host, or None.
+      state on the host; or None.
   """
 
   name: str
@@ -85,7 +86,7 @@ class Phase(NamedTuple):
 
 
 class Settings(NamedTuple):
-  """What the loop needs of a config; see the fields of that name."""
+  """The loop's part of a config; see the config fields of the same names."""
 
   workdir: pathlib.Path
   log_every: int
@@ -94,15 +95,15 @@ class Settings(NamedTuple):
 
 
 class Outcome(NamedTuple):
-  """What became of a phase.
+  """The result of a phase.
 
   Attributes:
     finished: False if a signal ended it early (its state is saved).
     state: the last state.
     scalars: the last line logged.
-    figures: seconds and images_per_second over all its processes, tests
-      included; compile_seconds and temp_bytes of this one; steps; resumed_at
-      (the step this process began with, or None).
+    figures: seconds and images_per_second over all starts, tests included;
+      compile_seconds and temp_bytes of this start; steps; resumed_at, the step
+      this start continued from, or None.
   """
 
   finished: bool
@@ -112,7 +113,7 @@ class Outcome(NamedTuple):
 
 
 class Placement(NamedTuple):
-  """Where a program's arrays lie on a mesh.
+  """How a program's arrays are placed on a mesh.
 
   Attributes:
     carry: sharding of everything in the carry.
@@ -127,12 +128,12 @@ MOST_STEPS = 2**31 - 1  # a step is an int32
 
 
 def checked_steps(steps: int, epochs: str, instead: str) -> int:
-  """The number of steps of a phase, once it is found possible.
+  """Checks the number of steps of a phase and returns it.
 
   Args:
     steps: in all.
     epochs: the field that sets them, with its value.
-    instead: what else the user may do.
+    instead: what the user can do instead.
 
   Raises:
     UserError: there are none, or more than `MOST_STEPS`.
@@ -148,7 +149,7 @@ def checked_steps(steps: int, epochs: str, instead: str) -> int:
 
 def init_carry(step: Callable, state, batch, memo=(),
                placement: Placement | None = None) -> Carry:
-  """The carry before the first step of `step`: (state, batch) -> ..."""
+  """Returns the carry before the first step of `step`."""
   shapes = jax.eval_shape(step, state, batch)[1]
   window = {name: jnp.zeros(s.shape, s.dtype) for name, s in shapes.items()}
   carry = Carry(state, window, jnp.zeros((), jnp.int32), memo)
@@ -157,13 +158,13 @@ def init_carry(step: Callable, state, batch, memo=(),
 
 def compile_step(step: Callable, carry: Carry, batch, label='',
                  placement: Placement | None = None) -> Program:
-  """Compiles (state, batch) -> (state, metrics) with its window of metrics.
+  """Compiles a step together with the sums of its metrics.
 
   Args:
-    step: the step.
+    step: (state, batch) -> (state, metrics).
     carry, batch: examples.
-    label: what to tell the user who waits, on stderr; '' for nothing.
-    placement: for a mesh of devices; None for one.
+    label: name shown on stderr while the user waits; '' for none.
+    placement: on a mesh of devices; None for one device.
   """
   if label:
     print(f'{label}: compiling', file=sys.stderr, flush=True)
@@ -190,18 +191,18 @@ def compile_step(step: Callable, carry: Carry, batch, label='',
 
 def run(phase: Phase, program: Program, carry: Carry, settings: Settings,
         writer: metrics.MetricsWriter, stop) -> Outcome:
-  """Runs a phase to its end, or from its newest checkpoint to its end.
+  """Runs a phase to its end, from its newest checkpoint if there is one.
 
   Args:
     phase: what to run.
     program: its compiled step.
     carry: the carry before the first step.
     settings: see `Settings`.
-    writer: for metrics; rewound to the checkpoint that is resumed.
+    writer: for metrics; rewound to the checkpoint that the run resumes from.
     stop: object whose `requested` becomes true when the run should end.
 
   Raises:
-    DivergedError: a metric is no longer finite; nothing is saved of that.
+    DivergedError: a metric is no longer finite; that state is not saved.
     UserError: a checkpoint or file cannot be read or written.
   """
   folder = settings.workdir / 'checkpoints' / phase.name
@@ -214,7 +215,7 @@ def run(phase: Phase, program: Program, carry: Carry, settings: Settings,
 
 
 def _restore(store, carry):
-  """(step, carry) of the checkpoint that process 0 chooses, or None."""
+  """Returns (step, carry) of the checkpoint that process 0 chooses, or None."""
   found = store.restore(carry) if hosts.is_first() else None
   step = hosts.from_first(lambda: found and found[0])
   if step is None:
@@ -237,7 +238,7 @@ class _Runner:
     self.began = self.logged_at = time.perf_counter()
     self.logged_step, self.logged_wait = start, 0.
     step = start
-    # Time goes on from the last line that the checkpoint knows of.
+    # Time continues from the last line before the checkpoint.
     self.scalars = self._last_line() if resumed else {}
     self.seconds_before = self.scalars.get('seconds', 0.)
     with (metrics.Progress(phase.steps, label=phase.name, initial=start,
@@ -289,7 +290,7 @@ class _Runner:
         'input_wait_ms': 1e3 * (wait - self.logged_wait) / steps}
     self.writer.write(phase.name, step, scalars)
     self.scalars = scalars
-    # Testing is not training: its time is in no step's.
+    # The time of a test counts in no step.
     self.logged_at, self.logged_step = time.perf_counter(), step
     self.logged_wait = wait
     return carry._replace(
@@ -317,7 +318,7 @@ class _Runner:
 
 
 def _means(name, step, carry):
-  """Host floats: the window's means; DivergedError if one is not finite."""
+  """Returns the window's means as floats; DivergedError if not finite."""
   count = max(int(carry.count), 1)
   means = {k: float(np.asarray(v)) / count
            for k, v in jax.device_get(carry.window).items()}
@@ -325,7 +326,7 @@ def _means(name, step, carry):
 
 
 def _finite(name, step, scalars):
-  """The same scalars; DivergedError if one is not finite."""
+  """Returns the scalars; DivergedError if one is not finite."""
   bad = [k for k, v in scalars.items() if not math.isfinite(v)]
   if bad:
     raise errors.DivergedError(

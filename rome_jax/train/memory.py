@@ -1,8 +1,8 @@
-"""What a run will cost, said before its first step, and refused if too much.
+"""Tells what a run will cost before its first step; refuses what cannot fit.
 
-Memory is that of the compiled program (XLA's own figures), time that of one
-step on a copy of the state. Before anything is compiled there is an estimate
-only, by which `search.samples='auto'` is decided.
+Memory is XLA's own figure for the compiled program. Time is that of one step on
+a copy of the state. Before compiling there is only an estimate, which decides
+`search.samples='auto'`.
 """
 
 import contextlib
@@ -28,11 +28,11 @@ class Cost(NamedTuple):
   Attributes:
     name: of the phase.
     steps: in all.
-    compile_seconds: tracing and compiling.
-    needed_bytes: of the program on one device: arguments, results and
-      temporary memory; None where the backend does not say.
-    available_bytes: of that device; None where it is unknown.
-    step_seconds: of one step, without waiting for data.
+    compile_seconds: time for tracing and compiling.
+    needed_bytes: arguments, results and temporary memory of the program on
+      one device; None if the backend does not say.
+    available_bytes: free memory of that device; None if unknown.
+    step_seconds: time of one step, without waiting for data.
     way: how the K samples of a search are evaluated; '' in a retraining.
   """
 
@@ -56,7 +56,7 @@ class Cost(NamedTuple):
 
 
 def available_bytes() -> int | None:
-  """Memory that a program may still take on the first device."""
+  """Returns the free memory of the first device; None if unknown."""
   device = jax.local_devices()[0]
   if device.platform != 'cpu':
     stats = device.memory_stats() or {}
@@ -73,7 +73,7 @@ def available_bytes() -> int | None:
 
 
 def accelerator_bytes() -> int | None:
-  """All memory of the first device; None on a CPU, or where it is unknown."""
+  """Returns all memory of the first device; None on a CPU or if unknown."""
   device = jax.local_devices()[0]
   if device.platform == 'cpu':
     return None
@@ -82,29 +82,29 @@ def accelerator_bytes() -> int | None:
 
 # ---------------------------------------------------- before it is compiled
 
-# The K samples of 'vmap' may take this share of an accelerator's memory.
+# The K samples of 'vmap' may take at most this share of the memory.
 VMAP_SHARE = .5
-# Memory of one sample against what its forward pass keeps. The table is in
+# Memory of one sample relative to what its forward pass keeps; the table is in
 # docs/precision.md.
 KEPT_FACTOR = 2.6
 
-# Temporary memory against that without the setting: bfloat16 as measured on a
-# CPU, which emulates it; of recomputation not measured, since XLA undoes it on
-# a CPU, but the forward pass keeps a tenth (docs/precision.md).
+# Temporary memory relative to that without the setting. bfloat16: measured on a
+# CPU, which emulates it. Recomputation: not measured, since XLA undoes it on a
+# CPU, but the forward pass keeps a tenth (docs/precision.md).
 BFLOAT16_FACTOR = .9
 REMAT_FACTOR = .5
 
 
 def image_bytes(loss: Callable, theta, shape: tuple[int, ...]) -> int:
-  """Memory of loss and gradient for one image of one sample, estimated.
+  """Estimates the memory of loss and gradient for one image of one sample.
 
-  KEPT_FACTOR times what the forward pass keeps for the backward pass, which is
-  known exactly without compiling.
+  The estimate is KEPT_FACTOR times what the forward pass keeps for the backward
+  pass, which is known exactly without compiling.
 
   Args:
     loss: (theta, images) -> scalar.
     theta: an example of the weights.
-    shape: of an image.
+    shape: shape of an image.
   """
 
   def kept(count):
@@ -115,24 +115,26 @@ def image_bytes(loss: Callable, theta, shape: tuple[int, ...]) -> int:
     return sum(leaf.size * leaf.dtype.itemsize
                for leaf in jax.tree.leaves(pull))
 
-  # Weights are kept too, whatever the number of images.
+  # The difference cancels the weights, which are kept once.
   return int(KEPT_FACTOR * (kept(2) - kept(1)))
 
 
 def samples(k: int, sample_bytes: int, total_bytes: int | None) -> str:
-  """What `search.samples='auto'` stands for.
+  """Decides `search.samples='auto'`: returns 'scan' or 'vmap'.
 
-  On a CPU 'scan': there batching saves no time and costs K times the memory.
-  On an accelerator 'vmap', whose fewer and larger operations keep a device
-  busy that a batch of one sample does not, if the K samples fit into
-  VMAP_SHARE of its memory, else 'scan'; this part is not measured. All of the
-  memory counts, not what is free, so that a run that goes on chooses what it
-  chose at first.
+  On a CPU it is 'scan', as batching saves no time there and takes K times the
+  memory. On an accelerator it is 'vmap' if the K samples fit into VMAP_SHARE of
+  the memory, as fewer and larger operations keep the device busier; else
+  'scan'. The total memory counts, not the free memory, so that a resumed run
+  makes the same choice.
 
   Args:
     k: samples that a device evaluates.
-    sample_bytes: of one of them, see `image_bytes`.
-    total_bytes: of the device; None on a CPU, or where it is unknown.
+    sample_bytes: memory of one of them, see `image_bytes`.
+    total_bytes: memory of the device; None on a CPU or if unknown.
+
+  >>> samples(7, 10**9, 80 * 10**9), samples(7, 10**10, 80 * 10**9)
+  ('vmap', 'scan')
   """
   fits = total_bytes is not None and k * sample_bytes <= (
       VMAP_SHARE * total_bytes)
@@ -143,13 +145,14 @@ def samples(k: int, sample_bytes: int, total_bytes: int | None) -> str:
 
 
 class Size(NamedTuple):
-  """What the memory of a program follows from.
+  """What determines the memory of a program.
 
   Attributes:
-    section: of the config, 'search' or 'retrain'.
-    batch_size, accumulate, dtype, channels, remat: its fields.
+    section: section of the config, 'search' or 'retrain'.
+    batch_size, accumulate, dtype, channels, remat: fields of that section.
     image_size: side of the images in pixels.
-    data_parts, groups: devices that share the batch, and the K samples.
+    data_parts: number of devices that share a batch.
+    groups: number of devices that share the K samples.
     k: samples of a step.
     way: how they are evaluated.
   """
@@ -168,17 +171,17 @@ class Size(NamedTuple):
 
 
 def smaller_settings(size: Size, share: float) -> list[str]:
-  """Three settings, the gentlest of those that make a program fit.
+  """Returns the three gentlest settings that make a program fit.
 
-  By estimate: temporary memory is proportional to the images of one part, the
-  channels, the bytes of an activation and, with 'vmap', the samples.
+  An estimate: temporary memory is taken as proportional to the images of one
+  part, the channels, the bytes of an activation and, with 'vmap', the samples.
 
   Args:
     size: of the program.
-    share: what part of its temporary memory there is.
+    share: available share of its temporary memory.
 
   Returns:
-    FIELD=VALUE each, marked where it will not do alone.
+    FIELD=VALUE each; a setting that is not enough alone is marked.
   """
   found = [(setting, factor <= share)
            for setting, factor in _candidates(size, share)]
@@ -188,7 +191,7 @@ def smaller_settings(size: Size, share: float) -> list[str]:
 
 
 def _candidates(size, share):
-  """[(setting, factor of temporary memory)], the gentlest first."""
+  """Returns [(setting, factor of temporary memory)], gentlest first."""
   field = f'config.{size.section}'
   found = []
   if size.way == 'vmap' and size.k > size.groups:
@@ -207,7 +210,7 @@ def _candidates(size, share):
   if batches:
     n = _first(batches, lambda n: n / size.batch_size <= share)
     found.append((f'{field}.batch_size={n}', n / size.batch_size))
-  # Even, for the ImageNet stem and halves of channels.
+  # Even numbers: the ImageNet stem and reductions halve the channels.
   widths = range((size.channels - 1) // 2 * 2, 0, -2)
   if widths:
     n = _first(widths, lambda n: n / size.channels <= share)
@@ -221,28 +224,28 @@ def _candidates(size, share):
 
 
 def _first(values, enough):
-  """The first value that is enough, else the last."""
+  """Returns the first value that is enough, else the last."""
   return next(filter(enough, values), values[-1])
 
 
 def check_memory(name: str, program: loop.Program, size: Size) -> None:
-  """Refuses a program that does not fit, before it runs.
+  """Refuses a program that does not fit into memory.
 
   Args:
     name: of the phase.
-    program: compiled.
-    size: what its memory follows from.
+    program: the compiled step.
+    size: what determines its memory.
 
   Raises:
-    UserError: it needs more memory than there is; the message has three
-      settings that would make it fit.
+    UserError: it needs more memory than is available; the message names
+      three settings that would make it fit.
   """
   available = available_bytes()
   if None in (available, program.needed_bytes) or (
       program.needed_bytes <= available):
     return
   fixed = program.needed_bytes - program.temp_bytes
-  # A tenth is kept back for what the estimate does not know.
+  # Keep a tenth in reserve: the estimate is rough.
   share = .9 * (available - fixed) / program.temp_bytes
   raise errors.UserError(
       f'{name} needs {_gigabytes(program.needed_bytes)} of memory, but '
@@ -252,7 +255,7 @@ def check_memory(name: str, program: loop.Program, size: Size) -> None:
 
 def cost(phase: loop.Phase, program: loop.Program, carry, batch,
          way: str = '') -> Cost:
-  """Times one step on a copy of the carry, which stays as it is."""
+  """Measures one step on a copy of the carry and returns the cost."""
   available = available_bytes()
 
   def seconds():
@@ -262,8 +265,8 @@ def cost(phase: loop.Phase, program: loop.Program, carry, batch,
     return time.perf_counter() - began
 
   once = seconds()
-  # What is quick is dominated by the first call's own costs. All processes
-  # run a step or none.
+  # Overhead dominates the first call of a quick step, so time it again. All
+  # processes must agree, or they would wait for each other.
   again = hosts.from_first(lambda: once < 1)
   return Cost(phase.name, phase.steps, program.compile_seconds,
               program.needed_bytes, available,
@@ -272,11 +275,14 @@ def cost(phase: loop.Phase, program: loop.Program, carry, batch,
 
 def announce(what: str, phase: loop.Phase, program: loop.Program, carry,
              batch, size: Size) -> None:
-  """Refuses what does not fit, else prints its plan on stderr in one line.
+  """Checks that a program fits and prints its cost on stderr, in one line.
 
   Args:
-    what, size: of `check_memory`.
-    phase, program, carry, batch: of `plan`.
+    what, size: the name and size for `check_memory`.
+    phase, program, carry, batch: as for `cost`.
+
+  Raises:
+    UserError: see `check_memory`.
   """
   check_memory(what, program, size)
   print(cost(phase, program, carry, batch, size.way), file=sys.stderr,

@@ -1,9 +1,8 @@
-"""What a run tells its user while it runs: metrics.jsonl and a progress line.
+"""What a run reports while it runs: metrics.jsonl and a progress line.
 
-`metrics.jsonl` is the record; TensorBoard events repeat it for those who look
-there. A run that is killed and resumed leaves the same record as one that was
-not, times apart: `MetricsWriter.rewind` takes back what the resumed run is
-about to write again.
+`metrics.jsonl` is the record; TensorBoard events repeat it. A run that was
+killed and resumed leaves the same record as an uninterrupted one, apart from
+times: `MetricsWriter.rewind` removes what the resumed run will write again.
 """
 
 import contextlib
@@ -27,7 +26,7 @@ _RESERVED = ('phase', 'step', 'time')
 
 
 def _plain(name, value):
-  """A scalar of any kind as a JSON number; NaN and infinity as None.
+  """Converts any scalar to a JSON number; NaN and infinity to None.
 
   A float32 becomes the shortest decimal that reads back as the same float32.
   """
@@ -44,7 +43,7 @@ def _plain(name, value):
 
 
 def _parse(path):
-  """Returns [(line, row)] of a metrics file; a broken last line is left out.
+  """Returns [(line, row)] of a metrics file, without a broken last line.
 
   Raises:
     UserError: unreadable, or broken before its last line.
@@ -61,7 +60,7 @@ def _parse(path):
     try:
       row = json.loads(line)
       if not isinstance(row, dict):
-        raise ValueError('no JSON object')
+        raise ValueError('not a JSON object')
     except ValueError as error:
       if number == len(lines):
         break
@@ -71,23 +70,23 @@ def _parse(path):
   return pairs
 
 
-def read(workdir):
-  """Returns the rows of a run's metrics.jsonl, [] where there is none.
+def read(workdir: str | os.PathLike[str]) -> list[dict]:
+  """Returns the rows of a run's metrics.jsonl, or [] if there is none.
 
-  A half-written last line (a run in progress, or killed) is left out.
+  Skips a half-written last line, which a running or killed run may leave.
 
   Raises:
-    UserError: unreadable, or broken before its last line.
+    UserError: the file is unreadable, or broken before its last line.
   """
   return [row for _, row in _parse(pathlib.Path(workdir) / FILENAME)]
 
 
 class Writer(Protocol):
-  """What takes lines of metrics: a dashboard's adapter, say."""
+  """Receives lines of metrics, to send them to a dashboard, for example."""
 
   def write(self, phase: str, step: int,
             scalars: Mapping[str, float]) -> None:
-    """Takes the scalars of one line; see `MetricsWriter.write`."""
+    """Receives the scalars of one line; see `MetricsWriter.write`."""
 
 
 class MetricsWriter:
@@ -95,11 +94,11 @@ class MetricsWriter:
 
   Args:
     workdir: the run directory.
-    resume_step: {phase: step}: `rewind` each of them first.
+    resume_step: {phase: step}; each phase is first rewound to its step.
     tensorboard: whether to write workdir/events/<phase> too.
-    writers: get each line too; after a resumed run the lines since its
-      checkpoint come again.
-    clock: seconds since 1970, for tests.
+    writers: receive each line too. After a resume they receive the lines since
+      the checkpoint a second time.
+    clock: returns seconds since 1970; replaced in tests.
 
   Raises:
     UserError: the folder cannot be written, or the file is damaged.
@@ -120,18 +119,17 @@ class MetricsWriter:
       self.rewind(phase, step)
 
   def write(self, phase, step, scalars):
-    """Appends one line, which a reader sees at once.
+    """Appends one line, visible to readers at once.
 
     Args:
       phase: 'search' or 'retrain/<name>'.
-      step: steps done in this phase.
-      scalars: {name: Python, NumPy or JAX scalar}; reading a JAX scalar waits
-        for it. NaN and infinity are written as null, so that the file is
-        strict JSON.
+      step: number of steps done in this phase.
+      scalars: {name: Python, NumPy or JAX scalar}; waits for JAX scalars.
+        Writes NaN and infinity as null, to keep the file strict JSON.
 
     Raises:
       UserError: the disk is full or read-only.
-      ValueError: a value is no scalar, or a name is phase, step or time.
+      ValueError: a value is not a scalar, or a name is phase, step or time.
     """
     taken = [name for name in _RESERVED if name in scalars]
     if taken:
@@ -153,10 +151,10 @@ class MetricsWriter:
       writer.write(phase, int(step), scalars)
 
   def rewind(self, phase, step):
-    """Forgets the lines of `phase` after `step`; the other phases stay.
+    """Removes the lines of `phase` after `step`; keeps other phases.
 
-    Call it with the step of the checkpoint that a phase resumes from, -1 if it
-    starts over. TensorBoard is told to hide the same steps.
+    Call it with the step of the checkpoint that a phase resumes from, or -1 if
+    the phase starts over. TensorBoard hides the same steps.
 
     Raises:
       UserError: the file cannot be rewritten.
@@ -168,7 +166,7 @@ class MetricsWriter:
     self._purge_steps[phase] = step + 1
 
   def sync(self):
-    """Puts all lines on the disk itself; for before a checkpoint is saved."""
+    """Flushes all lines to disk; call it before saving a checkpoint."""
     try:
       if self._file is not None:
         os.fsync(self._file.fileno())
@@ -205,7 +203,7 @@ class MetricsWriter:
         f'{error.strerror or error}')
 
   def _keep(self, wanted):
-    """Rewrites the file, atomically, to the whole lines that are wanted."""
+    """Atomically rewrites the file with only the lines that are wanted."""
     self._close_file()
     kept = b''.join(
         line + b'\n' for line, row in _parse(self._path) if wanted(row))
@@ -214,11 +212,11 @@ class MetricsWriter:
 
   def _write_events(self, phase, step, scalars, now):
     if phase not in self._events:
-      # Imported late: it takes a second that a reader of metrics need not wait.
+      # Imported late, as it takes a second that readers need not wait for.
       import tensorboardX
 
-      # A file's name holds the time in seconds, so two writers in one second
-      # would write the same file; the count of files tells them apart.
+      # File names hold the time in seconds. The count of files keeps two
+      # writers in the same second from sharing a file.
       folder = self._workdir / EVENTS / phase
       count = len(list(folder.glob('events.*'))) if folder.exists() else 0
       self._events[phase] = tensorboardX.SummaryWriter(
@@ -230,16 +228,16 @@ class MetricsWriter:
 
 
 class NoWriter:
-  """A `MetricsWriter` that writes nothing, for all processes but one."""
+  """A `MetricsWriter` that writes nothing, for all processes but the first."""
 
   def write(self, phase, step, scalars):
-    """Takes what `MetricsWriter.write` takes."""
+    """Ignores the arguments of `MetricsWriter.write`."""
 
   def rewind(self, phase, step):
-    """Forgets nothing, as nothing is there."""
+    """Does nothing."""
 
   def sync(self):
-    """Has nothing to put on a disk."""
+    """Does nothing, as there is nothing to flush."""
 
   def __enter__(self):
     return self
@@ -248,28 +246,32 @@ class NoWriter:
     pass
 
 
-def clock_text(seconds):
-  """75 -> '01:15', 3675 -> '1:01:15'."""
+def clock_text(seconds: float) -> str:
+  """Formats a duration.
+
+  >>> clock_text(75), clock_text(3675)
+  ('01:15', '1:01:15')
+  """
   minutes, seconds = divmod(int(max(seconds, 0)), 60)
   hours, minutes = divmod(minutes, 60)
   return f'{hours}:' * bool(hours) + f'{minutes:02d}:{seconds:02d}'
 
 
 class Progress:
-  """A one-line bar on a terminal; elsewhere a plain line now and then.
+  """A progress bar on a terminal; elsewhere a plain line every 10 s.
 
-  Rates and the time left are averages since the first update, which leaves the
-  compilation in front of it out.
+  Rates and the time left are averages since the first update, so they exclude
+  the compilation before it.
 
   Args:
     total: units of the whole job.
     unit: what is counted.
-    label: the first word of the line.
+    label: first word of the line.
     images_per_unit: images in one unit, for images/s; 0 shows units/s.
-    initial: units that an earlier run did.
-    stream: default sys.stderr.
+    initial: units that an earlier start did.
+    stream: where to write; None means sys.stderr.
     interval: seconds between plain lines.
-    clock: seconds, for tests.
+    clock: returns seconds; replaced in tests.
   """
 
   def __init__(self, total, *, unit='step', label='', images_per_unit=0,
@@ -286,7 +288,7 @@ class Progress:
     self._drawn = None  # (units, time) of the last line drawn
 
   def update(self, done, **scalars):
-    """Says that `done` units are done; scalars are read only when shown."""
+    """Reports that `done` units are done; reads scalars only to show them."""
     now = self._clock()
     self._first = self._first or (done, now)
     self._last = (int(done), scalars)
@@ -302,7 +304,7 @@ class Progress:
     self._stream.flush()
 
   def close(self):
-    """Shows the last state if it was not shown, and ends the bar's line."""
+    """Shows the last state if it was not shown yet, and ends the line."""
     if self._drawn is not None:
       if self._drawn[0] != self._last[0]:
         self._draw(self._clock())
@@ -319,7 +321,7 @@ class Progress:
   def _draw(self, now):
     repeated = self._drawn is not None and self._drawn[0] == self._last[0]
     if repeated and not self._terminal:
-      return  # the same line twice tells a log nothing
+      return  # a log does not need the same line twice
     line = self._line(now)
     if self._terminal:
       columns = shutil.get_terminal_size().columns
