@@ -1,1 +1,1 @@
-"""What a person looks at: pictures of cells, curves, the report."""
+"""Output for people: pictures of cells, curves and the report."""

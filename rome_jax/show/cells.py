@@ -27,10 +27,10 @@ _BOX = 20.0  # height of every box
 _ROW = 27.0  # between the operations of a node
 
 
-_BLOCK = 14.0  # free space between elements of a layer
+_BLOCK = 14.0  # gap between elements of a layer
 
 
-_LANE = 4.0  # height that a lane takes
+_LANE = 4.0  # height of a lane
 
 
 _STATE = 24.0  # width of a node's box
@@ -39,13 +39,13 @@ _STATE = 24.0  # width of a node's box
 _END = 42.0  # width of the boxes of inputs and output
 
 
-_REACH = 20.0  # from an operation's box to its node
+_REACH = 20.0  # distance from an operation's box to its node
 
 
 _MARGIN, _TITLE, _LEGEND = 14.0, 30.0, 26.0
 
 
-# Cells: which element stands in which layer, and in which order.
+# Which element goes in which layer, and in which order.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +97,7 @@ def _graph(nodes, concat, num_inputs):
   """Puts the elements of a cell into layers, in the order of their states.
 
   Raises:
-    ValueError: a node or the output reads a state that is not there.
+    ValueError: a node or the output reads a state that does not exist.
   """
   ops = tuple(tuple((str(op), int(p)) for op, p in node) for node in nodes)
   layer = [0] * num_inputs
@@ -143,7 +143,7 @@ def _disorder(graph):
   for i in range(len(graph.layers) - 1):
     sizes = [len(layer) for layer in graph.layers[i:i + 2]]
     links = sorted(_links(graph, i))
-    # Lines into the one box of the output meet there and cross nowhere.
+    # Lines into the output all end in one box and never cross.
     if i < len(graph.layers) - 2:
       crossings += sum(a[0] < b[0] and a[1:] > b[1:]
                        for n, b in enumerate(links) for a in links[:n])
@@ -178,7 +178,7 @@ def _to_edge(layer, element, first):
 
 
 def _untangle(graph):
-  """Moves elements one by one while that takes crossings away."""
+  """Moves elements one by one as long as that removes crossings."""
   best = _disorder(graph)
   while True:
     found = min(((_disorder(g), n, g) for n, g in enumerate(_moves(graph))),
@@ -188,11 +188,11 @@ def _untangle(graph):
     best, graph = found[0], found[2]
 
 
-# Cells: where everything stands.
+# Where everything is drawn.
 
 
 def _separate(wanted, weights, gaps):
-  """The places nearest to the wanted ones that keep the gaps.
+  """Returns the places nearest to the wanted ones that keep the gaps.
 
   Least squares under y[i+1] - y[i] >= gaps[i], by pooling adjacent violators.
   """
@@ -209,8 +209,8 @@ def _separate(wanted, weights, gaps):
 def _places(graph, sweeps=40):
   """Per layer, the heights of its elements' middles, from the top down.
 
-  Each sweep moves the elements of a layer to the mean height of what they are
-  joined to; lanes weigh more, so that long lines become straight.
+  Each sweep moves the elements of a layer to the mean height of their
+  neighbours. Lanes weigh more, to straighten long lines.
   """
   gaps = [[(graph.height(a) + graph.height(b)) / 2 + _BLOCK
            for a, b in zip(layer, layer[1:])] for layer in graph.layers]
@@ -300,7 +300,7 @@ def _columns(graph, places, op_width):
 
 
 def _layout(nodes, concat, num_inputs=2):
-  """Lays a cell out; see the module's docstring for how."""
+  """Computes the layout of a cell."""
   graph = _untangle(_graph(nodes, concat, num_inputs))
   places = _places(graph)
   names = [op for node in graph.ops for op, _ in node]
@@ -338,7 +338,7 @@ def _draw_layer(graph, i, places, span, op_width):
         span[1] - width / 2, y, width, label, _STATE_LOOK, index))
     if node is None:
       continue
-    # Every box of an operation stands at the rank where its line arrives.
+    # Place every operation's box at the rank where its line arrives.
     for rank, (_, n) in enumerate(_ranked(graph, graph.layers[i - 1], element)):
       name = graph.ops[node][n][0]
       look = _NO_WEIGHTS if name in genotypes.PARAMETERLESS else _WEIGHTS
@@ -372,7 +372,7 @@ def _text_width(text, size=9.0):
   return float(path.get_extents().width)
 
 
-# Cells: the figure.
+# The figure.
 
 
 def _add_line(axes, line):
@@ -391,7 +391,7 @@ def _add_line(axes, line):
 
 
 def _add_text(axes, x, y, text, **kwargs):
-  """Writes text as it is; a dollar sign is not the start of mathematics."""
+  """Writes plain text; a dollar sign does not start mathematics."""
   axes.text(x, y, text, parse_math=False, zorder=4,
             **{'color': figures.INK, 'ha': 'center', 'va': 'center', **kwargs})
 
@@ -410,7 +410,7 @@ def _add_box(axes, box, height=_BOX):
 
 
 def _cell_figure(nodes, concat, title, num_inputs=2):
-  """The figure of a cell; call it, and save the figure, within `_style`."""
+  """Returns the figure of a cell; call and save within `figures.style`."""
   layout = _layout(nodes, concat, num_inputs)
   figure = matplotlib.figure.Figure(
       figsize=(layout.width / 72, layout.height / 72), facecolor='white')
@@ -438,11 +438,11 @@ def cell_svg(nodes, concat, title, *, num_inputs=2):
     nodes: per node, (operation name, state) pairs; states count the inputs
       first, as in a `Genotype`.
     concat: the states that the output joins.
-    title: what stands above.
-    num_inputs: input states of the cell.
+    title: shown above the cell.
+    num_inputs: number of input states of the cell.
 
   Returns:
-    An SVG document as text; the same one for the same arguments.
+    An SVG document as text; equal arguments give equal documents.
 
   Raises:
     ValueError: a node or the output reads a state that is not there.

@@ -23,7 +23,7 @@ PICTURES = ('cell_normal', 'cell_reduce', 'search', 'training')
 
 
 def _curve(rows, name):
-  """(x, y, label of x) of a metric; x is the epoch if every row has one."""
+  """Returns (x, y, label of x); x is the epoch if every row has one."""
   rows = [row for row in rows if row.get(name) is not None]
   axis = 'epoch' if all(row.get('epoch') is not None for row in rows) else (
       'step')
@@ -93,10 +93,10 @@ def save_search(path_stem, rows, title='Search'):
   """Draws the curves of a search to path_stem.svg and path_stem.png.
 
   Args:
-    path_stem: where, without the ending.
-    rows: rows of metrics.jsonl; those of other phases are left out, and
-      metrics that a method does not have (or null) leave gaps.
-    title: what stands above.
+    path_stem: path without the suffix.
+    rows: rows of metrics.jsonl; other phases are ignored. Metrics that a
+      method lacks, or that are null, leave gaps.
+    title: shown above the curves.
 
   Returns:
     The two paths.
@@ -109,7 +109,7 @@ def save_search(path_stem, rows, title='Search'):
     figure, panels = _panels(len(_SEARCH_PANELS), 4, title)
     for axes, (name, ylabel, curves) in zip(panels, _SEARCH_PANELS):
       for colour, (key, label) in zip(figures.COLOURS, curves.items()):
-        # Dashes: two curves may well be one on the other.
+        # Dashes, because two curves may coincide.
         _add_curve(axes, rows, key, label=label, color=colour,
                    linestyle='--' if key.endswith('_reduce') else '-')
       if any(key in curves for key in _WHOLE_NUMBERS):
@@ -136,13 +136,13 @@ def _kind(name):
 def save_training(path_stem, rows, title='Training from scratch'):
   """Draws the curves of the runs 'retrain/<name>', SVG and PNG.
 
-  Runs whose names differ in a final number only ('random-0', 'random-1') share
-  a colour and an entry of the legend.
+  Runs whose names differ only in a final number ('random-0', 'random-1') share
+  a colour and a legend entry.
 
   Args:
-    path_stem: where, without the ending.
-    rows: rows of metrics.jsonl; those of other phases are left out.
-    title: what stands above.
+    path_stem: path without the suffix.
+    rows: rows of metrics.jsonl; other phases are ignored.
+    title: shown above the curves.
 
   Returns:
     The two paths.
@@ -171,13 +171,13 @@ def save_training(path_stem, rows, title='Training from scratch'):
 
 
 def curves_svg(panels, title, *, columns=4, description=None):
-  """Draws curves of anything.
+  """Draws any curves.
 
   Args:
     panels: (title, label of x, label of y, {label: (xs, ys)}) of each.
-    title: what stands above.
-    columns: panels side by side.
-    description: what the document's metadata say, or None.
+    title: shown above the panels.
+    columns: panels per row.
+    description: for the document's metadata, or None.
 
   Returns:
     An SVG document as text.
@@ -196,12 +196,12 @@ def curves_svg(panels, title, *, columns=4, description=None):
 
 
 def save_run(workdir, rows, genotype=None):
-  """Draws whatever there is of `PICTURES` into a run directory.
+  """Draws those of `PICTURES` that a run has data for.
 
   Args:
     workdir: the run directory.
     rows: rows of metrics.jsonl.
-    genotype: a `Genotype`, or None as long as there is none.
+    genotype: a `Genotype`, or None if there is none yet.
 
   Returns:
     The paths written.

@@ -1,4 +1,4 @@
-"""The look of every picture, and how it is saved."""
+"""The style of all pictures, and how they are saved."""
 
 import contextlib
 import io
@@ -15,7 +15,7 @@ import matplotlib.ticker
 from rome_jax import files
 
 _STYLE = {
-    'svg.hashsalt': 'rome_jax',  # else ids are random
+    'svg.hashsalt': 'rome_jax',  # makes ids reproducible
     'svg.fonttype': 'none',  # text stays text: small, searchable
     'font.size': 9.0,
     'axes.spines.top': False,
@@ -40,7 +40,7 @@ COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9',
 
 @contextlib.contextmanager
 def style():
-  """matplotlib's defaults plus ours, whatever the user's matplotlibrc says."""
+  """Applies this style to matplotlib's defaults, ignoring the matplotlibrc."""
   with matplotlib.rc_context():
     matplotlib.rcdefaults()
     matplotlib.rcParams.update(_STYLE)
@@ -48,7 +48,7 @@ def style():
 
 
 def svg(figure, title, description=None):
-  """The figure as an SVG document without dates or versions in it."""
+  """Returns the figure as an SVG document without dates or versions."""
   buffer = io.StringIO()
   figure.savefig(buffer, format='svg', metadata={
       'Title': title, 'Description': description, 'Date': None,

@@ -1,17 +1,19 @@
 """One self-contained page about a run: report.html.
 
-The page loads nothing from elsewhere and needs no script: style and pictures
-are in it. It is made from what the run directory holds so far, so it can be
-made of an unfinished run too.
+The page contains its style and pictures, loads nothing else and needs no
+scripts. It shows what the run directory holds so far, so it also works for an
+unfinished run.
 """
 
 import datetime
 import html
 import json
 import math
+import os
 import pathlib
 import re
 import statistics
+from collections.abc import Mapping, Sequence
 
 from rome_jax import files, spaces
 from rome_jax.show import curves
@@ -76,7 +78,7 @@ def _size(count):
 
 
 def _value(name, value):
-  """A figure as text, with the unit that its name ends in."""
+  """Formats a value, with the unit at the end of its name."""
   if value is None or value == '':
     return '–'
   if isinstance(value, (list, tuple)):
@@ -107,7 +109,7 @@ def _flat(value, prefix=''):
           for pair in _flat(item, f'{prefix}.{key}' if prefix else str(key))]
 
 
-# Values as HTML. Every function escapes what it is given, `_section` aside.
+# Values as HTML. Every function but `_section` escapes its arguments.
 
 
 def _paragraph(text, kind=''):
@@ -116,7 +118,7 @@ def _paragraph(text, kind=''):
 
 
 def _table(header, rows, numbers=()):
-  """A table; `numbers` are the columns to set flush right."""
+  """A table; the columns in `numbers` are right-aligned."""
   def cells(tag, row):
     return ''.join(
         f'<{tag}{" class=number" * (i in numbers)}>{html.escape(str(cell))}'
@@ -129,7 +131,7 @@ def _table(header, rows, numbers=()):
 
 
 def _facts(pairs):
-  """A table of names and values; values that are missing are left out."""
+  """A table of names and values, without missing values."""
   rows = [(name, text) for name, text in pairs if text not in ('–', None, '')]
   return _table((), rows) if rows else ''
 
@@ -142,10 +144,10 @@ def _section(title, *parts):
 
 
 def _picture(workdir, name):
-  """The SVG picture of a run as a figure, '' where there is none.
+  """Returns the SVG picture of a run as a figure, or '' if there is none.
 
-  Names are made unique to the picture, as the page holds several, and the
-  declarations that only a file needs are dropped.
+  Makes ids unique to the picture, as the page holds several, and drops the
+  declarations that only a file needs.
   """
   path = workdir / f'{name}.svg'
   if not path.exists():
@@ -163,8 +165,8 @@ def _picture(workdir, name):
 # The sections.
 
 
-def summarise(evaluations):
-  """Mean and spread of the test accuracies per kind of architecture.
+def summarise(evaluations: Sequence[Mapping]) -> dict[str, dict]:
+  """Returns mean and spread of the test accuracies by kind of architecture.
 
   Args:
     evaluations: dicts with `kind` ('derived', 'random', 'given') and
@@ -185,8 +187,8 @@ def summarise(evaluations):
       'best': max(values)} for kind, values in accuracies.items()}
 
 
-def accuracy(kind, row):
-  """A line on one kind of `summarise`."""
+def accuracy(kind: str, row: Mapping) -> str:
+  """Formats one kind of `summarise` as a line."""
   spread = '' if row['std'] is None else f' +- {100 * row["std"]:.2f}'
   return (f'test accuracy, {kind}: {100 * row["mean"]:.2f}%{spread} '
           f'(n={row["n"]}, best {100 * row["best"]:.2f}%)')
@@ -202,7 +204,7 @@ def _comparison(summary):
           f'points {"above" if points >= 0 else "below"} the mean of random '
           'architectures of the same space')
   if ours['std'] is None or theirs['std'] is None:
-    return text + '; one run of a kind says nothing of the spread.'
+    return text + '; one run of a kind says nothing about the spread.'
   error = 100 * math.hypot(ours['std'] / ours['n'] ** 0.5,
                            theirs['std'] / theirs['n'] ** 0.5)
   return (text + f', with a standard error of {error:.2f} points'
@@ -250,7 +252,7 @@ def _headline(result):
 
 
 def _tabular(result):
-  """What the space's complete table says of the derived cell."""
+  """The entry of the derived cell in the table of its space."""
   table = result.get('table') or {}
   datasets = table.get('datasets') or {}
   if not datasets:
@@ -317,7 +319,7 @@ def _diagnostics(record, rows):
     space = spaces.SPACES.get(record.info.get('space'))
     sizes = {cell: len(names) for cell, names in genotypes.operations(
         record.genotype, space).items()}
-    # What the search wrote last; it knew of changes to the space too.
+    # Prefer the search's last counts; they include changes to the space.
     counts = {cell: int(last.get(f'parameterless_{cell}', n))
               for cell, n in genotypes.parameterless(
                   record.genotype, space).items()}
@@ -352,11 +354,11 @@ def _optional_json(path):
   return value if isinstance(value, dict) else {}
 
 
-def write_report(workdir):
+def write_report(workdir: str | os.PathLike[str]) -> pathlib.Path:
   """Writes workdir/report.html from the other files of a run.
 
-  It reads config.json, metrics.jsonl, genotype.json, result.json and the SVG
-  files of `plotting.PICTURES`; whatever is missing is left out.
+  Reads config.json, metrics.jsonl, genotype.json, result.json and the SVG files
+  of `curves.PICTURES`; skips what is missing.
 
   Args:
     workdir: the run directory.
@@ -379,7 +381,7 @@ def write_report(workdir):
       str(part) for part in (
           subject, result.get('dataset') or config.get('dataset'))
       if part) or workdir.name
-  # Local time with its offset: it is for people.
+  # Local time with its offset, as people read it.
   now = datetime.datetime.now().astimezone().isoformat(' ', 'minutes')
   body = ''.join((
       f'<h1>{html.escape(title)}</h1>\n',

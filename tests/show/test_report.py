@@ -183,7 +183,7 @@ def test_summarise():
 
 
 @pytest.mark.parametrize('random, words', [
-    ([0.5], 'says nothing of the spread'),
+    ([0.5], 'says nothing about the spread'),
     ([0.5, 0.97], 'do not tell the two apart'),
     ([0.98, 0.99], '3.50 points below')])
 def test_comparison_claims_no_more_than_the_runs_show(
