@@ -138,7 +138,7 @@ def make_objective(method: Method, space: Space, loss_fn: Callable, theta_tx,
     noise, keys = _draw(method, space, options, arch, key, params != 'arch')
 
     def one(sampled, key, shared, batch):
-      *fixed, mask = shared
+      *fixed, mask, tau = shared
 
       def loss(variables):
         weights, table = _chosen(params, variables, *fixed)
@@ -150,7 +150,7 @@ def make_objective(method: Method, space: Space, loss_fn: Callable, theta_tx,
       return values, ravel_pytree(grads)[0]
 
     values, grads = _over_samples(
-        one, noise, keys, (theta, arch, mask), batch, options, spread)
+        one, noise, keys, (theta, arch, mask, tau), batch, options, spread)
     unravel = ravel_pytree(_variables(params, theta, arch))[1]
     return values, _reduced_tree(params, unravel(grads), options)
 
@@ -409,17 +409,16 @@ def _both_gradients(context, state, batch, key, trained):
   noise = method.noise(space, state.arch, noise_key, options.k)
   fair = _fair(space, options, fair_key, noise)
   samples = noise, None if fair is noise else fair.ops
-  loss_fn = context.loss_fn
-  if 'want_weight_grads' in inspect.signature(loss_fn).parameters:
-    loss_fn = functools.partial(loss_fn, want_weight_grads=trained)
+  told = 'want_weight_grads' in inspect.signature(context.loss_fn).parameters
 
   def one(sampled, key, shared, batch):
-    (theta, arch, mask), trained = shared
+    theta, arch, mask, tau, trained = shared
+    flags = {'want_weight_grads': trained} if told else {}
 
     def loss(variables):
       theta, arch = variables
-      cells = _cells(method, space, arch, sampled, context.tau, mask, trained)
-      return loss_fn(theta, cells, batch, key)
+      cells = _cells(method, space, arch, sampled, tau, mask, trained)
+      return context.loss_fn(theta, cells, batch, key, **flags)
 
     values, (dtheta, darch) = jax.value_and_grad(loss, has_aux=True)(
         (theta, arch))
@@ -427,7 +426,8 @@ def _both_gradients(context, state, batch, key, trained):
     # between devices) has one program for each array.
     return values, (ravel_pytree(dtheta)[0], darch)
 
-  shared = (state.theta, state.arch, state.mask), trained
+  # All that is traced is an argument: devices run this apart.
+  shared = state.theta, state.arch, state.mask, context.tau, trained
   values, grads = _over_samples(
       one, samples, _keys(op_key, options.k), shared, batch, options,
       context.spread)
