@@ -4,7 +4,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from rome_jax import errors
+from rome_jax import cli, errors
 
 # A module of `rome_jax.cli` for each; it is imported when it is asked for.
 COMMANDS = {
@@ -38,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   Returns:
     Its exit code; 2 for a missing or unknown command.
   """
+  cli.make_output_safe()
   name, *rest = (sys.argv[1:] if argv is None else argv) or ['']
   if name in ('-h', '--help'):
     print(HELP)

@@ -59,9 +59,31 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     UserError: the file is missing, unreadable or not JSON.
   """
   try:
-    return json.loads(pathlib.Path(path).read_text())
+    return json.loads(pathlib.Path(path).read_bytes())
   except OSError as error:
     raise errors.UserError(
         f'cannot read {path}: {error.strerror or error}') from error
   except (ValueError, RecursionError) as error:
-    raise errors.UserError(f'{path} is not valid JSON: {error}') from error
+    raise errors.UserError(
+        f'{path} is not valid JSON: {_fault(error)}') from error
+
+
+def _fault(error):
+  """What is wrong with a JSON text, in words that need no parser."""
+  if isinstance(error, RecursionError):
+    return 'it is nested too deeply'
+  if isinstance(error, UnicodeDecodeError):
+    return f'byte {error.start + 1} is not UTF-8 text'
+  if not isinstance(error, json.JSONDecodeError):
+    return 'it holds a number that is too long'
+  rest = error.doc[error.pos:]
+  if not error.doc.strip():
+    return 'the file is empty'
+  place = f'line {error.lineno}, column {error.colno}'
+  if error.msg.startswith('Unterminated'):
+    return f'the text that begins at {place}, has no end'
+  if not rest.strip():
+    return 'it ends too early; was it cut?'
+  if error.msg == 'Extra data':
+    return f'more text follows the value, from {place}'
+  return f'{rest.splitlines()[0][:20]!r} is out of place at {place}'

@@ -2,13 +2,16 @@
 
   python -m rome_jax describe runs/c10/genotype.json --cells=20 --channels=36
   python -m rome_jax describe DARTS_V2 --stem=imagenet --json
+  python -m rome_jax describe search/log.txt
+  python -m rome_jax describe genotypes.py:MINE
   python -m rome_jax describe '|nor_conv_3x3~0|+|none~0|...'
   python -m rome_jax describe runs/own/genotype.json --config=my_search.py
   python -m rome_jax describe --list
 
 The target is a run's genotype file, a text file with `Genotype(...)` in the
-notation of DARTS, that text itself, a published name, or a string, code or
-index of NAS-Bench-201. Cells of NAS-Bench-201 come with their row of the
+notation of DARTS (of a log, the last one; of a Python file, the one assigned
+to a name), that text itself, a published name, or a string, code or index of
+NAS-Bench-201. Cells of NAS-Bench-201 come with their row of the
 benchmark's table. Nothing is run: the counts are exact and need no
 accelerator. A mistake gives one sentence on stderr and exit code 2.
 """
@@ -102,7 +105,12 @@ def _parser():
 def _parse(argv):
   """Arguments; UserError for unknown flags."""
   parser = _parser()
-  args, unknown = parser.parse_known_args(argv)
+  given = sys.argv[1:] if argv is None else argv
+  flags = [text.split('=')[0] for text in given if text.startswith('--')]
+  twice = [name for name in flags if flags.count(name) > 1]
+  if twice:
+    raise errors.UserError(f'{twice[0]} is given twice')
+  args, unknown = parser.parse_known_args(given)
   if unknown:
     flags = [f'--{name}' for name in vars(args) if name != 'target']
     name = unknown[0].split('=')[0]
@@ -351,6 +359,9 @@ def _report(args):
     return _list(*_sizes(args, None), args.json)
   record = nasbench201_forms.read(args.target)
   space, name = _find_space(args, record)
+  complaint = genotypes.complaint(record.genotype)
+  if complaint:
+    print(f'warning: {complaint}', file=sys.stderr)
   values = summary(record, space, *_sizes(args, space))
   if args.json:
     return json.dumps(

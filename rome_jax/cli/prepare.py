@@ -1,6 +1,8 @@
 """What every command of a run does first: open and check; compile nothing."""
 
+import functools
 import json
+import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -9,10 +11,11 @@ from ml_collections import ConfigDict
 from rome_jax import data, errors, families
 from rome_jax.config import checks, fields
 from rome_jax.config import setup as door
+from rome_jax.data import formats
 from rome_jax.devices import hosts
 from rome_jax.engine import operations
 from rome_jax.spaces import genotypes, nasbench201_forms
-from rome_jax.train import checkpoint, retrain, search
+from rome_jax.train import checkpoint, memory, retrain, search
 from rome_jax.train.recipes import RetrainRecipe, SearchRecipe
 from rome_jax.train.setup import Setup
 
@@ -56,7 +59,7 @@ def prepare(config: ConfigDict,
   Raises:
     UserError: naming the field or file, its value and what is allowed.
   """
-  given = _given(config)
+  given = given_genotype(config)
   _check_operations(config, given)
   dataset = dataset or _load(config)
   setup = door.make_setup(config, dataset)
@@ -79,13 +82,21 @@ def _check_alike(config, dataset, given):
         [dataset.train.labels, dataset.test.labels]), errors.UserError)
 
 
-def _given(config):
-  """The `genotypes.Record` to retrain, or None."""
+def given_genotype(config: ConfigDict) -> genotypes.Record | None:
+  """The genotype to retrain, checked against the space; None: search.
+
+  Raises:
+    UserError: it cannot be read, or is none of the space.
+  """
   if not config.genotype:
     return None
-  record = nasbench201_forms.read(config.genotype)
+  record = nasbench201_forms.read(
+      checks.local_path('config.genotype', config.genotype))
   families.check_genotype(
       checks.space(config), record.genotype, config.genotype)
+  complaint = genotypes.complaint(record.genotype)
+  if complaint:
+    print(f'rome_jax: warning: {complaint}', file=sys.stderr)
   return record
 
 
@@ -105,10 +116,27 @@ def _check_operations(config, given):
 def _load(config):
   # Random crops want the original images, not ones already fitted.
   whole = 'imagenet' in (config.search.augment, config.retrain.augment)
+  data_dir = config.data_dir
+  # TensorFlow Datasets reads buckets itself.
+  if not config.dataset.startswith('tfds:'):
+    data_dir = checks.local_path('config.data_dir', data_dir)
+  if config.dataset == 'npz':
+    memory.check_file(data_dir, formats.npz_bytes(data_dir))
   return data.load(
-      config.dataset, config.data_dir, image_size=config.image_size,
+      config.dataset, data_dir, image_size=config.image_size,
       test_fraction=config.test_fraction, seed=config.seed,
-      lazy=True if whole else None)
+      lazy=True if whole else None,
+      check=functools.partial(_check_memory, config))
+
+
+def _check_memory(config, count, image_size, channels, decoded):
+  """Finds images that do not fit into memory before one is decoded."""
+  if not config.genotype:  # A step of a search reads a batch of each half.
+    memory.check_data(count, image_size, channels, 2, config.search.batch_size,
+                      'search', decoded)
+  if door.retrains(config):
+    memory.check_data(count, image_size, channels, 1,
+                      config.retrain.batch_size, 'retrain', decoded)
 
 
 def _check_data(prepared):
@@ -122,13 +150,35 @@ def _check_data(prepared):
           setup.space, f'config.{name}', setup.sizes_of(recipe), setup.stem,
           auxiliary=auxiliary)
   if given is None:
+    _check_half(prepared)
     halves = search.make_halves(
         setup, prepared.search, dataset, prepared.config.seed)
     search.num_steps(prepared.search, halves.train.steps_per_epoch)
   if door.retrains(prepared.config):
+    _check_batch('retrain', prepared.retrain.batch_size,
+                 len(dataset.train.labels), 'the number of training images')
     retrain.Trainer(setup, prepared.retrain, dataset)
   if given is not None:
     retrain.count(setup, prepared.retrain, given.genotype)
+
+
+def _check_half(prepared):
+  """Finds a batch that is larger than a half of the training images."""
+  recipe, labels = prepared.search, prepared.dataset.train.labels
+  parts = data.halves(labels, recipe.fraction_theta, recipe.fraction_alpha,
+                      prepared.config.seed)
+  sizes = tuple(map(len, parts))
+  field = ('fraction_theta', 'fraction_alpha')[int(sizes[1] < sizes[0])]
+  _check_batch(
+      'search', recipe.batch_size, min(sizes),
+      f'the share config.search.{field}={getattr(recipe, field)} of the '
+      f'{len(labels):,} training images')
+
+
+def _check_batch(section, size, count, what):
+  if size > count:
+    raise errors.UserError(
+        f'config.{section}.batch_size={size} must be at most {count:,}: {what}')
 
 
 def described(prepared: Prepared) -> list[str]:

@@ -9,6 +9,7 @@ computed something else (`hosts`; 134 if JAX itself ends the process).
 
 import contextlib
 import datetime
+import functools
 import hashlib
 import importlib.metadata
 import os
@@ -22,7 +23,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from rome_jax import data, errors, files
+from rome_jax import cli, data, errors, files
 from rome_jax.cli.prepare import described, prepare
 from rome_jax.config import checks, command_line, fields
 from rome_jax.config import setup as door
@@ -45,6 +46,7 @@ PACKAGES = ('rome_jax', 'jax', 'jaxlib', 'flax', 'optax', 'numpy')
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs a command line (default: the process's); returns the exit code."""
+  cli.make_output_safe()
   try:
     loaded = command_line.load(sys.argv[1:] if argv is None else list(argv))
     if loaded.config is None:
@@ -79,7 +81,8 @@ def run(config: ConfigDict, workdir: str | os.PathLike,
   """
   began = time.perf_counter()
   checks.validate(config)
-  workdir = pathlib.Path(workdir)
+  workdir = pathlib.Path(
+      checks.local_path('workdir', os.fspath(workdir)))
   if hosts.from_first(lambda: _finished(workdir)):
     hosts.from_first(lambda: checks.check_workdir(workdir, config))
     print(f'{workdir} already holds this run, finished; see '
@@ -161,9 +164,10 @@ def _save_dataset(workdir, dataset):
 
 
 def _finished(workdir):
-  """Whether the report, which a run writes last, is there."""
+  """Whether the report, which a run writes last, and its source are there."""
   try:
-    return all((workdir / name).exists() for name in ('result.json', REPORT))
+    return all((workdir / name).exists()
+               for name in ('genotype.json', 'result.json', REPORT))
   except OSError as error:
     raise errors.UserError(
         f'cannot use workdir {workdir}: {error.strerror}') from error
@@ -191,13 +195,15 @@ def use_compilation_cache(where: str) -> None:
   Args:
     where: a folder, '' for none, or 'auto': a folder in the user's cache for
       this kind of processor (XLA's programs for one CPU may not run on
-      another).
+      another); none for a user without a home folder.
   """
   if where == 'auto':
-    root = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-    where = pathlib.Path(root, 'rome_jax', _processor_key())
-  if where:
-    jax.config.update('jax_compilation_cache_dir', str(where))
+    root = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+    if root.startswith('~'):  # A user without a home, as in some containers.
+      return
+    where = os.path.join(root, 'rome_jax', _processor_key())
+  if where:  # JAX takes URLs of buckets too.
+    jax.config.update('jax_compilation_cache_dir', os.path.expanduser(where))
 
 
 def _processor_key():
@@ -245,6 +251,8 @@ def _search(prepared, workdir, writer, stop):
   config, setup = prepared.config, prepared.setup
   note = workdir / 'phases' / 'search.json'
   if (figures := _read_note(note)) is not None:
+    hosts.from_first(lambda: _keep_genotype(workdir, config, figures))
+    hosts.from_first(lambda: _warn_of_lost_lines(workdir, 'search', figures))
     return figures
   outcome, genotype = search.run(
       setup, prepared.search, prepared.dataset, config.seed,
@@ -253,6 +261,33 @@ def _search(prepared, workdir, writer, stop):
   if not outcome.finished:
     return None
   return _write_note(note, _search_figures(outcome, genotype, setup.space))
+
+
+def _keep_genotype(workdir, config, figures):
+  """Sees that genotype.json is the one that the finished search wrote."""
+  path = workdir / 'genotype.json'
+  text = figures['genotype']
+  if not path.exists():
+    genotypes.save(
+        path, genotypes.from_text(text), space=config.space, seed=config.seed,
+        step=figures['steps'], method=config.method, dataset=config.dataset)
+    print(f'{path} was missing; it is written again as the finished search '
+          'left it', file=sys.stderr)
+  elif genotypes.to_text(genotypes.load(str(path))) != text:
+    raise errors.UserError(
+        f'{path} is not the genotype that the search of {workdir} ended with; '
+        'delete it to have that one back, or retrain yours with '
+        '--config.genotype in another --workdir')
+
+
+def _warn_of_lost_lines(workdir, phase, figures):
+  """Says so where the metrics of a finished phase were cut or deleted."""
+  steps = [row.get('step') for row in metrics.read(workdir)
+           if row.get('phase') == phase]
+  if steps[-1:] != [figures['steps']]:
+    print(f'{workdir / metrics.FILENAME} lacks the last lines of {phase}, '
+          'which is finished; its figures are kept, its curves end early',
+          file=sys.stderr)
 
 
 def _read_note(path):
@@ -294,6 +329,7 @@ def _origin(given, config):
 def _search_figures(outcome, genotype, space):
   keep = ('train_loss', 'train_accuracy', 'valid_loss', 'valid_accuracy')
   return {
+      'genotype': genotypes.to_text(genotype),
       **{k: outcome.scalars.get(k) for k in keep}, **outcome.figures,
       'peak_memory_bytes': peak_memory_bytes(),
       'parameterless': genotypes.parameterless(genotype, space)}
@@ -319,6 +355,9 @@ def _retrain(prepared, workdir, genotype, writer, stop):
       if not outcome.finished:
         return None
       figures = _write_note(note, _retrain_figures(prepared, job, outcome))
+    else:
+      hosts.from_first(functools.partial(
+          _warn_of_lost_lines, workdir, f'retrain/{job.name}', figures))
     records.append(figures)
   return records
 

@@ -7,13 +7,16 @@ Starts one run of `rome_jax.main` for each combination of the values, one after
 another, each in a folder (DIR/seed-0) and a process of its own, so that the
 crash of one does not end the others. The same command continues unfinished
 runs and leaves finished ones alone. At the end it writes DIR/sweep.json and
-prints a table. `--vary=config=A.py,B.py` varies the config file.
+prints a table. `--vary=config=A.py,B.py` varies the config file. Commas inside
+brackets or quotes do not separate values, so `--vary=genotype=` takes the
+texts of genotypes; all are checked before the first run starts.
 
 Exit codes: 0 if every run is done, or stopped on request with everything
 saved; else the exit code of the first run that failed.
 """
 
 import argparse
+import hashlib
 import itertools
 import operator
 import os
@@ -24,8 +27,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from rome_jax import errors, files
-from rome_jax.config import command_line
+from rome_jax import cli, errors, files
+from rome_jax.cli import prepare
+from rome_jax.config import checks, command_line
 from rome_jax.devices import interrupt
 from rome_jax.show import report
 
@@ -89,15 +93,61 @@ def plan(args: argparse.Namespace, flags: list[str]) -> list[Run]:
       raise errors.UserError(f'--vary={text} must be FIELD=VALUE,VALUE')
     if field in varied:
       raise errors.UserError(f'{field} is varied twice')
-    varied[field] = values.split(',')
+    varied[field] = split_values(field, values)
   if not varied:
     raise errors.UserError('--seeds=0,1,2 or --vary=FIELD=A,B is missing')
-  runs = [_run(args.workdir, dict(zip(varied, values)), flags)
+  folder = checks.local_path('--workdir', args.workdir)
+  runs = [_run(folder, dict(zip(varied, values)), flags)
           for values in itertools.product(*varied.values())]
   for run, other in itertools.combinations(runs, 2):
     if run.name == other.name:
       raise errors.UserError(f'two runs would share the folder {run.name}')
   return runs
+
+
+def split_values(field: str, text: str) -> list[str]:
+  """The values of one `--vary`, cut at commas.
+
+  A comma inside brackets or quotes is part of its value, so a genotype can
+  vary as Python text; so is one before a KEY=VALUE of a config's argument.
+
+  Args:
+    field: what is varied.
+    text: the values.
+
+  >>> split_values('genotype', "G(a=[('x', 0)], b=[2, 3]),DARTS_V2")
+  ["G(a=[('x', 0)], b=[2, 3])", 'DARTS_V2']
+  >>> split_values('config', 'a.py:k=1,lr=2,b.py')
+  ['a.py:k=1,lr=2', 'b.py']
+  """
+  values, depth, quote = [''], 0, ''
+  for letter in text:
+    if quote:
+      quote = '' if letter == quote else quote
+    elif letter in '\'"':
+      quote = letter
+    else:
+      depth += (letter in '([{') - (letter in ')]}')
+    if letter == ',' and not quote and depth == 0:
+      values.append('')
+    else:
+      values[-1] += letter
+  if quote or depth:
+    raise errors.UserError(
+        f'--vary={field}={text} has a bracket or quote that does not close')
+  values = [value.strip() for value in values]
+  return _with_arguments(values) if field == 'config' else values
+
+
+def _with_arguments(values):
+  """Joins the arguments of config files, which have commas between them."""
+  joined = values[:1]
+  for value in values[1:]:
+    if re.match(r'\w+=', value) and ':' in joined[-1]:
+      joined[-1] += f',{value}'
+    else:
+      joined.append(value)
+  return joined
 
 
 def _run(folder, texts, flags):
@@ -111,13 +161,26 @@ def _run(folder, texts, flags):
     if given:
       raise errors.UserError(
           f'--{flag} is for one run: python -m rome_jax run --{flag}')
+  prepare.given_genotype(loaded.config)
   values = {
       field: text if field == 'config'
       else operator.attrgetter(field)(loaded.config)
       for field, text in texts.items()}
-  name = re.sub(r'[^\w.+-]+', '_', '_'.join(
-      f'{field}-{text}' for field, text in texts.items()))
+  name = _folder_name(texts)
   return Run(name, values, str(pathlib.Path(folder, name)), argv)
+
+
+def _folder_name(texts):
+  """A run's folder; a long one, of a genotype say, ends in a digest."""
+  whole = '_'.join(f'{field}-{text}' for field, text in texts.items())
+  name = re.sub(r'[^\w.+-]+', '_', whole)
+  if len(os.fsencode(name)) <= _LONGEST_NAME:
+    return name
+  digest = hashlib.sha256(os.fsencode(whole)).hexdigest()[:8]
+  return f'{name[:_LONGEST_NAME // 4]}-{digest}'
+
+
+_LONGEST_NAME = 160  # bytes; file systems allow 255
 
 
 def execute(run: Run, stop: interrupt.Interrupt,
@@ -241,6 +304,7 @@ def to_text(found: dict) -> str:
 def finish(runs: list[Run], codes: dict[str, int],
            folder: str | os.PathLike) -> int:
   """Writes sweep.json, prints the table; returns the exit code."""
+  folder = checks.local_path('--workdir', os.fspath(folder))
   found = collect(runs, codes)
   files.write_json(pathlib.Path(folder, FILENAME), found)
   print(f'\n{to_text(found)}\n{pathlib.Path(folder, FILENAME)}')
@@ -250,6 +314,7 @@ def finish(runs: list[Run], codes: dict[str, int],
 def main(argv: Sequence[str] | None = None,
          program: Sequence[str] = PROGRAM) -> int:
   """Runs a command line (default: the process's); returns the exit code."""
+  cli.make_output_safe()
   try:
     args, flags = make_parser('python -m rome_jax sweep').parse_known_args(argv)
     runs = plan(args, flags)

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pathlib
+import re
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -205,6 +206,31 @@ def set_field(config: ConfigDict, name: str, value: Any) -> None:
   setattr(config[section] if section else config, last, value)
 
 
+def local_path(name: str, text: str) -> str:
+  """A path with its `~` replaced by the home folder.
+
+  Args:
+    name: the flag or field, for the message.
+    text: its value.
+
+  Raises:
+    UserError: a URL, or the home folder is unknown.
+
+  >>> local_path('--workdir', 'runs/c10')
+  'runs/c10'
+  """
+  if re.match(r'\w[\w+.-]*://', text):
+    raise errors.UserError(
+        f'{name}={text} must be a path on this machine or a mounted disk, not '
+        'a URL')
+  path = os.path.expanduser(text)
+  if text.startswith('~') and path == text and not os.path.exists(text):
+    raise errors.UserError(
+        f'{name}={text} begins with ~, but no home folder is known for it; '
+        'set HOME or give the whole path')
+  return path
+
+
 def _as_float(value):
   try:
     return float(value)
@@ -246,6 +272,9 @@ def check_workdir(workdir: str | os.PathLike, config: ConfigDict) -> None:
 def _check_same(path, theirs, ours):
   if not isinstance(theirs, dict):
     raise errors.UserError(f'{path} holds no config')
+  if not set(fields.flatten(theirs)) & set(fields.FIELDS) - _COMMON:
+    raise errors.UserError(
+        f'{path} is not the config of a rome_jax run; use another --workdir')
   if any(fields.renamed(name) for name in fields.flatten(theirs)):
     raise errors.UserError(
         f'{path.parent} holds a run of rome_jax 0.1.0, which this version '
@@ -261,6 +290,13 @@ def _check_same(path, theirs, ours):
       for name in {**new, **old}
       if name not in fields.FREE_FIELDS and old.get(name) != new.get(name)]
   if differing:
+    more = len(differing) - _MOST_SHOWN
+    rest = f' and {more} more' if more > 0 else ''
     raise errors.UserError(
         f'{path.parent} holds a run of another config: '
-        f'{", ".join(differing)}; use another --workdir')
+        f'{", ".join(differing[:_MOST_SHOWN])}{rest}; use another --workdir')
+
+
+# Fields that the configs of other programs have too.
+_COMMON = {'name', 'seed', 'method', 'dataset', 'data_dir', 'image_size'}
+_MOST_SHOWN = 8  # of the fields that differ

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import ml_collections
 
-from rome_jax import errors
+from rome_jax import errors, files
 from rome_jax.config import checks, fields
 
 
@@ -56,7 +56,8 @@ def load(argv: list[str]) -> Loaded:
   """Reads a command line (without the program's name).
 
   `--config=PATH[:ARGUMENT]` (a bare name is looked for in configs/ too; most
-  files read their argument with `arguments`), `--config.FIELD=VALUE` any
+  files read their argument with `arguments`; PATH may also be the config.json
+  of a run, which is read as JSON), `--config.FIELD=VALUE` any
   number of times, `--workdir=DIR` (default: runs/<name of the config file>),
   `--check`, `--dry-run`, `--help`. `=` may be a space. For several processes
   (`hosts`): `--distributed`, or `--coordinator=HOST:PORT --processes=N
@@ -86,8 +87,8 @@ def load(argv: list[str]) -> Loaded:
     raise errors.UserError(
         '--config=PATH is missing, for example '
         '--config=configs/quickstart.py')
-  path, argument = _find(named['config'])
-  config = _run_file(path, argument)
+  path, argument = _find(checks.local_path('--config', named['config']))
+  config = _read(path, argument)
   before = config.get('method')
   # A stable sort: the method first, all others in the order given.
   for name, text in sorted(overrides, key=lambda pair: pair[0] != 'method'):
@@ -96,9 +97,10 @@ def load(argv: list[str]) -> Loaded:
       checks.apply_recipe(config, before)
       before = config.method
   checks.validate(config)
-  stem = path.stem + re.sub(r'\W+', '_', f'_{argument}' if argument else '')
+  stem = _stem(path) + re.sub(r'\W+', '_', f'_{argument}' if argument else '')
   return Loaded(
-      config, named.get('workdir') or os.path.join('runs', stem),
+      config, checks.local_path('--workdir', named.get('workdir') or
+                                os.path.join('runs', stem)),
       Options(check='check' in named, dry_run='dry-run' in named,
               **_hosts_options(named)))
 
@@ -197,11 +199,43 @@ def _find(text):
     for place in places:
       if place.is_file():
         return place, argument
+  if os.path.isdir(text):
+    own = pathlib.Path(text, fields.FILENAME)
+    hint = f'; did you mean {str(own)!r}?' if own.is_file() else ''
+    raise errors.UserError(f'--config={text} is a folder, not a file{hint}')
   known = sorted({path.stem for folder in folders
                   for path in pathlib.Path(folder).glob('*.py')})
   wanted = pathlib.Path(given[-1][0]).stem
   raise errors.UserError(
       f'config file {text} does not exist{errors.near_miss(wanted, known)}')
+
+
+def _stem(path):
+  """What a run of a config file is called; a run's own config: as that run."""
+  if path.name == fields.FILENAME:
+    return path.absolute().parent.name
+  return path.stem
+
+
+def _read(path, argument):
+  """The ConfigDict that a config file describes."""
+  suffix = path.suffix.lower()
+  if suffix in _OTHER_FORMATS:
+    raise errors.UserError(
+        f'--config={path} must be a .py file with get_config(), or the '
+        f'{fields.FILENAME} of a run')
+  if suffix != '.json':
+    return _run_file(path, argument)
+  if argument:
+    raise errors.UserError(f'{path} takes no argument, got {argument!r}')
+  try:
+    return checks.from_json(files.read_json(path))
+  except errors.UserError as error:
+    where = '' if str(path) in str(error) else f'{path}: '
+    raise errors.UserError(f'{where}{error}') from error
+
+
+_OTHER_FORMATS = ('.yaml', '.yml', '.toml', '.ini', '.jsonl')
 
 
 def _run_file(path, argument):

@@ -6,7 +6,7 @@ the files. Sizes and statistics are added here, the same way for all.
 
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -54,7 +54,9 @@ class Opened(NamedTuple):
 
 def load(name: str, data_dir: str = '', *, image_size: int = 0,
          test_fraction: float = .2, seed: int = 0,
-         lazy: bool | None = None) -> splits.Dataset:
+         lazy: bool | None = None,
+         check: Callable[[int, int, int, bool], None] | None = None,
+         ) -> splits.Dataset:
   """Opens an image set.
 
   Args:
@@ -69,6 +71,8 @@ def load(name: str, data_dir: str = '', *, image_size: int = 0,
     lazy: whether to decode images of folders and TFDS at each use, in full
       size, instead of once; None decides by memory (512 MiB). ImageNet is
       always lazy.
+    check: called with (images of both splits, image size, channels, whether
+      all are decoded into memory) before any is decoded; may raise.
 
   Raises:
     UserError: the name is unknown; a file is missing, damaged or of the wrong
@@ -102,7 +106,7 @@ def load(name: str, data_dir: str = '', *, image_size: int = 0,
     train, test = splits.stratified(opened.train.labels, test_fraction, seed)
     opened = opened._replace(train=splits.take(opened.train, train),
                              test=splits.take(opened.train, test))
-  return _finish(name, opened, image_size, lazy)
+  return _finish(name, opened, image_size, lazy, check)
 
 
 Pair = tuple[np.ndarray, np.ndarray]  # images, labels
@@ -142,7 +146,7 @@ def from_arrays(train: Pair, test: Pair | None = None, *,
   return _finish(name, opened, image_size, lazy=False)
 
 
-def _finish(name, opened, image_size, lazy):
+def _finish(name, opened, image_size, lazy, check=None):
   """Fits images to one size and measures unknown statistics."""
   known = tfds.base_name(name) or name
   size = image_size or _SIZES.get(known) or native_size(opened.train, name)
@@ -152,6 +156,8 @@ def _finish(name, opened, image_size, lazy):
   elif lazy is None:
     total = (len(train) + len(test)) * size**2 * opened.channels
     lazy = total > _MEMORY_LIMIT
+  if check is not None:
+    check(len(train) + len(test), size, opened.channels, not lazy)
   if not lazy:
     train, test = (splits.in_memory(s, size) for s in (train, test))
   mean, std = STATISTICS.get(known) or splits.statistics(train, size)

@@ -21,6 +21,7 @@ _REQUIREMENTS = {
     'tensorflow_datasets': 'tensorflow-datasets',
 }
 _STATISTICS_IMAGES = 512
+_STATISTICS_PIXELS = 2**26  # at once; ImageNet's 1,024 images of 224 pixels
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -245,8 +246,9 @@ def statistics(
   indices = (spread(_STATISTICS_IMAGES, len(split)) if split.lazy
              else np.arange(len(split)))
   counts = 0
-  for start in range(0, len(indices), 1024):  # bounds the temporary memory
-    images = fit_all(split.get(indices[start:start + 1024]), size)
+  some = min(1024, max(1, _STATISTICS_PIXELS // size**2))
+  for start in range(0, len(indices), some):  # bounds the temporary memory
+    images = fit_all(split.get(indices[start:start + some]), size)
     counts += np.stack([
         np.bincount(images[..., c].ravel(), minlength=256)
         for c in range(images.shape[-1])])

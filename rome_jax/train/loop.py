@@ -209,7 +209,11 @@ def run(phase: Phase, program: Program, carry: Carry, settings: Settings,
   with checkpoint.Checkpoints(folder, settings.keep_checkpoints) as store:
     found = _restore(store, carry)
     start, carry = found or (0, carry)
-    writer.rewind(phase.name, start if found else -1)
+    logged = start - int(carry.count)
+    if found:
+      hosts.from_first(lambda: _check_lines(phase.name, folder, logged,
+                                            settings.workdir))
+    writer.rewind(phase.name, logged if found else -1)
     return _Runner(phase, program, settings, writer, stop, store).run(
         start, carry, resumed=found is not None)
 
@@ -221,6 +225,21 @@ def _restore(store, carry):
   if step is None:
     return None
   return found or (step, store.read(step, carry))
+
+
+def _check_lines(name, folder, logged, workdir):
+  """Refuses to continue if the line of step `logged` is lost.
+
+  The checkpoint was saved after that line, whose means and test cannot be
+  computed again.
+  """
+  if logged and not any(
+      row.get('phase') == name and row.get('step') == logged
+      for row in metrics.read(workdir)):
+    raise errors.UserError(
+        f'{workdir / metrics.FILENAME} lacks the line of step {logged} of '
+        f'{name}, which was written before its checkpoint; put the file back, '
+        f'or delete {folder} to train {name} again')
 
 
 class _Runner:
@@ -241,10 +260,14 @@ class _Runner:
     # Time continues from the last line before the checkpoint.
     self.scalars = self._last_line() if resumed else {}
     self.seconds_before = self.scalars.get('seconds', 0.)
+    if resumed and int(carry.count) and self._tests_at(start):
+      # An image that could not be read ended the test of this step.
+      carry, self.saved = self._log(start, carry, 0.), None
     with (metrics.Progress(phase.steps, label=phase.name, initial=start,
                            images_per_unit=phase.images_per_step) as progress,
           data.prefetch(phase.batches, start, phase.steps) as batches):
-      for batch in batches:
+      while step < phase.steps:
+        batch = self._guarded(step, carry, batches.__next__)
         carry = self.program.call(carry, batch)
         step += 1
         last = step == phase.steps
@@ -269,6 +292,28 @@ class _Runner:
         'temp_bytes': self.program.temp_bytes,
         'resumed_at': start if resumed else None})
 
+  def _guarded(self, step, carry, read):
+    """`read()`; if the data cannot be read, saves before it raises.
+
+    Of several processes the others are at a later step by then, and a
+    checkpoint is what all agree on; so they keep the last one.
+    """
+    try:
+      return read()
+    except (errors.DivergedError, errors.LostError):
+      raise
+    except Exception as error:
+      name = self.phase.name
+      if self.saved != step and not hosts.several():
+        self._save(step, carry)
+        self.store.wait()
+      if not isinstance(error, (errors.UserError, OSError)):
+        raise
+      saved = f'step {self.saved or 0} of {name} is saved'
+      raise errors.UserError(
+          f'{error}; {saved}, and the same command continues once the data '
+          'can be read') from error
+
   def _tests_at(self, step):
     phase = self.phase
     return phase.test is not None and (
@@ -281,13 +326,14 @@ class _Runner:
     steps, seconds = step - self.logged_step, now - self.logged_at
     scalars, memo = phase.observe(carry.state, means, carry.memo)
     if self._tests_at(step):
-      scalars |= _finite(phase.name, step, phase.test(carry.state))
+      tested = self._guarded(step, carry, lambda: phase.test(carry.state))
+      scalars |= _finite(phase.name, step, tested)
     scalars = {
         'epoch': step / phase.steps_per_epoch, **scalars,
         'seconds': self.seconds_before + now - self.began,
         'images_per_second': steps * phase.images_per_step / seconds,
-        'step_ms': 1e3 * seconds / steps,
-        'input_wait_ms': 1e3 * (wait - self.logged_wait) / steps}
+        'step_ms': 1e3 * seconds / max(steps, 1),
+        'input_wait_ms': 1e3 * (wait - self.logged_wait) / max(steps, 1)}
     self.writer.write(phase.name, step, scalars)
     self.scalars = scalars
     # The time of a test counts in no step.

@@ -58,11 +58,16 @@ class Cost(NamedTuple):
 def available_bytes() -> int | None:
   """Returns the free memory of the first device; None if unknown."""
   device = jax.local_devices()[0]
-  if device.platform != 'cpu':
-    stats = device.memory_stats() or {}
-    if 'bytes_limit' not in stats:
-      return None
-    return stats['bytes_limit'] - stats.get('bytes_in_use', 0)
+  if device.platform == 'cpu':
+    return host_bytes()
+  stats = device.memory_stats() or {}
+  if 'bytes_limit' not in stats:
+    return None
+  return stats['bytes_limit'] - stats.get('bytes_in_use', 0)
+
+
+def host_bytes() -> int | None:
+  """Returns the free memory of this machine; None if unknown."""
   with contextlib.suppress(OSError):
     text = pathlib.Path('/proc/meminfo').read_text()
     if found := re.search(r'MemAvailable:\s*(\d+) kB', text):
@@ -139,6 +144,74 @@ def samples(k: int, sample_bytes: int, total_bytes: int | None) -> str:
   fits = total_bytes is not None and k * sample_bytes <= (
       VMAP_SHARE * total_bytes)
   return 'vmap' if fits else 'scan'
+
+
+# Bytes per number of a batch: three copies as float32, two ready and one used.
+BATCH_BYTES = 12
+# Images decoded into memory are there twice while they are stacked.
+DECODED_BYTES = 2
+
+
+def check_data(count: int, image_size: int, channels: int, batches: int,
+               batch_size: int, section: str, decoded: bool) -> None:
+  """Refuses images that do not fit into this machine, before one is read.
+
+  Args:
+    count: images of the data set.
+    image_size: their side in pixels, once they are scaled.
+    channels: 1 or 3.
+    batches: how many a step reads.
+    batch_size: images of one.
+    section: of the config, where the batch size is from.
+    decoded: whether all images are kept in memory.
+
+  Raises:
+    UserError: they need more memory than is free; the message has settings
+      that would fit.
+  """
+  available = host_bytes()
+
+  def needed(side, size):
+    copies = BATCH_BYTES * batches * size + DECODED_BYTES * decoded * count
+    return side**2 * channels * copies
+
+  if available is None or needed(image_size, batch_size) <= available:
+    return
+  # A tenth is kept back for what the estimate does not know.
+  limit = .9 * available
+  fits = []
+  if side := next((n for n in range(image_size - 1, 7, -1)
+                   if needed(n, batch_size) <= limit), None):
+    fits.append(f'config.image_size={side}')
+  if size := next((n for n in range(batch_size - 1, 0, -1)
+                   if needed(image_size, n) <= limit), None):
+    fits.append(f'config.{section}.batch_size={size}')
+  hint = (f'by estimate one of these makes them fit: {", ".join(fits)}'
+          if fits else 'no smaller image or batch is enough')
+  raise errors.UserError(
+      f'images of {image_size} x {image_size} x {channels} need '
+      f'{_gigabytes(needed(image_size, batch_size))} of memory in batches of '
+      f'config.{section}.batch_size={batch_size}, but '
+      f'{_gigabytes(available)} are free; {hint}')
+
+
+def check_file(path: str | os.PathLike, needed: int) -> None:
+  """Refuses a file of arrays that does not fit into this machine.
+
+  Args:
+    path: the file, for the message.
+    needed: bytes of its arrays.
+
+  Raises:
+    UserError: they need more memory than is free.
+  """
+  available = host_bytes()
+  if available is not None and needed > available:
+    raise errors.UserError(
+        f'the arrays of {path} need {_gigabytes(needed)} of memory, but '
+        f'{_gigabytes(available)} are free; store fewer or smaller images, or '
+        "a folder of image files, which config.dataset='folder' reads when "
+        'they are used')
 
 
 # ----------------------------------------------------- when it is compiled

@@ -205,7 +205,7 @@ def test_commands_with_arguments():
     (['--config'], '--config needs a value'),
     (['--config=quickstrat'], "does not exist; did you mean 'quickstart'?"),
     (['--config=no/such/file.py'], 'no/such/file.py does not exist'),
-    (['--config=configs'], 'config file configs does not exist'),
+    (['--config=configs'], '--config=configs is a folder, not a file'),
     (['--config=quickstart:5'], "takes no argument, got '5'"),
     (['quickstart'], "'quickstart' is no flag"),
     (['--confg=quickstart'], "--confg is unknown; did you mean 'config'?"),

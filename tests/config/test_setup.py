@@ -32,7 +32,7 @@ def test_values_of_a_config_reach_the_recipes():
       '--config.retrain.nesterov=true']).config
   search, retrain = door.search_recipe(config), door.retrain_recipe(config)
   assert (search.k, search.cells, retrain.nesterov, retrain.channels) == (
-      3, 4, True, 8)
+      3, 3, True, 8)
   with pytest.raises(AttributeError):
     search.k = 4
   settings = door.settings(config, 'somewhere')
