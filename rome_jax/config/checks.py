@@ -272,14 +272,14 @@ def check_workdir(workdir: str | os.PathLike, config: ConfigDict) -> None:
 def _check_same(path, theirs, ours):
   if not isinstance(theirs, dict):
     raise errors.UserError(f'{path} holds no config')
-  if not set(fields.flatten(theirs)) & set(fields.FIELDS) - _COMMON:
-    raise errors.UserError(
-        f'{path} is not the config of a rome_jax run; use another --workdir')
   if any(fields.renamed(name) for name in fields.flatten(theirs)):
     raise errors.UserError(
         f'{path.parent} holds a run of rome_jax 0.1.0, which this version '
         'cannot continue; finish it with that version or use another '
         '--workdir')
+  if not set(fields.flatten(theirs)) & set(fields.FIELDS) - _COMMON:
+    raise errors.UserError(
+        f'{path} is not the config of a rome_jax run; use another --workdir')
   # As JSON texts: no JSON text reads `absent`.
   old, new = ({name: json.dumps(value)
                for name, value in fields.flatten(c).items()}

@@ -332,7 +332,7 @@ def test_npz_without_test_is_cut_by_class(tmp_path):
      '30x32, not square; set image_size'),
     ({'images': np.zeros((4, 8, 8, 2), np.uint8), 'labels': np.arange(4)},
      'have shape'),
-    ({'images': np.array([{}] * 4), 'labels': np.arange(4)}, 'plain arrays'),
+    ({'images': np.array([{}] * 4), 'labels': np.arange(4)}, 'type object'),
     ({'x_train': _images(4), 'y_train': np.arange(4), 'x_test': _images(4)},
      'no y_test'),
     ({'x_train': _images(4), 'y_train': np.arange(4), 'x_test': _images(4),
