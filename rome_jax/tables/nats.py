@@ -147,6 +147,8 @@ def _merged(path, tables):
 def _column(values, rows, where):
   """Makes a `Column` of floats [N] or [N, R]; UserError if impossible."""
   try:
+    if getattr(values, 'dtype', None) == object:
+      raise TypeError('it holds objects')
     array = np.asarray(values, np.float64)
   except (TypeError, ValueError) as error:
     raise errors.UserError(f'{where} must be numbers ({error})') from error
