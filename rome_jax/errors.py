@@ -27,12 +27,44 @@ class LostError(Exception):
 
 
 def near_miss(value: object, known: Iterable[str]) -> str:
-  """Returns '; did you mean X?' for the closest known name, or ''.
+  """Returns '; did you mean X?' for the closest known names, or ''.
+
+  Case and punctuation do not count. A name that is the same without them
+  comes first, then those that begin with the value, then the most similar.
 
   >>> near_miss('cifra10', ['cifar10', 'digits'])
   "; did you mean 'cifar10'?"
+  >>> near_miss('PC-DARTS', ['PDARTS', 'PC_DARTS_cifar', 'PC_DARTS_image'])
+  "; did you mean 'PC_DARTS_cifar' or 'PC_DARTS_image'?"
   >>> near_miss('zzz', ['cifar10'])
   ''
   """
-  found = difflib.get_close_matches(str(value), list(known), 1)
-  return f'; did you mean {found[0]!r}?' if found else ''
+  names, key = list(known), plain(str(value))
+  if not key:
+    return ''
+  found = ([name for name in names if plain(name) == key]
+           or _beginning(key, names) or _similar(key, names))
+  return f'; did you mean {" or ".join(map(repr, found))}?' if found else ''
+
+
+_PREFIX = 3  # letters that make a beginning
+_SUGGESTIONS = 3  # a longer list helps nobody
+
+
+def plain(name: str) -> str:
+  """A name without case and punctuation.
+
+  >>> plain('P-DARTS')
+  'pdarts'
+  """
+  return ''.join(filter(str.isalnum, name.lower()))
+
+
+def _beginning(key, names):
+  found = [name for name in names if plain(name).startswith(key)]
+  return found if len(key) >= _PREFIX and len(found) <= _SUGGESTIONS else []
+
+
+def _similar(key, names):
+  by_key = {plain(name): name for name in reversed(names)}
+  return [by_key[near] for near in difflib.get_close_matches(key, by_key, 1)]

@@ -7,13 +7,13 @@ keeps n / (n - 1) of it.
 import functools
 from collections.abc import Callable
 
-import chex
 import flax.linen as nn
 import jax
 
 from rome_jax import errors
 from rome_jax.engine import cells as cells_lib
 from rome_jax.engine import layers, operations
+from rome_jax.families.images import check_images
 from rome_jax.spaces import Space, genotypes
 from rome_jax.spaces.counting import AUXILIARY_NORMS, reductions
 
@@ -114,7 +114,7 @@ class Supernet(nn.Module):
 
     See `cells.run_cells` for `want_weight_grads`.
     """
-    chex.assert_rank(images, 4)
+    check_images(images)
 
     def make_cell(i, features, reduction, reduction_prev):
       return cells_lib.SearchCell(
@@ -230,7 +230,7 @@ class Network(nn.Module):
     Returns:
       logits, or (logits, auxiliary logits) with `train` and `auxiliary`.
     """
-    chex.assert_rank(images, 4)
+    check_images(images)
     norm = layers.batch_norm(images, train)
     run = layers.rematerialised(
         layers.with_drop_path(drop_path if train else 0), self.remat)

@@ -11,15 +11,20 @@ cells of all stages: 15 in the benchmark.
 import functools
 from collections.abc import Callable
 
-import chex
 import flax.linen as nn
 
 from rome_jax import errors
 from rome_jax.engine import cells as cells_lib
 from rome_jax.engine import layers, operations
-from rome_jax.spaces import Sizes, Space, counting, genotypes
-
-STAGES = 3
+from rome_jax.families.images import check_images
+from rome_jax.spaces import (
+    Sizes,
+    Space,
+    counting,
+    genotypes,
+    nasbench201_counts,
+)
+from rome_jax.spaces.nasbench201_counts import STAGES
 
 
 class ResidualBlock(nn.Module):
@@ -93,7 +98,7 @@ class Supernet(nn.Module):
 
     See `cells.run_cells` for `want_weight_grads`.
     """
-    chex.assert_rank(images, 4)
+    check_images(images)
 
     def make_cell(features, name):
       return cells_lib.SearchCell(
@@ -137,7 +142,7 @@ class Network(nn.Module):
   @nn.compact
   def __call__(self, images, train=False, drop_path=0.):
     """Logits [B,classes] of images [B,H,W,.]."""
-    chex.assert_rank(images, 4)
+    check_images(images)
     norm = layers.batch_norm(images, train)
     run = layers.rematerialised(
         layers.with_drop_path(drop_path if train else 0), self.remat)
@@ -177,41 +182,12 @@ def check(space: Space, sizes: Sizes) -> None:
         f'space={space.name}, which has {STAGES} stages')
 
 
-def _parts(nodes, sizes, search):
-  """(name, Cost) of stem, cells, residual blocks and head."""
-  c, size, channels = counting, sizes.image_size, sizes.channels
-  parts = [('stem', c.total(
-      c.conv(sizes.image_channels, channels, 9, size**2), c.norm(channels)))]
-  for stage in range(STAGES):
-    width = channels * 2**stage
-    if stage:
-      size = c.strided(size, 2)
-      before = width // 2
-      parts.append((f'residual block {stage}', c.total(
-          c.conv(before, width, 9, size**2), c.norm(width),
-          c.conv(width, width, 9, size**2), c.norm(width),
-          c.conv(before, width, 1, size**2))))
-    costs = [_op_cost(op, width, size, search)
-             for node in nodes for op, _ in node]
-    for i in range(sizes.cells // STAGES):
-      parts.append((f'cell {stage}.{i}', c.total(*costs)))
-  head = c.total(c.norm(width), c.linear(width, sizes.num_classes))
-  return [*parts, ('head', head)]
-
-
-def _op_cost(op, width, size, search):
-  cost = counting.OP_COUNTS[op](width, size, 1, not search)
-  if search and op.startswith('nor_conv'):
-    cost = counting.total(cost, counting.Cost(width, 0))  # its bias
-  return cost
-
-
 def count(space: Space, genotype: genotypes.Genotype, sizes: Sizes,
           stem: str = 'cifar') -> counting.Count:
   """Counts the network of a genotype; arguments as `counting.count`."""
   check(space, sizes)
   sizes = counting.checked(sizes, stem)
-  return counting.summed(_parts(genotype.normal, sizes, False))
+  return counting.summed(nasbench201_counts.parts(genotype.normal, sizes))
 
 
 def count_supernet(space: Space, sizes: Sizes,
@@ -220,4 +196,5 @@ def count_supernet(space: Space, sizes: Sizes,
   check(space, sizes)
   sizes = counting.checked(sizes, stem)
   everything = counting.all_operations(space, 'normal')
-  return counting.summed(_parts(everything, sizes, True))
+  return counting.summed(
+      nasbench201_counts.parts(everything, sizes, search=True))

@@ -6,25 +6,26 @@ cell), then the nodes. Where all cells are equal (NAS-Bench-201,
 NAS-Bench-1Shot1, chains of blocks) there is no reduction cell, and one input.
 """
 
-import ast
+import json
 import os
 import pathlib
+import re
 import reprlib
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from rome_jax import errors, files, spaces
-from rome_jax.spaces import published
+from rome_jax.spaces import genotype_text, published
 
 # Operations without weights (though a strided skip has some). Their share of
 # a normal cell measures how far a search has collapsed (RobustDARTS).
 PARAMETERLESS = (
     'none', 'max_pool_3x3', 'avg_pool_3x3', 'skip_connect', 'noise', 'zero')
 
-_RANGE_LIMIT = 1000  # a `range` in a text form is no longer than this
+# Operations whose output does not depend on their input.
+_BLIND = ('none', 'noise')
 
 
 class Genotype(NamedTuple):
@@ -211,6 +212,36 @@ def parameterless(genotype: Genotype, space: spaces.Space | None = None
           for cell, names in operations(genotype, space).items()}
 
 
+def complaint(genotype: Genotype, where: str = 'genotype') -> str:
+  """A sentence about a cell whose output does not depend on its input, or ''.
+
+  Such a network sees no image. It is a valid value, and tables have rows for
+  it, but nobody wants to train it unawares.
+
+  >>> complaint(Genotype(((('none', 0),),), (1,)))
+  'genotype: the output of the normal cell does not depend on its input (all \
+ways lead through none or noise), so the network cannot learn from its images'
+  >>> complaint(load('DARTS_V2'))
+  ''
+  """
+  blind = [t for t in cell_types(genotype) if not _sees(genotype, t)]
+  if not blind:
+    return ''
+  return (f'{where}: the output of the {blind[0]} cell does not depend on its '
+          'input (all ways lead through none or noise), so the network cannot '
+          'learn from its images')
+
+
+def _sees(genotype, cell_type):
+  """Whether the output of a cell depends on one of its inputs."""
+  nodes, concat = cell_of(genotype, cell_type)
+  seeing = set(range(genotype.num_inputs))
+  for state, node in enumerate(nodes, start=genotype.num_inputs):
+    if any(op not in _BLIND and pred in seeing for op, pred in node):
+      seeing.add(state)
+  return not seeing.isdisjoint(concat)
+
+
 def random(space: spaces.Space, rng: np.random.Generator) -> Genotype:
   """Draws an architecture of `space` uniformly.
 
@@ -278,31 +309,42 @@ def _make_cell(space, edges, ops):
 def to_text(genotype: Genotype) -> str:
   """Writes the notation of the DARTS family.
 
-  The pairs form one flat list if every node has two of them, as in DARTS;
-  otherwise each node has its list.
+  The pairs form one flat list if every node has two of them, as in DARTS,
+  and the list cannot be read in another way; otherwise each node has its
+  list.
 
   >>> to_text(Genotype(((('zero', 0),),), (1,)))
   "Genotype(normal=[[('zero', 0)]], normal_concat=[1])"
   """
 
-  def cell(nodes):
-    if all(len(node) == 2 for node in nodes):
-      return [pair for node in nodes for pair in node]
+  def cell(nodes, concat):
+    flat = [pair for node in nodes for pair in node]
+    if all(len(node) == 2 for node in nodes) and not _doubt(
+        flat, concat, genotype.num_inputs):
+      return flat
     return [list(node) for node in nodes]
 
   fields = []
   for t in cell_types(genotype):
     nodes, concat = cell_of(genotype, t)
-    fields += [f'{t}={cell(nodes)}', f'{t}_concat={list(concat)}']
+    fields += [f'{t}={cell(nodes, concat)}', f'{t}_concat={list(concat)}']
   return f'Genotype({", ".join(fields)})'
 
 
-def from_text(text: str, where: str = 'genotype text') -> Genotype:
-  """Reads `Genotype(normal=[...], ...)`, also after `NAME =`.
+def from_text(text: str, where: str = 'genotype text',
+              name: str = '') -> Genotype:
+  """Reads `Genotype(normal=[...], ...)`, also in the midst of a log.
 
-  The text is parsed, never evaluated: it may hold lists, tuples, strings,
-  integers and `range` of integers only. A flat list has two pairs per node; a
-  list of lists has a list per node.
+  The text is parsed, never evaluated; see `genotype_text`. A flat list has
+  two pairs per node; a list of lists has a list per node. FairDARTS' triples
+  (operation, node, predecessor) are read too, and the weights of GDAS' logs,
+  (operation, predecessor, weight), are dropped.
+
+  Args:
+    text: the text.
+    where: what messages call it.
+    name: which genotype, if the text assigns several to names; '' takes the
+      only one, or the last of a log.
 
   Raises:
     UserError: the text is something else, or no valid genotype.
@@ -311,50 +353,8 @@ def from_text(text: str, where: str = 'genotype text') -> Genotype:
   Genotype(normal=((('zero', 0),),), normal_concat=(1,), reduce=(), \
 reduce_concat=())
   """
-  call = _parse_call(text, where)
-  fields = {}
-  for keyword in call.keywords:
-    try:
-      value = _literal(keyword.value)
-    except (ValueError, TypeError, SyntaxError, RecursionError) as error:
-      raise errors.UserError(
-          f'{where}: {keyword.arg} must be a plain list of (operation, '
-          'predecessor) pairs or of integers') from error
-    # GDAS's own texts carry further fields, all None.
-    if value is not None:
-      fields[keyword.arg] = value
-  return _from_fields(fields, where)
-
-
-def _parse_call(text, where):
-  """The syntax tree of the one call of `Genotype` in a text."""
-  try:
-    with warnings.catch_warnings():
-      # An invalid escape in a string is an error here, not a warning.
-      warnings.simplefilter('error')
-      body = ast.parse(text.strip()).body
-  except (SyntaxError, ValueError, RecursionError, MemoryError):
-    body = []
-  value = getattr(body[0], 'value', None) if len(body) == 1 else None
-  name = value.func if isinstance(value, ast.Call) else None
-  name = getattr(name, 'id', getattr(name, 'attr', None))
-  if name != 'Genotype' or value.args:
-    raise errors.UserError(
-        f'{where} must be of the form Genotype(normal=[...], '
-        'normal_concat=..., reduce=[...], reduce_concat=...)')
-  return value
-
-
-def _literal(node):
-  """The value of a literal, or of a short `range` of literal integers."""
-  if isinstance(node, ast.Call):
-    if getattr(node.func, 'id', None) != 'range' or node.keywords:
-      raise ValueError('only range may be called')
-    values = range(*(ast.literal_eval(arg) for arg in node.args))
-    if len(values) > _RANGE_LIMIT:
-      raise ValueError('the range is too long')
-    return list(values)
-  return ast.literal_eval(node)
+  found = genotype_text.find(text, name, where)
+  return _from_fields(genotype_text.parse(found.text, where), where)
 
 
 def to_json(genotype: Genotype) -> dict[str, Any]:
@@ -395,25 +395,91 @@ def _from_fields(fields, where):
   missing = [field for field in Genotype._fields if field not in fields]
   if missing:
     raise errors.UserError(f'{where}: {", ".join(missing)} is missing')
-  return validate(Genotype(**{
-      field: _nodes(value, f'{where}: {field}')
-      if field in spaces.CELL_TYPES else _tuple(value)
-      for field, value in fields.items()}), where=where)
+  cells = {
+      t: _nodes(fields[t], fields[f'{t}_concat'], 2 if fields['reduce'] else 1,
+                f'{where}: {t}') for t in spaces.CELL_TYPES}
+  concats = {name: _tuple(value) for name, value in fields.items()
+             if name not in cells}
+  return validate(Genotype(**cells, **concats), where=where)
 
 
-def _nodes(value, name):
-  """Nodes from a list of nodes, or from a flat list of two pairs per node."""
+def _nodes(value, concat, num_inputs, name):
+  """Nodes from a list of nodes, of triples, or of two pairs per node."""
   if not isinstance(value, (list, tuple)):
     return value  # `validate` says what is wrong with it.
-  if value and all(map(_is_pair, value)):
-    if len(value) % 2:
-      raise errors.UserError(
-          f'{name} has {len(value)} pairs in a flat list, which must have two '
-          'per node; write a list per node instead')
-    value = [value[i:i + 2] for i in range(0, len(value), 2)]
+  if value and all(map(_is_triple, value)):
+    value = _of_triples(value, concat, num_inputs, name)
+  elif value and all(map(_is_pair, map(_unweighted, value))):
+    value = _of_flat(list(map(_unweighted, value)), concat, num_inputs, name)
   return tuple(
-      tuple(map(_tuple, node)) if isinstance(node, (list, tuple)) else node
-      for node in value)
+      tuple(_tuple(_unweighted(pair)) for pair in node)
+      if isinstance(node, (list, tuple)) else node for node in value)
+
+
+def _of_flat(pairs, concat, num_inputs, name):
+  """Nodes of a flat list; refused unless two pairs per node are meant."""
+  if len(pairs) % 2:
+    raise errors.UserError(
+        f'{name} has {len(pairs)} pairs in a flat list, which must have two '
+        'per node; write a list per node instead')
+  doubt = _doubt(pairs, concat, num_inputs)
+  if doubt:
+    raise errors.UserError(
+        f'{name} has {len(pairs)} pairs in a flat list, {doubt}; write a list '
+        'per node instead')
+  return [pairs[i:i + 2] for i in range(0, len(pairs), 2)]
+
+
+def _doubt(pairs, concat, num_inputs):
+  """Why a flat list may not have two pairs per node; '' if it surely has."""
+  number = len(pairs) // 2
+  last = num_inputs + number - 1
+  if not isinstance(concat, (list, tuple)) or not concat or any(
+      type(state) is not int for state in concat):
+    return ''  # `validate` says what is wrong with it.
+  if num_inputs <= max(concat) < last:
+    return (f'which would make {number} nodes, but the last state of the '
+            f'output is {max(concat)}, not {last}')
+  every = [pred for node in range(max(concat) - num_inputs + 1)
+           for pred in range(num_inputs + node)]
+  if number > 1 and [pred for _, pred in pairs] == every:
+    return ('which may have two for each node or one for each state that a '
+            'node can read')
+  return ''
+
+
+def _of_triples(triples, concat, num_inputs, name):
+  """Nodes of FairDARTS' triples (operation, node, predecessor)."""
+  last = max([node for _, node, _ in triples]
+             + [state for state in concat if type(state) is int]
+             if isinstance(concat, (list, tuple)) else [num_inputs])
+  nodes = {state: [] for state in range(num_inputs, last + 1)}
+  for op, node, pred in triples:
+    if node not in nodes or not 0 <= pred < node:
+      raise errors.UserError(
+          f'{name} has ({op!r}, {node}, {pred}); a triple is (operation, node, '
+          f'predecessor), nodes count from {num_inputs} and read states before '
+          'them')
+    nodes[node].append((op, pred))
+  for state, node in nodes.items():
+    if not node:
+      raise errors.UserError(
+          f'{name} has no edge into node {state}; leave that node out and '
+          'number those after it anew')
+  return list(nodes.values())
+
+
+def _is_triple(value):
+  return (isinstance(value, (list, tuple)) and len(value) == 3
+          and isinstance(value[0], str)
+          and all(type(state) is int for state in value[1:]))
+
+
+def _unweighted(pair):
+  """(operation, predecessor) of a pair that GDAS' logs give a weight."""
+  weighted = (isinstance(pair, (list, tuple)) and len(pair) == 3
+              and isinstance(pair[2], float))
+  return pair[:2] if weighted else pair
 
 
 def _tuple(value):
@@ -452,8 +518,9 @@ def save(path: str | os.PathLike, genotype: Genotype, *,
 def read(path_or_name: str | os.PathLike) -> Record:
   """Finds a genotype: a published name, a file, or the text form itself.
 
-  A file holds the JSON of `save`, the JSON of `to_json`, or (with any suffix
-  but .json) the text form.
+  A file holds the JSON of `save`, the JSON of `to_json`, or the text form,
+  also as a log has it: then the last genotype counts. `FILE:NAME` is the one
+  that FILE, such as a genotypes.py, assigns to NAME.
 
   Raises:
     UserError: unknown name, missing, unreadable or damaged file.
@@ -465,21 +532,86 @@ def read(path_or_name: str | os.PathLike) -> Record:
   if name in PUBLISHED:
     genotype, source = PUBLISHED[name]
     return Record(genotype, {'source': source})
-  if name.startswith('Genotype('):
+  if genotype_text.mentions(name):
     return Record(from_text(name), {})
-  path = pathlib.Path(name)
+  path, label = split_name(name)
   # Without a folder and a suffix it was meant as a name.
-  if path.name == name and not path.suffix and not os.path.exists(name):
+  if path == os.path.basename(path) and not pathlib.Path(path).suffix and (
+      not os.path.exists(path)):
     raise errors.UserError(
         f'{name!r} is neither a file nor a published genotype; known: '
-        f'{", ".join(PUBLISHED)}{errors.near_miss(name, PUBLISHED)}')
-  if path.suffix != '.json':
-    return Record(from_text(_read_text(path), name), {})
-  value = files.read_json(path)
+        f'{", ".join(PUBLISHED)}{errors.near_miss(name, _of_the_method(name))}')
+  text = read_text(path)
+  if label or not _is_json(path, text):
+    found = genotype_text.find(text, label, path)
+    many = found.number > 1
+    return Record(
+        _from_fields(genotype_text.parse(found.text, path), path),
+        {'source': f'the last of {found.number}'} if many else {})
+  return _record(_parse_json(path, text), path)
+
+
+def _record(value, where):
   if not isinstance(value, dict) or 'genotype' not in value:
-    return Record(from_json(value, name), {})
+    return Record(from_json(value, where), {})
   info = {key: item for key, item in value.items() if key != 'genotype'}
-  return Record(from_json(value['genotype'], name), info)
+  return Record(from_json(value['genotype'], where), info)
+
+
+def split_name(name: str) -> tuple[str, str]:
+  """(file, NAME) of `FILE:NAME`; NAME is '' if there is none.
+
+  >>> split_name('genotypes.py:MINE'), split_name('genotype.json')
+  (('genotypes.py', 'MINE'), ('genotype.json', ''))
+  """
+  path, colon, label = name.rpartition(':')
+  if colon and label.isidentifier() and not os.path.exists(name):
+    return path, label
+  return name, ''
+
+
+def _of_the_method(name):
+  """Published names that may be meant: none of another method's.
+
+  PR-DARTS is no misspelling of P-DARTS.
+  """
+  method = _method(name)
+  return [known for known in PUBLISHED
+          if not (method and _method(known)) or _method(known) == method]
+
+
+def _method(name):
+  """A method's name, up to its 'darts' or 'nas'; '' if it has neither."""
+  found = re.match('.*?(?:darts|nas)', errors.plain(name))
+  return found[0] if found else ''
+
+
+def _is_json(path, text):
+  start = ''.join(text.split())
+  if start.startswith('{'):
+    return not start.startswith("{'")  # a dictionary as Python prints it
+  return str(path).endswith('.json') and not genotype_text.mentions(text)
+
+
+def _parse_json(path, text):
+  try:
+    return json.loads(text, object_pairs_hook=_once)
+  except json.JSONDecodeError as error:
+    raise errors.UserError(
+        f'{path} is damaged: it is not valid JSON from line {error.lineno}, '
+        f'column {error.colno} on') from error
+  except (ValueError, RecursionError) as error:
+    raise errors.UserError(f'{path} is not valid JSON: {error}') from error
+
+
+def _once(pairs):
+  """A JSON object whose fields differ."""
+  found = dict(pairs)
+  if len(found) < len(pairs):
+    names = [name for name, _ in pairs]
+    twice = next(name for name in names if names.count(name) > 1)
+    raise ValueError(f'the field {twice!r} is given twice')
+  return found
 
 
 def load(path_or_name: str | os.PathLike) -> Genotype:
@@ -491,9 +623,14 @@ def load(path_or_name: str | os.PathLike) -> Genotype:
   return read(path_or_name).genotype
 
 
-def _read_text(path):
+def read_text(path: str | os.PathLike) -> str:
+  """The text of a file in UTF-8 or UTF-16.
+
+  Raises:
+    UserError: it cannot be read, or is no text.
+  """
   try:
-    return path.read_text(encoding='utf-8')
+    return genotype_text.decode(pathlib.Path(path).read_bytes())
   except OSError as error:
     raise errors.UserError(
         f'cannot read {path}: {error.strerror or error}') from error

@@ -13,18 +13,23 @@ carries one of the five operations `OPS`: 5^6 = 15,625 cells. The forms:
   string    '|avg_pool_3x3~0|+|nor_conv_1x1~0|skip_connect~1|+|...|'
   genotype  genotypes.Genotype    the package's value
 
-Every `to_*` takes any form; every `from_*` takes its own and returns ops.
+Every `to_*` takes any form; every `from_*` takes its own and returns ops. Six
+numbers of NASLib mean other operations on other edges: `from_naslib` reads
+them.
 """
 
 import functools
 import numbers
 import os
 import random
+import re
 import reprlib
 from collections.abc import Sequence
 
+import numpy as np
+
 from rome_jax import errors, spaces
-from rome_jax.spaces import genotypes
+from rome_jax.spaces import genotype_text, genotypes
 
 OPS = spaces.NASBENCH201.ops
 NUM_NODES = spaces.NASBENCH201.num_nodes
@@ -34,6 +39,12 @@ NUM_CELLS = len(OPS) ** len(EDGES)
 
 _SEED = 88  # of the authors' shuffle, see `_order`
 _CONCAT = (NUM_NODES,)
+
+# The benchmark's string within a text; blanks may stand around its parts.
+_GROUP = r'\|(?:\s*\w+\s*~\s*\d+\s*\|)+'
+_STRING = re.compile(rf'{_GROUP}(?:\s*\+\s*{_GROUP}){{{NUM_NODES - 1}}}')
+# Six numbers as Python prints a tuple or a list of them.
+_TUPLE = re.compile(r'\s*[(\[].*,.*[)\]]\s*')
 
 # A cell in any form.
 Cell = str | int | genotypes.Genotype | Sequence[int]
@@ -61,7 +72,7 @@ def parse(cell: Cell, where: str = 'cell') -> tuple[int, ...]:
   if isinstance(cell, genotypes.Genotype):
     return from_genotype(cell, where)
   if isinstance(cell, str):
-    return (from_string if '|' in cell else from_code)(cell, where)
+    return _from_text(cell, where)
   if _is_integer(cell):
     return from_index(cell, where)
   try:
@@ -75,6 +86,19 @@ def parse(cell: Cell, where: str = 'cell') -> tuple[int, ...]:
         f'{len(EDGES)} digits, an index, a genotype, or {len(EDGES)} integers '
         f'of 0 to {len(OPS) - 1}')
   return tuple(map(int, ops))
+
+
+def _from_text(text, where):
+  if '|' in text:
+    return from_string(text, where)
+  if not _TUPLE.fullmatch(text):
+    return from_code(text.strip(), where)
+  try:
+    return parse(genotype_text.literal(text), where)
+  except ValueError as error:
+    raise errors.UserError(
+        f'{where}={_short(text)} must be {len(EDGES)} integers of 0 to '
+        f'{len(OPS) - 1}') from error
 
 
 def _is_integer(value):
@@ -103,12 +127,12 @@ def to_string(cell: Cell) -> str:
 
 
 def from_string(text: str, where: str = 'cell') -> tuple[int, ...]:
-  """Reads the benchmark's string.
+  """Reads the benchmark's string; blanks in it count for nothing.
 
   Raises:
     UserError: wrong number of nodes or edges, or an unknown operation.
   """
-  groups = text.strip().split('+')
+  groups = ''.join(text.split()).split('+')
   if len(groups) != NUM_NODES or not all(
       len(group) > 1 and group[0] == group[-1] == '|' for group in groups):
     raise errors.UserError(
@@ -219,6 +243,66 @@ def from_index(index: int, where: str = 'cell') -> tuple[int, ...]:
   return tuple(reversed(ops))
 
 
+# --- NASLib's numbers
+
+
+# NASLib's own orders (`OP_NAMES_NB201` and `EDGE_LIST` in
+# naslib/search_spaces/nasbench201/conversions.py of automl/NASLib). Its edges
+# are (from, to) and count from 1.
+_NASLIB_OPS = (
+    'skip_connect', 'none', 'nor_conv_3x3', 'nor_conv_1x1', 'avg_pool_3x3')
+_NASLIB_EDGES = ((1, 2), (1, 3), (1, 4), (2, 3), (2, 4), (3, 4))
+
+
+def from_naslib(indices: Sequence[int], where: str = 'cell'
+                ) -> tuple[int, ...]:
+  """Reads NASLib's six numbers (`op_indices`); returns ops.
+
+  Other than `ops` they count the operations as skip_connect, none,
+  nor_conv_3x3, nor_conv_1x1, avg_pool_3x3, and the edges by the state that
+  they leave: 1<-0, 2<-0, 3<-0, 2<-1, 3<-1, 3<-2. Both are six integers of 0 to
+  4, so nobody can tell them apart: say which you have.
+
+  Raises:
+    UserError: it is something else.
+
+  >>> to_string(from_naslib((2, 0, 1, 2, 2, 3)))
+  '|nor_conv_3x3~0|+|skip_connect~0|nor_conv_3x3~1|+|none~0|nor_conv_3x3~1|\
+nor_conv_1x1~2|'
+  """
+  given = tuple(indices) if isinstance(indices, Sequence) or hasattr(
+      indices, '__array__') else ()
+  if len(given) != len(EDGES) or not all(
+      _is_integer(op) and 0 <= op < len(OPS) for op in given):
+    raise errors.UserError(
+        f'{where}={_short(indices)} must be the {len(EDGES)} integers of 0 to '
+        f'{len(OPS) - 1} that NASLib calls op_indices')
+  names = {(head - 1, tail - 1): _NASLIB_OPS[op]
+           for (tail, head), op in zip(_NASLIB_EDGES, given)}
+  return tuple(OPS.index(names[edge]) for edge in EDGES)
+
+
+def to_naslib(cell: Cell) -> tuple[int, ...]:
+  """NASLib's six numbers (`op_indices`), see `from_naslib`.
+
+  >>> to_naslib('333333'), to_naslib('000000')
+  ((2, 2, 2, 2, 2, 2), (1, 1, 1, 1, 1, 1))
+  """
+  names = {edge: OPS[op] for edge, op in zip(EDGES, parse(cell))}
+  return tuple(_NASLIB_OPS.index(names[head - 1, tail - 1])
+               for tail, head in _NASLIB_EDGES)
+
+
+def all_ops() -> np.ndarray:
+  """[15625, 6]: the ops of every cell, by index.
+
+  >>> all_ops()[0].tolist()
+  [4, 2, 1, 2, 1, 1]
+  """
+  places = len(OPS) ** np.arange(len(EDGES))[::-1]
+  return np.array(_order()[0])[:, None] // places % len(OPS)
+
+
 # --- The genotype
 
 
@@ -258,8 +342,9 @@ def from_genotype(genotype: genotypes.Genotype,
 def read(text: str) -> genotypes.Record:
   """`genotypes.read`, which also takes the string, the code and the index.
 
-  Six digits are a code, other digits an index. If a file has that name, it
-  is read instead.
+  Six digits are a code, other digits an index, six numbers in parentheses
+  ops. The string may stand in a line of a log or in a file; the last one of a
+  file counts. If a file has that name, it is read instead.
 
   Raises:
     UserError: it is no cell, nor anything that `genotypes.read` takes.
@@ -267,13 +352,38 @@ def read(text: str) -> genotypes.Record:
   >>> read('421211').info
   {'space': 'nasbench201'}
   """
-  digits = text.isascii() and text.isdigit()
-  if not (digits or text.startswith('|')) or os.path.exists(text):
+  text = str(text)
+  if os.path.exists(text):
+    return _read_file(text)
+  digits = text.strip() if text.isascii() and text.strip().isdigit() else ''
+  if digits:
+    index = len(digits) != len(EDGES)
+    return _record(int(digits) if index else digits)
+  if genotype_text.mentions(text):
     return genotypes.read(text)
-  index = digits and len(text) != len(EDGES)
-  ops = parse(int(text) if index else text, 'genotype')
+  if '|' in text:
+    return _record((_STRING.findall(text) or [text])[-1])
+  return _record(text) if _TUPLE.fullmatch(text) else genotypes.read(text)
+
+
+def _record(cell, where='genotype', **info):
+  ops = parse(cell, where)
   return genotypes.Record(
-      to_genotype(ops), {'space': spaces.NASBENCH201.name})
+      to_genotype(ops), {'space': spaces.NASBENCH201.name, **info})
+
+
+def _read_file(path):
+  """A file's genotype, or the last string in it."""
+  if os.path.isdir(path):
+    return genotypes.read(path)
+  text = genotypes.read_text(path)
+  found = _STRING.findall(text)
+  if genotype_text.mentions(text) or text.lstrip().startswith('{') or (
+      not found):
+    return genotypes.read(path)
+  many = len(found) > 1
+  return _record(found[-1], path, **(
+      {'source': f'the last of {len(found)}'} if many else {}))
 
 
 def covers(space: spaces.Space) -> bool:

@@ -21,6 +21,8 @@ CELL_TYPES = ('normal', 'reduce')
 SITES = ('edges', 'nodes')
 PARENTS = ('all', 'previous')
 
+_DEFAULT_IN_DEGREE = 2  # allowed where nodes have one edge only
+
 
 @dataclasses.dataclass(frozen=True)
 class Space:
@@ -37,9 +39,10 @@ class Space:
     num_nodes: N.
     num_inputs: input states of a cell; a reduction cell strides their edges.
     in_degree: edges that a node keeps in a derived cell (fewer where a node
-      has fewer predecessors); 2 in ROME Eq. 9. One number, or one per node
-      (the last is the output's where `sites` is 'nodes'). 0 keeps every edge
-      and leaves no topology to search.
+      has fewer predecessors); 2 in ROME Eq. 9. One number, no larger than the
+      most edges of a node, or one per node (the last is the output's where
+      `sites` is 'nodes'), none larger than its edges. 0 keeps every edge and
+      leaves no topology to search.
     cell_types: ('normal', 'reduce'), or ('normal',) where all cells are equal.
     edge_ops: per cell type, per site the names of its own candidates, as in
       RobustDARTS S1; () gives every site all of `ops`.
@@ -64,7 +67,7 @@ class Space:
   ops: tuple[str, ...]
   num_nodes: int = 4
   num_inputs: int = 2
-  in_degree: int | tuple[int, ...] = 2
+  in_degree: int | tuple[int, ...] = _DEFAULT_IN_DEGREE
   cell_types: tuple[str, ...] = CELL_TYPES
   edge_ops: tuple[tuple[tuple[str, ...], ...], ...] = ()
   not_derived: tuple[str, ...] = ()
@@ -96,16 +99,25 @@ class Space:
     self._check_derivable()
 
   def _check_in_degree(self):
-    degree = self.in_degree
+    degree, fan_ins = self.in_degree, self.fan_ins
     if isinstance(degree, tuple):
       if len(degree) != self.num_nodes or min(degree) < 1:
         raise errors.UserError(
             f'space {self.name}: in_degree={degree} must have '
             f'{self.num_nodes} numbers of at least 1, one per node')
-    elif degree < 0:
+      if any(kept > edges for kept, edges in zip(degree, fan_ins)):
+        raise errors.UserError(
+            f'space {self.name}: in_degree={degree} must be at most {fan_ins}, '
+            'the edges of each node')
+    elif type(degree) is not int or degree < 0:
       raise errors.UserError(
           f'space {self.name}: in_degree={degree} must be at least 1, or 0 '
           'for every edge')
+    elif degree > max(_DEFAULT_IN_DEGREE, *fan_ins):
+      raise errors.UserError(
+          f'space {self.name}: in_degree={degree} must be at most '
+          f'{max(fan_ins)}, the most edges that a node has, or 0 for every '
+          'edge')
 
   def _check_edge_ops(self):
     if not self.edge_ops:

@@ -140,13 +140,14 @@ def evaluate(
     top: values of k; those above N are left out.
 
   Returns:
-    num_cells; kendall_tau and spearman, None where undefined; top_k_overlap
+    num_cells, where a cell that comes twice, also in two forms, counts once;
+    kendall_tau and spearman, None where undefined; top_k_overlap
     and regret_at_k by k; and for the best-scored cell: its text form `chosen`,
     its accuracy `value`, its `rank` and `regret` in the whole table.
 
   Raises:
-    UserError: the table does not have a cell, or the number of scores is
-      wrong.
+    UserError: the table does not have a cell, one cell has two scores, or the
+      number of scores is wrong.
   """
   if isinstance(scores, Mapping):
     if cells is not None:
@@ -157,6 +158,8 @@ def evaluate(
   if cells is not None:
     rows = np.array([known.to_index(cell) for cell in cells], int)
   scores, values = _checked(scores, values[rows])
+  rows, first = _once(known, rows, scores)
+  scores, values = scores[first], values[first]
   # Use the text form: an integer is the benchmark's index, which may differ
   # from the row in a user's table.
   chosen = known.to_cell(int(rows[_top(scores, 1)[0]]))
@@ -172,6 +175,19 @@ def evaluate(
       'rank': known.rank(chosen, dataset, split, epochs),
       'regret': known.regret(chosen, dataset, split, epochs),
   }
+
+
+def _once(known, rows, scores):
+  """(rows without repetitions, the first place of each), in their order."""
+  first = {}
+  for place, row in enumerate(rows.tolist()):
+    before = first.setdefault(row, place)
+    if scores[before] != scores[place]:
+      raise errors.UserError(
+          f'cells has {known.to_cell(row)} twice, with the scores '
+          f'{scores[before]:g} and {scores[place]:g}; a cell has one score, '
+          'also in two forms')
+  return np.array(list(first)), np.array(list(first.values()))
 
 
 def _finite(value):

@@ -264,6 +264,10 @@ def write(tmp_path, name, content):
      'name its space with --space'),
     (['DARTS_V2', '--config=missing.py'], 'missing.py'),
     (['DARTS_V2', '--list'], '--list'),
+    (['PC-DARTS'], "did you mean 'PC_DARTS_cifar' or 'PC_DARTS_image'?"),
+    (['DARTS_V2', '--space=S2'], "did you mean 's2'?"),
+    (['DARTS_V2', '--cells=8', '--cells', '9'], '--cells is given twice'),
+    (['--json', 'DARTS_V2', '--json'], '--json is given twice'),
     (['Genotype(normal=open("x"))'], 'plain list'),
 ])
 def test_mistakes(capsys, tmp_path, monkeypatch, argv, message):
@@ -288,6 +292,25 @@ def test_damaged_files(capsys, tmp_path, name, content):
   code, out, err = run(capsys, write(tmp_path, name, content))
   assert (code, out) == (2, '')
   assert err.count('\n') == 1 and err.strip()
+
+
+@pytest.mark.parametrize('target', ['000000', nasbench201('none'), '030000'])
+def test_a_genotype_that_sees_nothing_is_described_with_a_warning(
+    capsys, target):
+  """One 3x3 whose result nobody reads: all counts, and one line on stderr."""
+  code, out, err = run(capsys, target)
+  assert (code, err.count('\n')) == (0, 1)
+  assert err.startswith('warning: ') and 'does not depend on its input' in err
+
+
+def test_texts_of_logs_and_modules(capsys, tmp_path):
+  text = genotypes.to_text(DARTS_V2)
+  module = write(tmp_path, 'genotypes.py', f'A = 1\nMINE = {text}\n')
+  log = write(tmp_path, 'log.txt', f'01:00 genotype = {text}\n' * 3)
+  for target in (module, f'{module}:MINE', log, f'  genotype = {text}'):
+    code, out, err = run(capsys, target)
+    assert (code, err) == (0, '') and 'parameters: 3,349,342' in out
+  assert 'the last of 3' in run(capsys, log)[1]
 
 
 def test_as_a_command(run_file):

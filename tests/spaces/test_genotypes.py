@@ -86,11 +86,9 @@ def test_flat_json_is_cut_in_pairs():
     (TEXT.replace('range(2, 3)', 'range(10**9)'), 'plain list'),
     (TEXT.replace('range(2, 3)', 'range(2, 10000000000)'), 'plain list'),
     (TEXT.replace("'skip_connect'", 'skip'), 'plain list'),
-    ('Genotype(**{})', 'None'),
-    (TEXT + '; import os', 'must be of the form'),
-    (f'print({TEXT})', 'must be of the form'),
+    ('Genotype(**{})', 'without * or **'),
     ('', 'must be of the form'),
-    ('Genotype(', 'must be of the form'),
+    ('Genotype(', 'is cut off'),
     pytest.param('(' * 5000, 'must be of the form', id='deep'),
     ('\0', 'must be of the form'),
     ('Genotype()', 'missing'),
@@ -105,7 +103,7 @@ def test_flat_json_is_cut_in_pairs():
     (TEXT.replace('[2])', '[1])'), 'state 1'),
     (TEXT.replace('[2])', '[2, 2])'), 'twice'),
     (TEXT.replace('[2])', '2)'), 'list of integers'),
-    (TEXT.replace('[2])', "['\\d'])"), 'must be of the form'),
+    (TEXT.replace('[2])', "['\\d'])"), 'notation of Python lists'),
 ])
 def test_text_is_parsed_not_run(text, message):
   with pytest.raises(errors.UserError) as caught:

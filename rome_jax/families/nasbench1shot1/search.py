@@ -12,6 +12,7 @@ from jax import lax
 from rome_jax.engine import kernels, layers, operations, statistics, switch
 from rome_jax.engine.archs import CellArch
 from rome_jax.engine.weights import STACKED
+from rome_jax.families.images import check_images
 from rome_jax.families.nasbench1shot1.layers import (
     ConvNormRelu,
     halve,
@@ -300,7 +301,7 @@ class Supernet(nn.Module):
 
     See `cells.run_cells` for `want_weight_grads`.
     """
-    chex.assert_rank(images, 4)
+    check_images(images)
     check(self.space, Sizes(self.cells, self.channels, self.num_classes))
     check_stem(self.stem)
     wired = wire(self.space, arch['normal'], want_weight_grads)
