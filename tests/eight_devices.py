@@ -48,20 +48,22 @@ def switched_gradient():
           'expected': (1.5 * counts * np.arange(1, 4)).tolist()}
 
 
-def problem(accumulate=1):
+def problem(accumulate=1, name='rome_v2'):
   """A tiny search: (step of a mesh, state, {half: batch})."""
   space = spaces.Space(
       'tiny', ('skip_connect', 'sep_conv_3x3', 'avg_pool_3x3'), num_nodes=2)
-  net = families.get(space).supernet(
-      space, spaces.Sizes(2, 4, 3), 'cifar')
-  method, recipe = table.METHODS['rome_v2'], recipes.SearchRecipe()
+  method, recipe = table.METHODS[name], recipes.SearchRecipe()
+  net = families.supernet(
+      space, spaces.Sizes(2, 8 if method.partial > 1 else 4, 3),
+      partial=method.partial)
+  k = method.recipe.get('search.k', 4)
   theta_tx = optim.sgd(lambda step: .05, recipe)
   arch_tx = optim.arch_adam(recipe)
 
   def update(mesh):
     return step_lib.make_step(
         method, space, search.make_loss(net), theta_tx, arch_tx,
-        lambda step: 1., step_lib.Options(k=4, accumulate=accumulate),
+        lambda step: 1., step_lib.Options(k=k, accumulate=accumulate),
         mesh_lib.spread(mesh))
 
   rng = np.random.default_rng(0)
@@ -118,9 +120,9 @@ def largest_difference(actual, expected):
       if np.size(a))
 
 
-def steps(meshes, accumulate=1):
+def steps(meshes, accumulate=1, name='rome_v2'):
   """{mesh: the largest difference to one device, relative to the largest}."""
-  update, state, batches = problem(accumulate)
+  update, state, batches = problem(accumulate, name)
   expected = two_steps(update, state, batches, None)
   found = {}
   for text in meshes:
@@ -137,5 +139,7 @@ if __name__ == '__main__':
     print(json.dumps(switched_gradient()))
   elif sys.argv[1] == 'accumulate':
     print(json.dumps(steps(sys.argv[2:], accumulate=2)))
+  elif sys.argv[1] == 'method':
+    print(json.dumps(steps(sys.argv[3:], name=sys.argv[2])))
   else:
     print(json.dumps(steps(sys.argv[2:])))

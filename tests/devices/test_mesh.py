@@ -38,6 +38,15 @@ def test_two_steps_are_those_of_one_device(meshes):
   assert max(found.values()) < 2e-5, found
 
 
+@pytest.mark.parametrize('name', [
+    'darts', *(pytest.param(name, marks=pytest.mark.slow)
+               for name in ('pc_darts', 'spos', 'gdas', 'rome_v1'))])
+def test_every_method_on_four_devices(name):
+  """One program for both updates, and one for each; with and without alpha."""
+  found = run('method', name, '4x1')
+  assert max(found.values()) < 2e-5, found
+
+
 @pytest.mark.slow
 def test_micro_batches_are_those_of_one_device():
   """Each part of a batch is cut over the devices; search and retraining."""
