@@ -147,7 +147,8 @@ def _merged(path, tables):
 def _column(values, rows, where):
   """Makes a `Column` of floats [N] or [N, R]; UserError if impossible."""
   try:
-    if getattr(values, 'dtype', None) == object:
+    # NumPy takes None for NaN, and a file's objects are read as None.
+    if np.asarray(values).dtype.hasobject:
       raise TypeError('it holds objects')
     array = np.asarray(values, np.float64)
   except (TypeError, ValueError) as error:

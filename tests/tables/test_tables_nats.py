@@ -187,7 +187,9 @@ def test_converted_size_space(tmp_path):
     (dict(test_cifar10_200=np.zeros((3, 1, 1))), 'shape'),
     (dict(test_cifar10_200=np.array(['a', 'b', 'c'])), 'numbers'),
     (dict(accuracy=np.zeros(3)), "'accuracy' must be SPLIT"),
-    (dict(cell=np.array([{}])), 'plain arrays'),
+    (dict(cell=np.array([{}])), '`cell`, the list of networks'),
+    (dict(test_cifar10_200=np.array([{}, 1, None])),
+     'must be numbers .it holds objects'),
 ])
 def test_a_wrong_conversion_is_named(tmp_path, changes, words):
   path = tmp_path / 'a.npz'
@@ -323,7 +325,7 @@ def test_the_page_runs(tmp_path, monkeypatch, capsys):
   monkeypatch.setitem(sys.modules, 'nats_bench', fake)
   monkeypatch.chdir(tmp_path)
   blocks = re.findall(r'```python\n(.*?)```', DOCS.read_text(), re.S)
-  assert len(blocks) == 6
+  assert len(blocks) == 7
   for block in blocks:
     exec(compile(block, str(DOCS), 'exec'), {})
   printed = capsys.readouterr().out
