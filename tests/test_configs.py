@@ -18,6 +18,7 @@ from rome_jax import data, errors, families, spaces
 from rome_jax.cli import run as run_lib
 from rome_jax.config import checks, command_line, fields
 from rome_jax.config import setup as door
+from rome_jax.data import augment
 from rome_jax.families import mobile
 from rome_jax.show import curves as curves_module
 from rome_jax.spaces import genotypes, nasbench201_forms
@@ -218,9 +219,10 @@ def test_robustdarts_sizes():
     else:
       expected = 20, {'s1': 36, 's2': 16, 's3': 36, 's4': 16}[args['space']]
     assert (part.cells, part.channels) == expected
-    assert (part.drop_path, part.auxiliary, part.auxiliary_weight, part.cutout,
-            part.epochs, part.batch_size, part.lr, part.weight_decay,
-            part.clip_norm) == (.2, True, .4, 16, 600, 96, .025, 3e-4, 5.)
+    assert (part.drop_path, part.auxiliary, part.auxiliary_weight,
+            augment.cutout_side(part.cutout, 32), part.epochs,
+            part.batch_size, part.lr, part.weight_decay, part.clip_norm) == (
+                .2, True, .4, 16, 600, 96, .025, 3e-4, 5.)
     assert (config.search.cells, config.search.channels,
             config.search.batch_size) == (8, 16, 64)
     assert config.search.augment == part.augment == (

@@ -18,6 +18,7 @@ import pytest
 from rome_jax import config as config_lib
 from rome_jax import errors, spaces
 from rome_jax.cli import run as run_lib
+from rome_jax.data import augment
 from rome_jax.spaces import genotypes
 from rome_jax.train import metrics, retrain, search
 
@@ -141,6 +142,12 @@ def first_form(monkeypatch):
     if space.family == 'nasbench1shot1':
       monkeypatch.setitem(
           spaces.SPACES, name, space.restrict(layout=('concatenated',)))
+
+
+@pytest.fixture(autouse=True)
+def first_crop(monkeypatch):
+  """Version 0.1.0 padded by 4 pixels whatever the size of the images."""
+  monkeypatch.setattr(augment, 'crop_padding', lambda size: 4)
 
 
 # ------------------------------------------------------------- comparisons

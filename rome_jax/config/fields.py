@@ -138,6 +138,9 @@ _ACCUMULATE = (
     'parts of a batch, evaluated one after another in the memory of one; '
     'their gradients are averaged, and each part has BatchNorm statistics of '
     'its own')
+_CUTOUT = (
+    'side in pixels of the square set to zero, below that of the images; 0: '
+    'none; -1: half of their side, at most 16 (DARTS: 16 of 32)')
 
 _SEARCH = {
     'cells': _between(
@@ -208,8 +211,7 @@ _SEARCH = {
     'fraction_alpha': _share(
         'share for alpha and beta, disjoint from the other (DARTS)'),
     'augment': _choice('augmentation', AUGMENTATIONS),
-    'cutout': _between(
-        0, 8192, 'side in pixels of the square set to zero; 0: none (DARTS)'),
+    'cutout': _between(-1, 8192, _CUTOUT),
     'candidates': _between(
         0, MANY, 'random architectures evaluated on the validation half after '
         'the search; the best is derived (SPOS). 0: none'),
@@ -248,8 +250,7 @@ _RETRAIN = {
         "after the second convolution of ImageNet's auxiliary head: nothing "
         "('darts'), or a BatchNorm ('pc_darts', also in P-DARTS' and GDAS' "
         'code)', counting.AUXILIARY_NORMS),
-    'cutout': _between(
-        0, 8192, 'side in pixels of the square set to zero; 0: none (DARTS)'),
+    'cutout': _between(-1, 8192, _CUTOUT),
     'label_smoothing': _below_one('share spread evenly over all classes'),
     'augment': _choice('augmentation', AUGMENTATIONS),
     'seeds': _between(

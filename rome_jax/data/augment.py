@@ -27,6 +27,9 @@ _CROP_RATIO = (3 / 4, 4 / 3)
 # DARTS's training and test of ImageNet (cnn/train_imagenet.py).
 _JITTER = {'brightness': .4, 'contrast': .4, 'saturation': .4, 'hue': .2}
 _TEST_SCALE = 256 / 224
+# DARTS's crop and cutout, both for images of 32 pixels (cnn/utils.py).
+_PADDING, _CUTOUT, _SIDE = 4, 16, 32
+FIT = -1  # a cutout that fits the images
 
 
 class RowGenerator:
@@ -271,10 +274,10 @@ def _none(size, train):
 
 def _shift(size, train):
   # A mirrored digit is another sign, so images are only shifted: by 1 pixel up
-  # to 16 x 16, by 2 above that.
+  # to 16 x 16, by 2 above that. Below 8 x 8 a pixel is much of an image.
   if not train:
     return _none(size, train)
-  pad = 1 if size <= 16 else 2
+  pad = 0 if size < 8 else 1 if size <= 16 else 2
   return lambda images, rng: random_crop(
       splits.fit_all(images, size), rng, pad)
 
@@ -283,7 +286,48 @@ def _crop_and_flip(size, train):
   if not train:
     return _none(size, train)
   return lambda images, rng: flip(
-      random_crop(splits.fit_all(images, size), rng, 4), rng)
+      random_crop(splits.fit_all(images, size), rng, crop_padding(size)), rng)
+
+
+def crop_padding(size: int) -> int:
+  """Pixels by which 'cifar' pads images of `size` pixels before it crops.
+
+  4 from 32 pixels (DARTS), below that the same share of the side: 2 at 16
+  pixels (NATS-Bench's ImageNet16-120) and none below 8.
+
+  >>> [crop_padding(size) for size in (8, 16, 28, 32, 224)]
+  [1, 2, 3, 4, 4]
+  """
+  return min(_PADDING, size * _PADDING // _SIDE)
+
+
+def cutout_side(cutout: int, size: int, field: str = 'cutout') -> int:
+  """Side in pixels of the square that is cut out of images of `size` pixels.
+
+  Args:
+    cutout: the side asked for, 0 for none; `FIT` (-1) for half of the images'
+      side, at most 16 (DARTS: 16 of 32).
+    size: height and width of the images.
+    field: the name of `cutout` in an error.
+
+  Raises:
+    UserError: it is below -1, or the square could cover a whole image.
+
+  >>> [cutout_side(FIT, size) for size in (8, 28, 32, 224)]
+  [4, 14, 16, 16]
+  """
+  if cutout < FIT:
+    raise errors.UserError(
+        f'{field}={cutout} must be at least 0, or {FIT} for a square that '
+        'fits the images')
+  if cutout == FIT:
+    return min(_CUTOUT, size // 2)
+  if cutout >= size:
+    raise errors.UserError(
+        f'{field}={cutout} must be below {size}, the side of the images in '
+        f'pixels, or the square can cover a whole image; {FIT} fits it to '
+        'the images')
+  return cutout
 
 
 def _imagenet(size, train):
@@ -309,37 +353,40 @@ KINDS = {
 
 
 def make_transform(kind: str, dataset: splits.Dataset, train: bool, *,
-                   cutout: int = 0) -> Callable[..., np.ndarray]:
+                   cutout: int = 0,
+                   field: str = 'cutout') -> Callable[..., np.ndarray]:
   """Composes an augmentation, normalisation and cutout.
 
   'none' only fits images to the size of the data set. 'shift' shifts them by
-  1 pixel (2 above 16 x 16). 'cifar' and 'svhn' pad by 4 pixels, crop and flip
-  (DARTS, RobustDARTS). 'imagenet' is RandomResizedCrop, flip and
-  ColorJitter(.4, .4, .4, hue .2) in training, and a centre crop of 7/8 of the
-  shorter side in testing (DARTS).
+  1 pixel (2 above 16 x 16, none below 8 x 8). 'cifar' and 'svhn' pad by 4
+  pixels (less below 32 x 32, see `crop_padding`), crop and flip (DARTS,
+  RobustDARTS). 'imagenet' is RandomResizedCrop, flip and ColorJitter(.4, .4,
+  .4, hue .2) in training, and a centre crop of 7/8 of the shorter side in
+  testing (DARTS).
 
   Args:
     kind: one of `KINDS`.
     dataset: a `Dataset`, for size, mean and std.
     train: whether to augment.
-    cutout: side of the square cut out of training images; 0 for none.
+    cutout: side of the square cut out of training images; 0 for none, -1 for
+      one that fits them (see `cutout_side`).
+    field: the name of `cutout` in an error.
 
   Returns:
     A pure function of (images, rng) that returns float32 [B, size, size, C].
     `images` is uint8 [B, H, W, C] or a list of [h, w, C].
 
   Raises:
-    UserError: unknown kind, negative cutout.
+    UserError: unknown kind, or a cutout that can leave nothing of an image.
   """
   if kind not in KINDS:
     raise errors.UserError(
         f'augmentation {kind!r} is unknown; known: {", ".join(KINDS)}'
         f'{errors.near_miss(kind, KINDS)}')
-  if cutout < 0:
-    raise errors.UserError(f'cutout={cutout} must be at least 0')
+  side = cutout_side(cutout, dataset.image_size, field) if train else 0
   return functools.partial(
       _apply, KINDS[kind](dataset.image_size, train), dataset.mean,
-      dataset.std, cutout if train else 0)
+      dataset.std, side)
 
 
 def _apply(geometry, mean, std, cutout_size, images, rng=None):

@@ -83,7 +83,7 @@ class RetrainRecipe(NamedTuple):
   auxiliary: bool = True
   auxiliary_weight: float = .4
   auxiliary_norm: str = 'darts'
-  cutout: int = 16
+  cutout: int = -1
   label_smoothing: float = 0.
   augment: str = 'cifar'
   seeds: int = 1

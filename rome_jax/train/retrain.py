@@ -163,8 +163,8 @@ class Test:
     compile_seconds: of the first call.
   """
 
-  def __init__(self, network, dataset: data.Dataset, recipe: RetrainRecipe,
-               placement: loop.Placement | None = None):
+  def __init__(self, network: nn.Module, dataset: data.Dataset,
+               recipe: RetrainRecipe, placement: loop.Placement | None = None):
     """Compiles nothing yet."""
     self.seconds = self.compile_seconds = 0.
     self._count = len(dataset.test.labels)
@@ -252,7 +252,8 @@ class Trainer:
     self.placement = mesh and loop.Placement(
         mesh_lib.replicated(mesh), mesh_lib.split_over_all(mesh))
     self.transform = data.make_transform(
-        recipe.augment, dataset, train=True, cutout=recipe.cutout)
+        recipe.augment, dataset, train=True, cutout=recipe.cutout,
+        field='config.retrain.cutout')
     self.per_epoch = self.batches(0).steps_per_epoch
     self.steps = loop.checked_steps(
         recipe.epochs * self.per_epoch,
@@ -262,7 +263,7 @@ class Trainer:
         recipe.lr, recipe.lr_end, self.steps, steps_per_epoch=self.per_epoch,
         warmup_steps=recipe.warmup_epochs * self.per_epoch)
     self.tx = optim.sgd(self.schedule, recipe)
-    self._programs = {}
+    self._programs: dict[nn.Module, Any] = {}
 
   def batches(self, seed: int) -> data.Batches:
     """Batches of the training images in the order of a seed."""
@@ -304,7 +305,7 @@ class Trainer:
       test_compile_seconds, both of this process and part of `seconds`.
     """
     phase, program, carry = self.prepare(job)
-    test = phase.test
+    test: Any = phase.test  # a `Test`
     before = test.seconds, test.compile_seconds
     outcome = loop.run(phase, program, carry, settings, writer, stop)
     return outcome._replace(figures=outcome.figures | {

@@ -38,7 +38,7 @@ class Halves(NamedTuple):
   names: tuple[str, ...] = ('train', 'valid')
 
   @property
-  def split(self):
+  def split(self) -> Any:
     """The split both read; tells `data.prefetch` how to read ahead."""
     return self.train.split
 
@@ -70,7 +70,8 @@ def make_halves(setup: Setup, recipe: SearchRecipe, dataset: data.Dataset,
     UserError: a half has too few images for its fraction or batch.
   """
   transform = data.make_transform(
-      recipe.augment, dataset, train=True, cutout=recipe.cutout)
+      recipe.augment, dataset, train=True, cutout=recipe.cutout,
+      field='config.search.cutout')
   parts = data.halves(dataset.train.labels, recipe.fraction_theta,
                       recipe.fraction_alpha, seed)
   # Two seeds, so that the streams share neither order nor augmentation.
@@ -212,7 +213,8 @@ def build(setup: Setup, recipe: SearchRecipe, dataset: data.Dataset,
       # Each update sends a batch through K networks.
       images_per_step=len(method.updates) * recipe.k * recipe.batch_size,
       batches=mesh_lib.sharded(
-          batches, mesh and mesh_lib.split_batch(mesh), recipe.batch_size),
+          batches, mesh_lib.split_batch(mesh) if mesh else None,
+          recipe.batch_size),
       observe=_observer(setup, schedule, recipe.alpha_start * per_epoch),
       memo=jax.tree.map(jnp.copy, arch), on_checkpoint=on_checkpoint)
   state = step_lib.init_state(
@@ -332,8 +334,8 @@ def prepare(setup: Setup, recipe: SearchRecipe, dataset: data.Dataset,
   """
   search = build(setup, recipe, dataset, seed, on_checkpoint)
   mesh = setup.mesh
-  placement = mesh and loop.Placement(
-      mesh_lib.replicated(mesh), mesh_lib.split_batch(mesh))
+  placement = loop.Placement(
+      mesh_lib.replicated(mesh), mesh_lib.split_batch(mesh)) if mesh else None
   batch = search.phase.batches(0)
   carry = loop.init_carry(
       search.update, search.state, batch, search.phase.memo, placement)

@@ -9,6 +9,7 @@ import pytest
 
 from rome_jax import errors, families, spaces
 from rome_jax.config import checks, command_line, fields
+from rome_jax.data import augment
 from rome_jax.methods import table
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
@@ -53,7 +54,8 @@ def test_defaults_are_the_published_search_and_retraining():
   assert (search.alpha_lr, search.alpha_b1, search.alpha_b2,
           search.alpha_weight_decay) == (3e-4, .5, .999, 1e-3)
   assert (retrain.cells, retrain.channels, retrain.batch_size,
-          retrain.epochs, retrain.cutout) == (20, 36, 96, 600, 16)
+          retrain.epochs, augment.cutout_side(retrain.cutout, 32)) == (
+              20, 36, 96, 600, 16)
   assert (retrain.lr, retrain.drop_path, retrain.auxiliary_weight) == (
       .025, .2, .4)
 

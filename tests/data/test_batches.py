@@ -3,6 +3,7 @@
 import colorsys
 import threading
 import time
+import types
 
 import numpy as np
 import pytest
@@ -189,7 +190,7 @@ def test_normalize(channels):
 
 def test_cutout_comes_after_normalising():
   dataset = _dataset()
-  transform = data.make_transform('none', dataset, train=True, cutout=6)
+  transform = data.make_transform('none', dataset, train=True, cutout=4)
   images = transform(dataset.train.images, np.random.default_rng(0))
   plain = augment.normalize(dataset.train.images, dataset.mean, dataset.std)
   changed = images != plain
@@ -220,8 +221,81 @@ def test_shift_moves_without_mirroring():
 def test_unknown_augmentations_are_refused():
   with pytest.raises(errors.UserError, match="did you mean 'cifar'"):
     data.make_transform('cifr', _dataset(), train=True)
-  with pytest.raises(errors.UserError, match='cutout=-1'):
-    data.make_transform('cifar', _dataset(), train=True, cutout=-1)
+  with pytest.raises(errors.UserError, match='cutout=-2 must be at least 0'):
+    data.make_transform('cifar', _dataset(), train=True, cutout=-2)
+
+
+# Sides from 1 up, 16 x 16 and the digits' 8 x 8 among them.
+SIDES = (1, 2, 3, 4, 6, 8, 12, 16, 28, 32, 64)
+
+
+@pytest.mark.parametrize('side', SIDES)
+@pytest.mark.parametrize('kind', list(data.KINDS))
+def test_no_augmentation_leaves_nothing_of_an_image(kind, side):
+  white = np.full((400, side, side, 3), 255, np.uint8)
+  split = data.ArraySplit(white, np.zeros(400, np.int32))
+  dataset = data.Dataset('white', split, split, 2, side, 3, (0.,) * 3,
+                         (1.,) * 3)
+  seen = data.make_transform(kind, dataset, train=True, cutout=augment.FIT)(
+      white, np.random.default_rng(0))
+  # A crop keeps 7/8 of each side, a cutout at least half of an image.
+  share = (seen != 0).mean((1, 2, 3))
+  assert share.min() >= .5
+  without = data.make_transform(kind, dataset, train=True)(
+      white, np.random.default_rng(0))
+  assert (without != 0).mean((1, 2, 3)).min() >= .75
+
+
+@pytest.mark.parametrize('side, square, padding', [
+    (32, 16, 4), (224, 16, 4), (16, 8, 2), (8, 4, 1), (28, 14, 3)])
+def test_crop_and_cutout_keep_the_shares_of_darts(side, square, padding):
+  images = np.ones((500, side, side, 1), np.float32)
+  cut = augment.cutout(images, np.random.default_rng(0),
+                       augment.cutout_side(augment.FIT, side))
+  assert (cut == 0).sum((1, 2, 3)).max() == square**2
+  white = np.full((500, side, side, 1), 255, np.uint8)
+  moved = data.make_transform('cifar', _dataset(1, side, 1), train=True)(
+      white, np.random.default_rng(0))
+  dark = np.isclose(moved, -.4 / .2, atol=1e-5)[..., 0].all(2).sum(1)
+  assert dark.max() == padding
+
+
+def test_the_augmentation_of_cifar_is_that_of_darts():
+  # Transcribed: pad 4, crop, flip, normalise, cut 16 (cnn/utils.py).
+  dataset = _dataset(30, 32)
+  dataset = dataset._replace(mean=(.4, .5, .6), std=(.2, .3, .1))
+  seen = data.make_transform('cifar', dataset, train=True, cutout=augment.FIT)(
+      dataset.train.images, np.random.default_rng(5))
+  rng = np.random.default_rng(5)
+  dy, dx = rng.integers(0, 9, 30), rng.integers(0, 9, 30)
+  mirrored = rng.random(30) < .5
+  cy, cx = rng.integers(0, 32, 30), rng.integers(0, 32, 30)
+  for i, image in enumerate(dataset.train.images):
+    image = np.pad(image, ((4, 4), (4, 4), (0, 0)))
+    image = image[dy[i]:dy[i] + 32, dx[i]:dx[i] + 32]
+    image = image[:, ::-1] if mirrored[i] else image
+    image = (image / 255 - dataset.mean) / dataset.std
+    y, x = np.mgrid[:32, :32]
+    inside = ((y >= cy[i] - 8) & (y < cy[i] + 8)
+              & (x >= cx[i] - 8) & (x < cx[i] + 8))
+    image[inside] = 0
+    np.testing.assert_allclose(seen[i], image, atol=1e-5)
+
+
+@pytest.mark.parametrize('cutout, side', [(16, 8), (16, 16), (8, 8), (32, 32)])
+def test_a_cutout_that_can_cover_an_image_is_refused(cutout, side):
+  # The square of an even side around the middle then covers everything.
+  image = np.ones((1, side, side, 1), np.float32)
+  centre = np.full(1, side // 2)
+  rng = types.SimpleNamespace(integers=lambda low, high, n: centre)
+  assert not augment.cutout(image, rng, cutout).any()
+  with pytest.raises(errors.UserError, match=(
+      f'^config.retrain.cutout={cutout} must be below {side}, the side of the '
+      'images in pixels')):
+    data.make_transform('none', _dataset(4, side), train=True, cutout=cutout,
+                        field='config.retrain.cutout')
+  assert augment.cutout(image, rng, side - 2).any()
+  data.make_transform('none', _dataset(4, side), train=True, cutout=side - 2)
 
 
 def test_imagenet_test_crop():
