@@ -42,7 +42,8 @@ def linear(start: float, end: float, steps: int) -> Callable[[Any], Any]:
       jnp.minimum(step / max(1, steps), 1.), start, end)
 
 
-def cross_entropy(logits: jax.Array, batch: Batch):
+def cross_entropy(logits: jax.Array,
+                  batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
   """(mean cross entropy, {'accuracy': mean}) of a batch with `label` [B].
 
   >>> batch = {'label': jnp.zeros(2, int)}
@@ -58,7 +59,8 @@ def make_step(method: Method, net: nn.Module | Loss,
               theta_tx: optax.GradientTransformation,
               arch_tx: optax.GradientTransformation, *,
               tau: float | Callable[[Any], Any] = 1., loss: Loss | None = None,
-              k: int | None = None, space: Space | None = None, mesh=None,
+              k: int | None = None, space: Space | None = None,
+              mesh: jax.sharding.Mesh | None = None,
               **options: Any) -> Callable[[State, Mapping[str, Batch]], Any]:
   """Builds one search step; jit it and call it in your own loop.
 
@@ -286,7 +288,7 @@ def _read(path):
   return files.read_json(path)
 
 
-def _retraining(workdir, name) -> dict[str, Any]:
+def _retraining(workdir: pathlib.Path, name: str | None) -> dict[str, Any]:
   """What a run noted of one finished retraining."""
   notes = [files.read_json(path)
            for path in sorted((workdir / 'phases').glob('*.json'))

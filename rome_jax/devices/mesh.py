@@ -115,7 +115,7 @@ class ShardedBatches(NamedTuple):
   size: int
 
   @property
-  def split(self):
+  def split(self) -> Any:
     """The split that is read; tells `data.prefetch` how to read ahead."""
     return self.batches.split
 

@@ -1,5 +1,6 @@
 """One architecture of a cell, as the list of operations to evaluate."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import chex
@@ -33,7 +34,8 @@ class CellArch(NamedTuple):
   gates: jax.Array
 
 
-def compact(space: Space, edge_mask, op_mask, degrees, choices) -> CellArch:
+def compact(space: Space, edge_mask: jax.Array, op_mask: jax.Array,
+            degrees: Sequence[int], choices: np.ndarray) -> CellArch:
   """Lists the active edges of one sampled cell.
 
   Args:
@@ -61,7 +63,8 @@ def compact(space: Space, edge_mask, op_mask, degrees, choices) -> CellArch:
   return CellArch(edges, ops, gates)
 
 
-def all_slots(space: Space, gates, cell_type: str = 'normal') -> CellArch:
+def all_slots(space: Space, gates: jax.Array,
+              cell_type: str = 'normal') -> CellArch:
   """Lists every operation of every edge: the mixture of DARTS.
 
   Args:

@@ -1,6 +1,7 @@
 """The cells of supernets and of derived networks, as Flax modules."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -12,7 +13,9 @@ from rome_jax.engine.archs import CellArch
 from rome_jax.spaces import Space
 
 
-def run_cells(cells, *states, arch: CellArch, want_weight_grads=None):
+def run_cells(cells: Sequence['SearchCell'], *states: jax.Array,
+              arch: CellArch, want_weight_grads: jax.Array | None = None,
+              ) -> tuple[jax.Array, ...]:
   """Runs equal cells in a row, each fed the outputs of those before it.
 
   They are one loop of the compiled program, which does not grow with their
@@ -41,9 +44,9 @@ def run_cells(cells, *states, arch: CellArch, want_weight_grads=None):
     return (jnp.zeros(like.shape, like.dtype),) * min(
         len(cells), len(states))
   index = layout.variant_index(arch.edges, arch.ops)
-  pairs, weights, groups, seeds = zip(*made)
+  pairs, weights, groups, each = zip(*made)
   flat = stage.gather(layout, groups, arch.edges, index)
-  seeds = None if seeds[0] is None else jnp.stack(seeds)
+  seeds = None if each[0] is None else jnp.stack(each)
   return stage.search_cells(
       layout, pairs, weights, flat, arch.gates, arch.edges, arch.ops, seeds,
       want_weight_grads, states)
@@ -73,19 +76,20 @@ class SearchCell(nn.Module):
   partial: int = 1
 
   @property
-  def layout(self):
+  def layout(self) -> layout_lib.Layout:
     return layout_lib.layout_of(
         self.space, 'reduce' if self.reduction else 'normal', self.features,
         self.reduction_prev is not None, self.conv_bias, self.pool_norm,
         self.partial)
 
-  def __call__(self, *states, arch: CellArch, want_weight_grads=None):
+  def __call__(self, *states: jax.Array, arch: CellArch,
+               want_weight_grads: jax.Array | None = None) -> jax.Array:
     """Inputs [B,H,W,.] and a sampled cell to [B,h,w,N*C] (or [B,h,w,C])."""
     return run_cells([self], *states, arch=arch,
                      want_weight_grads=want_weight_grads)[-1]
 
   @nn.compact
-  def variables_of(self, *states, arch: CellArch):
+  def variables_of(self, *states: jax.Array, arch: CellArch) -> tuple[Any, ...]:
     """What `stage.search_cells` needs of this cell.
 
     Args:
@@ -96,7 +100,8 @@ class SearchCell(nn.Module):
       (preprocessors or None, their weights, the operations' weights, seeds [M]
       of the slots; None if no operation of the space draws random numbers).
     """
-    pair, weights = None, {}
+    pair: Any = None
+    weights = {}
     if self.reduction_prev is not None:
       pair = stage.preprocessors(
           self.features, self.reduction_prev, stage.unnormalised)

@@ -13,6 +13,8 @@ the size and stride 2 gives ceil(H/2).
 
 import contextvars
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,10 +50,12 @@ def _shared(*static):
 # Whether weights get a gradient in the pullback that is being traced. Private:
 # a kernel is called inside Flax modules, users' own among them, so that an
 # argument would have to pass through the `__call__` of every operation.
-_wanted = contextvars.ContextVar('want_weight_grads', default=None)
+_wanted: contextvars.ContextVar[jax.Array | None] = contextvars.ContextVar(
+    'want_weight_grads', default=None)
 
 
-def pulled(pullback, g, want_weight_grads=None):
+def pulled(pullback: Callable[[Any], Any], g: Any,
+           want_weight_grads: jax.Array | None = None) -> Any:
   """pullback(g), where the kernels here compute weight gradients if wanted.
 
   One program then serves a step of alpha and beta too, which needs no gradient
@@ -185,7 +189,8 @@ def _weight_gradient_shifted(x, g, k, stride, dilation):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def depthwise_conv(x, w, stride=1, dilation=1):
+def depthwise_conv(x: jax.Array, w: jax.Array, stride: int = 1,
+                   dilation: int = 1) -> jax.Array:
   """Depthwise convolution without bias.
 
   Args:
@@ -260,7 +265,7 @@ def _strided_on_cpu(matrices, stock, stride, *args):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def pointwise(x, w, stride=1):
+def pointwise(x: jax.Array, w: jax.Array, stride: int = 1) -> jax.Array:
   """1x1 convolution without bias.
 
   Args:
@@ -308,7 +313,8 @@ def _stock_conv(x, w, strides=(1, 1)):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def conv(x, w, strides=(1, 1)):
+def conv(x: jax.Array, w: jax.Array,
+         strides: tuple[int, int] = (1, 1)) -> jax.Array:
   """Convolution with padding k//2, without bias.
 
   On the CPU both gradients are again convolutions of stride 1 of NHWC images
@@ -382,7 +388,7 @@ def _max_pool_stock(x, stride):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def max_pool(x, stride=1):
+def max_pool(x: jax.Array, stride: int = 1) -> jax.Array:
   """3x3 max pooling with padding 1; [B,H,W,C] -> [B,ceil(H/s),ceil(W/s),C].
 
   The gradient goes to the first maximum of each window in row order, as in
@@ -421,7 +427,7 @@ def _max_pool_bwd(stride, x, g):
 max_pool.defvjp(_max_pool_fwd, _max_pool_bwd)
 
 
-def max_pool_2x2(x, low=0):
+def max_pool_2x2(x: jax.Array, low: int = 0) -> jax.Array:
   """2x2 max pooling of stride 2 that reads every pixel.
 
   Compares the four pixels, since XLA's gradient of `reduce_window` is slow on
@@ -463,7 +469,7 @@ def _window_pixels(x, stride):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def avg_pool(x, stride=1):
+def avg_pool(x: jax.Array, stride: int = 1) -> jax.Array:
   """3x3 average pooling; [B,H,W,C] -> [B,ceil(H/s),ceil(W/s),C].
 
   Padding is 1, and the mean is over the pixels inside the image only.
@@ -488,7 +494,7 @@ avg_pool.defvjp(_avg_pool_fwd, _avg_pool_bwd)
 # -------------------------------------------------------- order of execution
 
 
-def zero_after(numbers):
+def zero_after(numbers: list[jax.Array]) -> jax.Array:
   """Returns an int32 0 that XLA cannot know before `numbers` are computed.
 
   On the CPU it is the end of a loop: XLA would see through arithmetic, and it

@@ -1,7 +1,7 @@
 """Layers that the supernets and networks of every family share."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import flax.linen as nn
 import jax
@@ -10,12 +10,13 @@ import jax.numpy as jnp
 from rome_jax.engine import operations, statistics
 
 
-def pooled(x):
+def pooled(x: jax.Array) -> jax.Array:
   """[B,C], the mean over all pixels of [B,H,W,C]; float32 at least."""
   return x.mean((1, 2), dtype=operations.wide(x.dtype))
 
 
-def batch_norm(images, train, momentum=.9, epsilon=1e-5):
+def batch_norm(images: jax.Array, train: bool, momentum: float = .9,
+               epsilon: float = 1e-5) -> Callable[..., nn.Module]:
   """A function that makes the normalisation layers of a derived network.
 
   Args:
@@ -59,7 +60,8 @@ class Linear(nn.Module):
     return x @ w.astype(x.dtype) + b.astype(x.dtype)
 
 
-def in_order(cells, *states):
+def in_order(cells: Iterable[Callable[..., jax.Array]],
+             *states: jax.Array) -> list[jax.Array]:
   """The outputs of cells, each fed the outputs of those before it."""
   outputs = list(states)
   for i, cell in enumerate(cells):
@@ -89,7 +91,8 @@ class AffineBatchStatistics(nn.Module):
     return _affine(statistics.batch_norm(x, self.epsilon), scale, bias)
 
 
-def make_drop_path(module: nn.Module, rate):
+def make_drop_path(module: nn.Module, rate: float | jax.Array,
+                   ) -> Callable[[jax.Array], jax.Array] | None:
   """x -> x with the path of each example dropped at `rate`.
 
   Args:
@@ -110,7 +113,7 @@ def make_drop_path(module: nn.Module, rate):
   return drop
 
 
-def with_drop_path(rate):
+def with_drop_path(rate: float | jax.Array) -> Callable[..., jax.Array]:
   """(cell, *states) -> output, paths dropped with the cell's own rng."""
 
   def run(cell, *states):

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -42,11 +44,11 @@ class Variant:
   treedef: jax.tree_util.PyTreeDef
 
   @property
-  def size(self):
+  def size(self) -> int:
     """Number of parameters of one edge."""
     return sum(int(np.prod(s)) for s in self.shapes)
 
-  def unflatten(self, flat):
+  def unflatten(self, flat: jax.Array) -> Any:
     """Turns the first `size` of the numbers [P] into the parameters."""
     leaves, start = [], 0
     for shape in self.shapes:
@@ -95,21 +97,21 @@ class Layout:
           f'{self.space.name}')
 
   @property
-  def reduction(self):
+  def reduction(self) -> bool:
     return self.cell_type == 'reduce'
 
   @property
-  def ends_in_last_node(self):
+  def ends_in_last_node(self) -> bool:
     """Whether the output is the last node (NAS-Bench-201), not all of them."""
     return self.space.cell_types == CELL_TYPES[:1]
 
   @property
-  def bank_starts(self):
+  def bank_starts(self) -> tuple[int, ...]:
     """First state of each bank."""
     return (0, self.space.num_inputs) if self.reduction else (0,)
 
   @property
-  def rows_per_cell(self):
+  def rows_per_cell(self) -> tuple[int, ...]:
     """Per bank, how many rows lie between one cell and the next."""
     inputs, nodes = self.space.num_inputs, self.space.num_nodes
     if self.reduction:
@@ -118,11 +120,11 @@ class Layout:
     # cell before.
     return (inputs + nodes if self.preprocessed else nodes,)
 
-  def first_rows(self, i):
+  def first_rows(self, i: Any) -> list[Any]:
     """Per bank, the row of cell i's first state."""
     return [i * rows for rows in self.rows_per_cell]
 
-  def output_rows(self, i):
+  def output_rows(self, i: Any) -> tuple[Any, int]:
     """(first row, count) in the last bank of the nodes that cell i puts out."""
     start = (self.first_rows(i)[-1] + self.space.num_inputs
              - self.bank_starts[-1])
@@ -161,23 +163,24 @@ class Layout:
     return jax.eval_shape(module.init, rngs, x).get('params', {})
 
   @property
-  def groups(self):
+  def groups(self) -> tuple[str, ...]:
     """Names of the groups that have any parameters."""
     return tuple(sorted({v.group for v in self.variants if v.size}))
 
   @property
-  def num_parameters(self):
+  def num_parameters(self) -> int:
     """P: the number of parameters of the largest operation, at least 1."""
     return max(1, *(v.size for v in self.variants))
 
-  def variant_index(self, edges, ops):
+  def variant_index(self, edges: jax.Array, ops: jax.Array) -> jax.Array:
     """Per slot, the number of its variant: [M] of edges [M] and ops [M]."""
     table = np.zeros((self.space.num_edges, len(self.space.ops)), np.int32)
     for number, variant in enumerate(self.variants):
       table[list(variant.edges), self.space.ops.index(variant.op)] = number
     return jnp.asarray(table)[edges, ops]
 
-  def gather(self, weights, edges, index):
+  def gather(self, weights: Sequence[Any], edges: jax.Array,
+             index: jax.Array) -> jax.Array:
     """The parameters of the M slots of each of n cells, [n,M,P].
 
     Entries past an operation's `size` are padding.

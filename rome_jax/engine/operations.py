@@ -10,8 +10,8 @@ the batch, without affine and without state; discrete networks use
 layer.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import flax.errors
 import flax.linen as nn
@@ -24,18 +24,19 @@ from rome_jax.engine import kernels, statistics
 from rome_jax.spaces import counting
 
 
-def wide(dtype):
+def wide(dtype: Any) -> np.dtype:
   """The dtype of sums over pixels or images: float32 at least."""
   return jnp.promote_types(dtype, jnp.float32)
 
 
-def init_bound(shape) -> float:
+def init_bound(shape: Sequence[int]) -> float:
   """1/sqrt(fan_in) of a kernel [..., in, out], or depthwise [k,k,C]."""
   fan_in = np.prod(shape[:2] if len(shape) == 3 else shape[:-1])
   return float(fan_in) ** -.5
 
 
-def torch_init(rng, shape, dtype=jnp.float32):
+def torch_init(rng: jax.Array, shape: Sequence[int],
+               dtype: Any = jnp.float32) -> jax.Array:
   """Draws from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default.
 
   All published results of this field start from it.
@@ -44,7 +45,8 @@ def torch_init(rng, shape, dtype=jnp.float32):
   return jax.random.uniform(rng, shape, dtype, -bound, bound)
 
 
-def parameter(module: nn.Module, name, init, *args):
+def parameter(module: nn.Module, name: str, init: Callable[..., Any],
+              *args: Any) -> Any:
   """`module.param`, but calls `init` only if the parameter is missing.
 
   Flax traces `init` at every use to compare shapes, which takes a tenth of the
@@ -347,7 +349,7 @@ class Partial(nn.Module):
   module: nn.Module
   k: int
 
-  def setup(self):
+  def setup(self) -> None:
     nn.share_scope(self, self.module)
 
   def __call__(self, x):

@@ -16,15 +16,20 @@ batches all that surrounds it.
 """
 
 import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from rome_jax.engine import kernels, operations, statistics, switch
+from rome_jax.engine.layout import Layout
 
 
-def preprocessors(features, reduction_prev, norm):
+def preprocessors(features: int, reduction_prev: bool,
+                  norm: Callable) -> tuple[nn.Module, nn.Module]:
   """The modules that give s0 and s1 `features` channels and one size."""
   first = (operations.FactorizedReduce if reduction_prev else
            operations.ReluConvNorm)
@@ -188,7 +193,7 @@ def _pull_slots(layout, wants, flat, gates, edges, ops, seeds,
 # --------------------------------------------------- equal cells in a row
 
 
-def unnormalised():
+def unnormalised() -> Callable[[jax.Array], jax.Array]:
   """Stands in for a normalisation layer, which `search_cells` supplies.
 
   It normalises outside the `switch` over cells. The result is in the bank, so
@@ -211,7 +216,7 @@ def _node_shape(layout, shape):
           layout.features)
 
 
-def output_shape(layout, shape):
+def output_shape(layout: Layout, shape: Sequence[int]) -> tuple[int, ...]:
   """[B,h,w,N*C] (or [B,h,w,C]) for inputs [B,H,W,.]."""
   n, *size, c = _node_shape(layout, shape)
   return (*size, c if layout.ends_in_last_node else n * c)
@@ -252,15 +257,19 @@ def _output_cotangents(layout, empty, gs):
   return (*others, jnp.concatenate([*parts, last[end:]]))
 
 
-def inputs_of(layout, i, states, output):
+def inputs_of(layout: Layout, i: int, states: Sequence[Any],
+              output: Callable[[int], Any]) -> tuple[Any, ...]:
   """The inputs of cell i: outputs of the cells before it, or `states`."""
   n = layout.space.num_inputs
   return tuple(states[j] if j < n else output(j - n) for j in range(i, i + n))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def search_cells(layout, pairs, weights, flat, gates, edges, ops, seeds,
-                 want_weight_grads, states):
+def search_cells(layout: Layout, pairs: tuple[Any, ...],
+                 weights: tuple[Any, ...], flat: jax.Array, gates: jax.Array,
+                 edges: jax.Array, ops: jax.Array, seeds: jax.Array | None,
+                 want_weight_grads: jax.Array | None,
+                 states: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
   """The last outputs of n equal cells; see `cells.run_cells`.
 
   Args:
@@ -409,6 +418,7 @@ search_cells.defvjp(_search_cells_fwd, _search_cells_bwd,
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def gather(layout, weights, edges, index):
+def gather(layout: Layout, weights: Sequence[Any], edges: jax.Array,
+           index: jax.Array) -> jax.Array:
   """See `Layout.gather`."""
   return layout.gather(weights, edges, index)

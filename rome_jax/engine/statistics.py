@@ -10,7 +10,7 @@ from jax import lax
 BATCH_AXIS = 'data'
 
 
-def part_of_batch():
+def part_of_batch() -> jax.Array | None:
   """The number of this device's part of the batch; None if it is whole."""
   try:
     return lax.axis_index(BATCH_AXIS)
@@ -43,7 +43,7 @@ def _moments(x):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def batch_norm(x, epsilon=1e-5):
+def batch_norm(x: jax.Array, epsilon: float = 1e-5) -> jax.Array:
   """Normalises each channel by the statistics of this batch, without affine.
 
   Args:
@@ -57,7 +57,8 @@ def batch_norm(x, epsilon=1e-5):
 
 
 @functools.partial(jax.jit, static_argnums=1)  # Traced once per shape.
-def normalise(x, epsilon=1e-5):
+def normalise(x: jax.Array,
+              epsilon: float = 1e-5) -> tuple[jax.Array, jax.Array]:
   """(`batch_norm(x)`, scales [C]), as `pull_normalised` needs them.
 
   A scale is 1 / sqrt(variance + epsilon).
@@ -68,7 +69,7 @@ def normalise(x, epsilon=1e-5):
   return (centred * scale).astype(x.dtype), scale
 
 
-def pull_normalised(y, scale, g):
+def pull_normalised(y: jax.Array, scale: jax.Array, g: jax.Array) -> jax.Array:
   """The cotangent of x; y, scale = normalise(x) and g is y's cotangent."""
   wide_y, wide_g = y.astype(scale.dtype), g.astype(scale.dtype)
   # If the batch is in parts, g belongs to the sum of the parts' losses; each

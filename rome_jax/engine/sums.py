@@ -12,6 +12,9 @@ Nothing here knows of networks. `function` is any pure function, so tests prove
 the bilevel step on quadratics with closed forms.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -36,7 +39,8 @@ def _vmap(function, samples):
   return jax.tree.map(lambda a: a.sum(0), jax.vmap(function)(samples))
 
 
-def mean_over_parts(function, state, batch, parts):
+def mean_over_parts(function: Callable, state: Any, batch: Any,
+                    parts: int) -> tuple[Any, Any]:
   """The mean of a function over equal parts of a batch, one after another.
 
   Part i holds the images i, i + parts, i + 2 parts, and so on. If the batch is
@@ -78,7 +82,8 @@ def mean_over_parts(function, state, batch, parts):
 WAYS = {'scan': _scan, 'vmap': _vmap}
 
 
-def sum_over_samples(function, samples, way='scan'):
+def sum_over_samples(function: Callable[[Any], Any], samples: Any,
+                     way: str = 'scan') -> Any:
   """The sum of function(sample) over the leading axis of `samples`.
 
   Args:

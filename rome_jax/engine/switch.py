@@ -8,7 +8,8 @@ backward pass, and runs the examples of a `vmap` one after the other.
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -29,9 +30,9 @@ class Row(NamedTuple):
   """
 
   bank: jax.Array
-  index: jax.Array
+  index: jax.Array  # type: ignore[assignment]  # tuple.index, never called
 
-  def read(self):
+  def read(self) -> jax.Array:
     return lax.dynamic_index_in_dim(self.bank, self.index, keepdims=False)
 
 
@@ -49,7 +50,7 @@ def _example(i, arg, batched):
   return Row(bank.reshape(-1, *bank.shape[2:]), i * bank.shape[1] + index)
 
 
-def one_by_one(function):
+def one_by_one(function: Callable) -> Callable:
   """Makes `vmap` of `function` a loop over the examples.
 
   A `lax.switch` in it then keeps an unbatched number and runs one branch.
@@ -79,7 +80,7 @@ class Wants:
   gates: bool
 
 
-def perturbed(tree) -> bool:
+def perturbed(tree: Any) -> bool:
   """Whether any leaf of these primals is differentiated.
 
   For the forward function of a `custom_vjp` with symbolic zeros.
@@ -87,7 +88,7 @@ def perturbed(tree) -> bool:
   return any(p.perturbed for p in jax.tree.leaves(tree, is_leaf=_is_primal))
 
 
-def values(tree):
+def values(tree: Any) -> Any:
   """The values of the primals that `perturbed` takes."""
   return jax.tree.map(lambda p: p.value, tree, is_leaf=_is_primal)
 
@@ -96,12 +97,12 @@ def _is_primal(p):
   return hasattr(p, 'perturbed')
 
 
-def dense(g):
+def dense(g: jax.Array | SymbolicZero) -> jax.Array:
   """A cotangent as an array: a symbolic zero becomes zeros."""
   return jnp.zeros(g.shape, g.dtype) if isinstance(g, SymbolicZero) else g
 
 
-def gated(gate, y):
+def gated(gate: jax.Array, y: jax.Array) -> jax.Array:
   """gate * y; for a gate of two numbers, gate[0] * y + gate[1]."""
   if gate.ndim == 0:
     return gate.astype(y.dtype) * y
@@ -117,7 +118,10 @@ def _gate_gradient(gate, y, g):
   return jnp.stack([of_factor, g.sum(dtype=gate.dtype)])
 
 
-def pull(run, wants: Wants, weights, gate, x, g, want_weight_grads=None):
+def pull(run: Callable[[Any, jax.Array], jax.Array], wants: Wants,
+         weights: Any, gate: jax.Array, x: jax.Array, g: jax.Array,
+         want_weight_grads: jax.Array | None = None,
+         ) -> tuple[Any, jax.Array | None, jax.Array]:
   """(dweights or None, dgate or None, dx) of gated(gate, run(weights, x)).
 
   At the cotangent g.
@@ -170,8 +174,9 @@ def _backward(modules, wants):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def switch(modules: tuple[nn.Module, ...], index, weights, gate, x,
-           want_weight_grads=None):
+def switch(modules: tuple[nn.Module, ...], index: jax.Array,
+           weights: tuple[Any, ...], gate: jax.Array, x: jax.Array,
+           want_weight_grads: jax.Array | None = None) -> jax.Array:
   """gate * modules[index](x), keeping only `x` for the backward pass.
 
   Args:

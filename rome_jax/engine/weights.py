@@ -2,6 +2,7 @@
 
 import functools
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -19,7 +20,7 @@ from rome_jax.spaces import Space, genotypes
 STACKED = layout_lib.EDGES
 
 
-def is_stacked(path) -> bool:
+def is_stacked(path: Sequence[Any]) -> bool:
   """Whether a leaf has a leading axis of edges, nodes or blocks.
 
   Args:
@@ -28,7 +29,7 @@ def is_stacked(path) -> bool:
   return not {layout_lib.EDGES, layout_lib.STRIDED}.isdisjoint(path)
 
 
-def initialise(module: nn.Module, seed: int, *args):
+def initialise(module: nn.Module, seed: int, *args: Any) -> Any:
   """The variables of `module.init(key, *args)`, drawn by NumPy.
 
   Kernels, and biases beside them, start in U(+-1/sqrt(fan_in)), which is
@@ -72,7 +73,7 @@ def _one_of_stack(path, shape):
 
 
 def init_supernet(network: nn.Module, seed: int, image_size: int,
-                  image_channels: int):
+                  image_channels: int) -> Any:
   """Initial weights of a supernet for square images; see `initialise`."""
   images = jnp.zeros((1, image_size, image_size, image_channels))
   space = network.space

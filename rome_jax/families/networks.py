@@ -33,11 +33,11 @@ def supernet(space: Space | str, sizes: Sizes, stem: str = AUTO,
   >>> supernet('s2', Sizes(cells=8, channels=16, num_classes=10)).stem
   'cifar'
   """
-  space, stem = _resolved(space, sizes, stem)
-  table.check_operations(space)
-  table.check(space, '', sizes, stem)
-  return table.get(space).supernet(
-      space, sizes, stem, **_partial(space, sizes, partial))
+  known, stem = _resolved(space, sizes, stem)
+  table.check_operations(known)
+  table.check(known, '', sizes, stem)
+  return table.get(known).supernet(
+      known, sizes, stem, **_partial(known, sizes, partial))
 
 
 def build(genotype: genotypes.Genotype, space: Space | str, sizes: Sizes, *,
@@ -67,13 +67,13 @@ def build(genotype: genotypes.Genotype, space: Space | str, sizes: Sizes, *,
   >>> build(genotype, 's0', Sizes(14, 48, 1000, image_size=224)).stem
   'imagenet'
   """
-  space, stem = _resolved(space, sizes, stem)
-  table.check(space, '', sizes, stem, auxiliary)
-  table.check_genotype(space, genotype, 'genotype')
+  known, stem = _resolved(space, sizes, stem)
+  table.check(known, '', sizes, stem, auxiliary)
+  table.check_genotype(known, genotype, 'genotype')
   _check_choice('auxiliary_norm', auxiliary_norm, darts.AUXILIARY_NORMS)
   _check_choice('remat', remat, REMATS)
-  return table.get(space).network(
-      space, genotype, sizes, stem, auxiliary=auxiliary,
+  return table.get(known).network(
+      known, genotype, sizes, stem, auxiliary=auxiliary,
       auxiliary_norm=auxiliary_norm, remat=remat)
 
 

@@ -35,7 +35,8 @@ class Family(NamedTuple):
 
   supernet: Callable[..., nn.Module]
   network: Callable[..., nn.Module]
-  count: Callable[..., counting.Count]
+  # tuple.count, which is never called, is hidden.
+  count: Callable[..., counting.Count]  # type: ignore[assignment]
   count_supernet: Callable[..., counting.Count]
   check: Callable[[Space, Sizes], None]
   stems: tuple[str, ...] = ('cifar',)

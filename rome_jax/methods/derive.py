@@ -4,7 +4,7 @@ Each is a published rule. All leave out what a space searches but never derives
 (`Space.not_derived`) and what a mask excludes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -148,7 +148,7 @@ def _derivable(space, alpha, cell_type, mask):
       alpha[cell_type])
 
 
-def _best_ops(space, alpha, cell_type, mask) -> Sequence[str]:
+def _best_ops(space, alpha, cell_type, mask):
   """Per site the likeliest operation."""
   places = np.argmax(_derivable(space, alpha, cell_type, mask), -1)
   choices = space.choices(cell_type)

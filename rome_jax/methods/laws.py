@@ -10,16 +10,19 @@ exactly zero.
 """
 
 import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from rome_jax.engine.archs import CellArch
 from rome_jax.spaces import Space
 
 
-def straight_through(hard, soft):
+def straight_through(hard: jax.Array, soft: jax.Array) -> jax.Array:
   """Value `hard`, gradient of `soft`."""
   return hard + (soft - lax.stop_gradient(soft))
 
@@ -30,7 +33,7 @@ def _perturbed(logits, noise, tau):
   return scores, jax.nn.softmax(scores / tau)
 
 
-def gumbel_max(logits, noise, tau):
+def gumbel_max(logits: jax.Array, noise: jax.Array, tau: Any) -> jax.Array:
   """One choice out of n by Gumbel-Max, straight-through (Eq. 5-8, 12, 14).
 
   Args:
@@ -47,7 +50,8 @@ def gumbel_max(logits, noise, tau):
   return straight_through(hard, soft)
 
 
-def gumbel_top_k(logits, noise, tau, k):
+def gumbel_top_k(logits: jax.Array, noise: jax.Array, tau: Any,
+                 k: int) -> jax.Array:
   """k choices out of n without replacement (Eq. 15-17, Gumbel-Top-k).
 
   Args:
@@ -81,7 +85,8 @@ def subsets(n: int, k: int) -> np.ndarray:
 # --------------------------------------------------------- edges of a cell
 
 
-def sample_all_edges(space: Space, beta, noise, tau):
+def sample_all_edges(space: Space, beta: jax.Array, noise: jax.Array,
+                     tau: Any) -> jax.Array:
   """Every edge active: GDAS, which has no topology parameters.
 
   Where nodes hold the operations the edges have weights: the soft
@@ -102,7 +107,8 @@ def pair_sizes(space: Space) -> tuple[int, ...]:
       len(subsets(n, d)) for n, d in zip(space.fan_ins, space.in_degrees))
 
 
-def sample_pairs(space: Space, beta, noise, tau):
+def sample_pairs(space: Space, beta: jax.Array, noise: jax.Array,
+                 tau: Any) -> jax.Array:
   """ROME-v1: one pair of edges per node (Eq. 10-14).
 
   Args:
@@ -124,7 +130,8 @@ def sample_pairs(space: Space, beta, noise, tau):
   return jnp.concatenate(masks)
 
 
-def sample_top_k(space: Space, beta, noise, tau):
+def sample_top_k(space: Space, beta: jax.Array, noise: jax.Array,
+                 tau: Any) -> jax.Array:
   """ROME-v2: Gumbel-Top2 over each node's edges (Eq. 15-17).
 
   Args:
@@ -141,7 +148,8 @@ def sample_top_k(space: Space, beta, noise, tau):
       for (a, b), d in zip(space.node_edges, space.in_degrees)])
 
 
-def masked_logits(alpha, allowed):
+def masked_logits(alpha: jax.Array,
+                  allowed: np.ndarray | jax.Array) -> jax.Array:
   """alpha with the places that may not be chosen out of reach.
 
   Args:
@@ -154,19 +162,17 @@ def masked_logits(alpha, allowed):
   return jnp.where(allowed, alpha, jnp.asarray(-1e9, alpha.dtype))
 
 
-def edge_softmax(space: Space, beta):
+def edge_softmax(space: Space, beta: jax.Array) -> jax.Array:
   """[E], the softmax of beta [E] over the edges of each node."""
   return jnp.concatenate(
       [jax.nn.softmax(beta[a:b]) for a, b in space.node_edges])
 
 
-# ------------------------------------------------------ laws and diagnostics
-
-
 # ------------------------------------------------------------- strict fair
 
 
-def strict_fair_ops(rng, num_samples: int, num_edges: int, num_ops: int):
+def strict_fair_ops(rng: jax.Array, num_samples: int, num_edges: int,
+                    num_ops: int) -> jax.Array:
   """Each operation once per site over every `num_ops` samples.
 
   FairNAS's strict fairness (Chu et al. 2021), here over the K samples of one
@@ -193,7 +199,7 @@ def strict_fair_ops(rng, num_samples: int, num_edges: int, num_ops: int):
 # ------------------------------------------------------ laws and diagnostics
 
 
-def log_prob_top_k(logits, mask):
+def log_prob_top_k(logits: jax.Array, mask: np.ndarray) -> jax.Array:
   """Log-probability that Gumbel-Top-k selects exactly the set `mask`.
 
   Sums over the orders in which the set can be drawn without replacement;
@@ -206,9 +212,10 @@ def log_prob_top_k(logits, mask):
   """
   p = jax.nn.softmax(logits)
   chosen = np.flatnonzero(mask)
-  total = 0.
+  total: Any = 0.
   for order in itertools.permutations(chosen):
-    term, left = 1., 1.
+    term: Any = 1.
+    left: Any = 1.
     for i in order:
       term = term * p[i] / left
       left = left - p[i]
@@ -216,7 +223,8 @@ def log_prob_top_k(logits, mask):
   return jnp.log(total)
 
 
-def log_prob_ops(alpha, sites, places):
+def log_prob_ops(alpha: jax.Array, sites: np.ndarray | jax.Array,
+                 places: jax.Array) -> jax.Array:
   """Sum of log p(o_i | e_i; alpha) over the active edges (Eq. 18).
 
   Args:
@@ -227,13 +235,13 @@ def log_prob_ops(alpha, sites, places):
   return jax.nn.log_softmax(alpha)[sites, places].sum()
 
 
-def entropy(logits):
+def entropy(logits: jax.Array) -> jax.Array:
   """Entropy in nats of softmax(logits) over the last axis."""
   log_p = jax.nn.log_softmax(logits)
   return -(jnp.exp(log_p) * log_p).sum(-1)
 
 
-def margin(logits):
+def margin(logits: jax.Array) -> jax.Array:
   """p(first) - p(second) of softmax(logits); 0 for a single choice."""
   if logits.shape[-1] < 2:
     return jnp.zeros(logits.shape[:-1])
@@ -241,7 +249,8 @@ def margin(logits):
   return top[..., 0] - top[..., 1]
 
 
-def tau_at(progress, start, end, schedule='linear'):
+def tau_at(progress: Any, start: float, end: float,
+           schedule: str = 'linear') -> Any:
   """Temperature at a progress of 0 to 1 through the search.
 
   'linear': GDAS's 10 -> 0.1; 'exponential': geometric; 'constant': start.
@@ -256,10 +265,12 @@ def tau_at(progress, start, end, schedule='linear'):
 # ---------------------------------------------- probability of the topology
 
 
-def log_prob_pairs(space: Space, beta, edges):
+def log_prob_pairs(space: Space, beta: jax.Array,
+                   edges: jax.Array) -> jax.Array:
   """log p of ROME-v1's subsets (Eq. 12) that make up `edges` [M]."""
   mask = jnp.zeros(space.num_edges).at[edges].set(1)
-  total, start = 0., 0
+  total: Any = 0.
+  start = 0
   for (a, b), d in zip(space.node_edges, space.in_degrees):
     table = subsets(b - a, d)
     row = jnp.argmax((table == mask[a:b]).all(-1))
@@ -268,7 +279,8 @@ def log_prob_pairs(space: Space, beta, edges):
   return total
 
 
-def log_prob_independent(space: Space, beta, edges):
+def log_prob_independent(space: Space, beta: jax.Array,
+                         edges: jax.Array) -> jax.Array:
   """The product of Eq. 18, p(e_i; beta) as in Eq. 15.
 
   It ranks architectures; the probability that Gumbel-Top2 draws a given pair
@@ -279,7 +291,9 @@ def log_prob_independent(space: Space, beta, edges):
   return log_p[edges].sum()
 
 
-def log_prob(log_prob_edges, space: Space, params, cells):
+def log_prob(log_prob_edges: Callable[[Space, Any, Any], jax.Array],
+             space: Space, params: Any,
+             cells: Mapping[str, CellArch]) -> jax.Array:
   """log p(z; alpha, beta) of ROME Eq. 18, over all cell types.
 
   Args:
@@ -288,7 +302,7 @@ def log_prob(log_prob_edges, space: Space, params, cells):
     params: alpha and beta, a `method.ArchParams`.
     cells: {cell type: CellArch}.
   """
-  total = 0.
+  total: Any = 0.
   for t in space.cell_types:
     choices, cell = space.choices(t), cells[t]
     sites = (cell.edges if space.sites == 'edges'

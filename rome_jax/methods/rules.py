@@ -15,7 +15,7 @@ from rome_jax.methods.method import State, Update
 
 
 def first_order(objective: Any, update: Update, state: State,
-                batches: Mapping[str, Any], key: jax.Array):
+                batches: Mapping[str, Any], key: jax.Array) -> tuple[Any, Any]:
   """The gradient at the present theta and architecture (DARTS, xi = 0)."""
   return objective.gradient(
       update.params, state.theta, state.arch, batches[update.batch], key,

@@ -95,9 +95,10 @@ class Objective(NamedTuple):
 # ------------------------------------------------------------------- state
 
 
-def init_state(method: Method, space: Space, theta: Any, arch: Any, theta_tx,
-               arch_tx, seed: int = 0, mask: Mask | tuple = (),
-               num_examples: int = 0) -> State:
+def init_state(method: Method, space: Space, theta: Any, arch: Any,
+               theta_tx: optax.GradientTransformation | OneVector,
+               arch_tx: optax.GradientTransformation, seed: int = 0,
+               mask: Mask | tuple = (), num_examples: int = 0) -> State:
   """The state before the first step.
 
   Args:
@@ -130,8 +131,9 @@ def _move(tx, grads, opt, params):
 # --------------------------------------------------------------- objective
 
 
-def make_objective(method: Method, space: Space, loss_fn: Callable, theta_tx,
-                   tau: Any, options: Options, spread: Callable) -> Objective:
+def make_objective(method: Method, space: Space, loss_fn: Callable,
+                   theta_tx: optax.GradientTransformation | OneVector, tau: Any,
+                   options: Options, spread: Callable) -> Objective:
   """The objective of one step, at its temperature."""
 
   def gradient(params, theta, arch, batch, key, mask=()):
@@ -196,7 +198,8 @@ def _keys(key, k):
   return jax.random.key_data(jax.random.split(key, k))
 
 
-def _fair(space, options, key, noise: Noise) -> Noise:
+def _fair(space: Space, options: Options, key: jax.Array,
+          noise: Noise) -> Noise:
   """The noise with the operations of `Options.sampler`."""
   if options.sampler != 'strict_fair':
     return noise
@@ -225,8 +228,10 @@ def _over_samples(one, noise, keys, shared, batch, options, spread):
 # -------------------------------------------------------------------- step
 
 
-def make_step(method: Method, space: Space, loss_fn: Callable, theta_tx,
-              arch_tx, tau_fn: Callable, options: Options = DEFAULTS,
+def make_step(method: Method, space: Space, loss_fn: Callable,
+              theta_tx: optax.GradientTransformation | OneVector,
+              arch_tx: optax.GradientTransformation, tau_fn: Callable,
+              options: Options = DEFAULTS,
               spread: Callable = lambda function: function) -> Callable:
   """Builds the step of a method.
 
@@ -288,7 +293,7 @@ class _Context(NamedTuple):
   objective: Objective
 
 
-def _named(update: Update, values) -> Metrics:
+def _named(update: Update, values: Any) -> Metrics:
   loss, aux = values
   return {f'{update.batch}_loss': loss,
           **{f'{update.batch}_{name}': value for name, value in aux.items()}}
@@ -362,7 +367,7 @@ def _applied(context, update, state, grads):
 # computes no gradient of weights.
 
 
-def _fits_one_program(updates) -> bool:
+def _fits_one_program(updates: tuple[Update, ...]) -> bool:
   return (sorted(u.params for u in updates) == ['arch', 'theta']
           and all(u.rule in (None, first_order) for u in updates))
 
@@ -485,9 +490,10 @@ def diagnostics(space: Space, arch: Any,
   """
   if not isinstance(arch, ArchParams):
     return {}
-  mask, scalars = mask or full_mask(space), {}
+  scalars: dict[str, jax.Array] = {}
+  masks: Any = mask or full_mask(space)
   for t in space.cell_types:
-    alpha = laws.masked_logits(arch.alpha[t], mask[t])
+    alpha = laws.masked_logits(arch.alpha[t], masks[t])
     scalars[f'alpha_entropy_{t}'] = laws.entropy(alpha).mean()
     scalars[f'alpha_margin_{t}'] = laws.margin(alpha).mean()
     groups = _beta_groups(space, arch.beta[t])

@@ -1,6 +1,9 @@
 """Pictures of cells."""
 
 import dataclasses
+import os
+import pathlib
+from collections.abc import Sequence
 
 import matplotlib
 import matplotlib.figure
@@ -13,6 +16,9 @@ import numpy as np
 
 from rome_jax.show import figures
 from rome_jax.spaces import genotypes
+
+Nodes = Sequence[Sequence[tuple[str, int]]]  # of a Genotype
+
 
 _WEIGHTS = {'facecolor': '#e1effa', 'edgecolor': '#0072b2'}
 
@@ -431,7 +437,8 @@ def _cell_figure(nodes, concat, title, num_inputs=2):
   return figure
 
 
-def cell_svg(nodes, concat, title, *, num_inputs=2):
+def cell_svg(nodes: Nodes, concat: Sequence[int], title: str, *,
+             num_inputs: int = 2) -> str:
   """Draws a cell.
 
   Args:
@@ -451,7 +458,9 @@ def cell_svg(nodes, concat, title, *, num_inputs=2):
     return figures.svg(_cell_figure(nodes, concat, title, num_inputs), title)
 
 
-def save_cell(path_stem, nodes, concat, title, *, num_inputs=2):
+def save_cell(path_stem: str | os.PathLike[str], nodes: Nodes,
+              concat: Sequence[int], title: str, *,
+              num_inputs: int = 2) -> tuple[pathlib.Path, ...]:
   """Writes the picture of `cell_svg` to path_stem.svg and path_stem.png.
 
   Returns:

@@ -1,8 +1,11 @@
 """Curves of a search and of a retraining."""
 
 import math
+import os
 import pathlib
 import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import matplotlib.figure
@@ -14,6 +17,7 @@ import matplotlib.ticker
 
 from rome_jax.show import cells as cells_lib
 from rome_jax.show import figures
+from rome_jax.spaces.genotypes import Genotype
 
 # The pictures of a run directory; each is an .svg and a .png file.
 PICTURES = ('cell_normal', 'cell_reduce', 'search', 'training')
@@ -89,7 +93,9 @@ def _panels(count, columns, title):
   return figure, figure.subplots(rows, columns, squeeze=False).ravel()
 
 
-def save_search(path_stem, rows, title='Search'):
+def save_search(path_stem: str | os.PathLike[str],
+                rows: Sequence[Mapping[str, Any]],
+                title: str = 'Search') -> tuple[pathlib.Path, ...]:
   """Draws the curves of a search to path_stem.svg and path_stem.png.
 
   Args:
@@ -133,7 +139,9 @@ def _kind(name):
   return re.sub(r'[-_/](seed[-_=]?)?\d+$', '', name)
 
 
-def save_training(path_stem, rows, title='Training from scratch'):
+def save_training(path_stem: str | os.PathLike[str],
+    rows: Sequence[Mapping[str, Any]],
+    title: str = 'Training from scratch') -> tuple[pathlib.Path, ...]:
   """Draws the curves of the runs 'retrain/<name>', SVG and PNG.
 
   Runs whose names differ only in a final number ('random-0', 'random-1') share
@@ -150,7 +158,7 @@ def save_training(path_stem, rows, title='Training from scratch'):
   Raises:
     UserError: the folder cannot be written.
   """
-  runs = {}
+  runs: dict[str, list[Mapping[str, Any]]] = {}
   for row in rows:
     phase = row.get('phase', '')
     if phase.startswith('retrain/'):
@@ -170,7 +178,9 @@ def save_training(path_stem, rows, title='Training from scratch'):
     return figures.save(path_stem, figure, title, dpi=150)
 
 
-def curves_svg(panels, title, *, columns=4, description=None):
+def curves_svg(panels: Sequence[tuple[str, str, str, Mapping[str, Any]]],
+               title: str, *, columns: int = 4,
+               description: str | None = None) -> str:
   """Draws any curves.
 
   Args:
@@ -195,7 +205,8 @@ def curves_svg(panels, title, *, columns=4, description=None):
     return figures.svg(figure, title, description)
 
 
-def save_run(workdir, rows, genotype=None):
+def save_run(workdir: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]],
+             genotype: Genotype | None = None) -> tuple[pathlib.Path, ...]:
   """Draws those of `PICTURES` that a run has data for.
 
   Args:
@@ -211,7 +222,7 @@ def save_run(workdir, rows, genotype=None):
   """
   stems = {name: pathlib.Path(workdir) / name for name in PICTURES}
   phases = {str(row.get('phase', '')).partition('/')[0] for row in rows}
-  paths = ()
+  paths: tuple[pathlib.Path, ...] = ()
   if genotype is not None:
     for name, nodes, concat, title in (
         ('cell_normal', genotype.normal, genotype.normal_concat,

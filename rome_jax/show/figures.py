@@ -2,7 +2,10 @@
 
 import contextlib
 import io
+import os
 import pathlib
+from collections.abc import Iterator
+from typing import Any
 
 import matplotlib
 import matplotlib.figure
@@ -14,7 +17,7 @@ import matplotlib.ticker
 
 from rome_jax import files
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     'svg.hashsalt': 'rome_jax',  # makes ids reproducible
     'svg.fonttype': 'none',  # text stays text: small, searchable
     'font.size': 9.0,
@@ -39,7 +42,7 @@ COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9',
 
 
 @contextlib.contextmanager
-def style():
+def style() -> Iterator[None]:
   """Applies this style to matplotlib's defaults, ignoring the matplotlibrc."""
   with matplotlib.rc_context():
     matplotlib.rcdefaults()
@@ -47,7 +50,8 @@ def style():
     yield
 
 
-def svg(figure, title, description=None):
+def svg(figure: matplotlib.figure.Figure, title: str,
+        description: str | None = None) -> str:
   """Returns the figure as an SVG document without dates or versions."""
   buffer = io.StringIO()
   figure.savefig(buffer, format='svg', metadata={
@@ -56,7 +60,8 @@ def svg(figure, title, description=None):
   return buffer.getvalue()
 
 
-def save(path_stem, figure, title, dpi):
+def save(path_stem: str | os.PathLike[str], figure: matplotlib.figure.Figure,
+         title: str, dpi: int) -> tuple[pathlib.Path, ...]:
   """Writes path_stem.svg and path_stem.png and returns the two paths."""
   buffer = io.BytesIO()
   figure.savefig(buffer, format='png', dpi=dpi, metadata={'Software': None})

@@ -176,7 +176,7 @@ def summarise(evaluations: Sequence[Mapping]) -> dict[str, dict]:
     {kind: {'n', 'mean', 'std', 'best'}} in order of appearance; `std` is the
     sample's (n - 1), None for a single one.
   """
-  accuracies = {}
+  accuracies: dict[str, list[float]] = {}
   for row in evaluations:
     value = row.get('test_accuracy')
     if value is not None:

@@ -62,7 +62,7 @@ def accuracies(network: Any, theta: Any, found: list[Genotype],
 
     return jax.lax.map(of_one, cells)
 
-  shardings = {}
+  shardings: dict[str, Any] = {}
   if mesh is not None:
     one = mesh_lib.replicated(mesh)
     shardings = dict(
@@ -99,7 +99,7 @@ def best(network: Any, setup: Setup, recipe: SearchRecipe, theta: Any,
       data.make_transform(recipe.augment, dataset, train=False))
   mesh = setup.mesh
   batches = mesh_lib.sharded(
-      plain, mesh and mesh_lib.split_batch(mesh), plain.batch_size)
+      plain, mesh_lib.split_batch(mesh) if mesh else None, plain.batch_size)
   found = draw(setup.space, recipe.candidates, seed)
   scores = accuracies(network, theta, found, batches, plain.steps_per_epoch,
                       recipe.dtype, mesh)

@@ -80,7 +80,7 @@ def from_nasbench101(adjacency: Sequence[Sequence[int]] | np.ndarray,
           or adjacency[v].any() or adjacency[:, v].any()]
   parents = []
   for v in used[1:]:
-    read = [used.index(u) for u in np.flatnonzero(adjacency[:, v])]
+    read = [used.index(u) for u in np.flatnonzero(adjacency[:, v]).tolist()]
     if not read:
       raise errors.UserError(
           f'vertex {v} of the NAS-Bench-101 cell reads nothing')

@@ -203,7 +203,7 @@ class SearchCell(nn.Module):
   features: int
 
   @nn.compact
-  def __call__(self, x, selected, wired: _Wiring):
+  def __call__(self, x: jax.Array, selected: Any, wired: _Wiring) -> Any:
     """The next cell's x.
 
     Args:
@@ -258,7 +258,8 @@ def _num_views(space):
   return 2 * n if output_input(space) == ADDED else n + 1
 
 
-def _init_nodes(rng, space, modules, width, features) -> dict[str, Any]:
+def _init_nodes(rng: jax.Array, space: Space, modules: Any, width: int,
+                features: int) -> dict[str, Any]:
   """Initial parameters {'input': tree of views, operation: tree of nodes}."""
   n = space.num_nodes
   keys = jax.random.split(rng, _num_views(space))

@@ -3,6 +3,7 @@
 All operations of all edges are evaluated, each times its softmax.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -63,7 +64,7 @@ def _init_alpha_beta(space, key, alpha_std=1e-3, beta_std=1e-3):
   return normal(space, key, space.num_edges, alpha_std, beta_std)
 
 
-def check_slots(name: str):
+def check_slots(name: str) -> Callable[[Space, Any], str | None]:
   """A check for methods that evaluate all operations of every edge."""
 
   def check(space, section):
