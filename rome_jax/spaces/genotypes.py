@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rome_jax import errors, files, spaces
-from rome_jax.spaces import genotype_text, published
+from rome_jax.spaces import genotype_text, notations, published
 
 # Operations without weights (though a strided skip has some). Their share of
 # a normal cell measures how far a search has collapsed (RobustDARTS).
@@ -132,7 +132,7 @@ def _check_node(node, name, last, ops):
         f'{name}={_short(node)} must be a list of (operation, predecessor) '
         'pairs')
   for pair in node:
-    if not _is_pair(pair):
+    if not notations.is_pair(pair):
       raise errors.UserError(
           f'{name} has {_short(pair)} in place of an (operation, predecessor) '
           'pair of a string and an integer')
@@ -157,12 +157,6 @@ def _check_concat(concat, name, low, high):
           f'{name} has state {state}; allowed: {low} to {high}')
   if len(set(concat)) < len(concat):
     raise errors.UserError(f'{name}={_short(concat)} has a node twice')
-
-
-def _is_pair(value):
-  return (
-      isinstance(value, (list, tuple)) and len(value) == 2
-      and isinstance(value[0], str) and type(value[1]) is int)
 
 
 def _short(value):
@@ -319,7 +313,7 @@ def to_text(genotype: Genotype) -> str:
 
   def cell(nodes, concat):
     flat = [pair for node in nodes for pair in node]
-    if all(len(node) == 2 for node in nodes) and not _doubt(
+    if all(len(node) == 2 for node in nodes) and not notations.doubt(
         flat, concat, genotype.num_inputs):
       return flat
     return [list(node) for node in nodes]
@@ -396,94 +390,12 @@ def _from_fields(fields, where):
   if missing:
     raise errors.UserError(f'{where}: {", ".join(missing)} is missing')
   cells = {
-      t: _nodes(fields[t], fields[f'{t}_concat'], 2 if fields['reduce'] else 1,
-                f'{where}: {t}') for t in spaces.CELL_TYPES}
-  concats = {name: _tuple(value) for name, value in fields.items()
+      t: notations.nodes(
+          fields[t], fields[f'{t}_concat'], 2 if fields['reduce'] else 1,
+          f'{where}: {t}') for t in spaces.CELL_TYPES}
+  concats = {name: notations.as_tuple(value) for name, value in fields.items()
              if name not in cells}
   return validate(Genotype(**cells, **concats), where=where)
-
-
-def _nodes(value, concat, num_inputs, name):
-  """Nodes from a list of nodes, of triples, or of two pairs per node."""
-  if not isinstance(value, (list, tuple)):
-    return value  # `validate` says what is wrong with it.
-  if value and all(map(_is_triple, value)):
-    value = _of_triples(value, concat, num_inputs, name)
-  elif value and all(map(_is_pair, map(_unweighted, value))):
-    value = _of_flat(list(map(_unweighted, value)), concat, num_inputs, name)
-  return tuple(
-      tuple(_tuple(_unweighted(pair)) for pair in node)
-      if isinstance(node, (list, tuple)) else node for node in value)
-
-
-def _of_flat(pairs, concat, num_inputs, name):
-  """Nodes of a flat list; refused unless two pairs per node are meant."""
-  if len(pairs) % 2:
-    raise errors.UserError(
-        f'{name} has {len(pairs)} pairs in a flat list, which must have two '
-        'per node; write a list per node instead')
-  doubt = _doubt(pairs, concat, num_inputs)
-  if doubt:
-    raise errors.UserError(
-        f'{name} has {len(pairs)} pairs in a flat list, {doubt}; write a list '
-        'per node instead')
-  return [pairs[i:i + 2] for i in range(0, len(pairs), 2)]
-
-
-def _doubt(pairs, concat, num_inputs):
-  """Why a flat list may not have two pairs per node; '' if it surely has."""
-  number = len(pairs) // 2
-  last = num_inputs + number - 1
-  if not isinstance(concat, (list, tuple)) or not concat or any(
-      type(state) is not int for state in concat):
-    return ''  # `validate` says what is wrong with it.
-  if num_inputs <= max(concat) < last:
-    return (f'which would make {number} nodes, but the last state of the '
-            f'output is {max(concat)}, not {last}')
-  every = [pred for node in range(max(concat) - num_inputs + 1)
-           for pred in range(num_inputs + node)]
-  if number > 1 and [pred for _, pred in pairs] == every:
-    return ('which may have two for each node or one for each state that a '
-            'node can read')
-  return ''
-
-
-def _of_triples(triples, concat, num_inputs, name):
-  """Nodes of FairDARTS' triples (operation, node, predecessor)."""
-  last = max([node for _, node, _ in triples]
-             + [state for state in concat if type(state) is int]
-             if isinstance(concat, (list, tuple)) else [num_inputs])
-  nodes = {state: [] for state in range(num_inputs, last + 1)}
-  for op, node, pred in triples:
-    if node not in nodes or not 0 <= pred < node:
-      raise errors.UserError(
-          f'{name} has ({op!r}, {node}, {pred}); a triple is (operation, node, '
-          f'predecessor), nodes count from {num_inputs} and read states before '
-          'them')
-    nodes[node].append((op, pred))
-  for state, node in nodes.items():
-    if not node:
-      raise errors.UserError(
-          f'{name} has no edge into node {state}; leave that node out and '
-          'number those after it anew')
-  return list(nodes.values())
-
-
-def _is_triple(value):
-  return (isinstance(value, (list, tuple)) and len(value) == 3
-          and isinstance(value[0], str)
-          and all(type(state) is int for state in value[1:]))
-
-
-def _unweighted(pair):
-  """(operation, predecessor) of a pair that GDAS' logs give a weight."""
-  weighted = (isinstance(pair, (list, tuple)) and len(pair) == 3
-              and isinstance(pair[2], float))
-  return pair[:2] if weighted else pair
-
-
-def _tuple(value):
-  return tuple(value) if isinstance(value, list) else value
 
 
 PUBLISHED = {

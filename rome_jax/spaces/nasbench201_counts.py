@@ -27,7 +27,7 @@ def parts(nodes: Sequence, sizes: Sizes, *, search: bool = False
   >>> counting.summed(parts((), sizes)).macs
   7783040
   """
-  c, size, channels = counting, sizes.image_size, sizes.channels
+  c, size, channels = counting, sizes.image_size, int(sizes.channels)
   found = [('stem', c.total(
       c.conv(sizes.image_channels, channels, 9, size**2), c.norm(channels)))]
   for stage in range(STAGES):

@@ -201,6 +201,9 @@ def test_triples_of_fair_darts():
     (TEXT.replace('range(2, 3)', 'list(open)'), 'plain list'),
     ('{"normal": [], "normal": []}', 'has the field normal twice'),
     ('# genotype = ' + TEXT, 'must be of the form'),
+    # Huge numbers are refused at once.
+    (FAIR_DARTS_B.replace('5, 1', '10000000000, 1'), 'no edge into node 5'),
+    (TEXT.replace('range(2, 3)', '[10000000000]'), 'has state 10000000000'),
 ])
 def test_what_stands_in_the_way_is_said(text, words):
   with pytest.raises(errors.UserError) as caught:
