@@ -21,6 +21,12 @@ _REQUIREMENTS = {
     'tensorflow_datasets': 'tensorflow-datasets',
 }
 _STATISTICS_IMAGES = 512
+# EXIF 2.3, tag 0x112: what makes the stored image upright, in Pillow's names.
+_ORIENTATION = 0x112
+_TURNS = {
+    2: 'FLIP_LEFT_RIGHT', 3: 'ROTATE_180', 4: 'FLIP_TOP_BOTTOM',
+    5: 'TRANSPOSE', 6: 'ROTATE_270', 7: 'TRANSVERSE', 8: 'ROTATE_90'}
+_SEE_THROUGH = ('RGBA', 'RGBa', 'LA', 'La', 'PA')  # Pillow's modes
 _STATISTICS_PIXELS = 2**26  # at once; ImageNet's 1,024 images of 224 pixels
 
 
@@ -119,10 +125,11 @@ def is_gray(mode: str) -> bool:
 
 
 def decode(file: Any, channels: int, where: str) -> np.ndarray:
-  """Decodes an image file with Pillow.
+  """Decodes an image file with Pillow, as viewers show it.
 
-  Reduces 16 bits to 8. Gray values are divided by 257 and rounded (Pillow
-  would clip them); for colours Pillow takes the high byte.
+  Turns the image as its EXIF orientation asks, and lays transparent pixels
+  over white. Reduces 16 bits to 8. Gray values are divided by 257 and rounded
+  (Pillow would clip them); for colours Pillow takes the high byte.
 
   Args:
     file: a path or a binary file object.
@@ -139,17 +146,39 @@ def decode(file: Any, channels: int, where: str) -> np.ndarray:
   Image = require('PIL.Image', 'decoding images')
   try:
     with Image.open(file) as image:
+      image.load()  # Turns a TIFF, and finds what a PNG has at its end.
+      turn = _TURNS.get(_orientation(image))
       if image.mode.startswith('I'):
         image = Image.fromarray(_upper_byte(np.asarray(image)))
       elif image.mode == 'F':
         raise ValueError('its pixels are floats, whose range is unknown')
+      elif 'transparency' in image.info or image.mode in _SEE_THROUGH:
+        image = _over_white(Image, image)
+      if turn:
+        image = image.transpose(Image.Transpose[turn])
       pixels = np.asarray(image.convert('L' if channels == 1 else 'RGB'))
-  except (OSError, SyntaxError, ValueError, EOFError,
-          Image.DecompressionBombError) as error:
+  # Pillow raises whatever a damaged file makes its decoders stumble over.
+  except Exception as error:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     raise errors.UserError(
         f'{where} is not a readable image ({reason})') from error
   return pixels[:, :, None] if channels == 1 else pixels
+
+
+def _orientation(image):
+  """The EXIF orientation, 1 to 8; None if the file has none to be read."""
+  try:
+    return image.getexif().get(_ORIENTATION)
+  # Viewers show an image whose EXIF data are damaged as it is stored.
+  except Exception:
+    return None
+
+
+def _over_white(Image, image):
+  """The image on a white ground, as a viewer with a light page shows it."""
+  image = image.convert('RGBA')
+  return Image.alpha_composite(
+      Image.new('RGBA', image.size, 'white'), image).convert('RGB')
 
 
 def _upper_byte(pixels):

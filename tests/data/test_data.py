@@ -11,7 +11,7 @@ import zlib
 import numpy as np
 import pytest
 import scipy.io
-from PIL import Image
+from PIL import Image, ImageOps
 
 from rome_jax import data, errors
 from rome_jax.data import formats, sources, splits
@@ -452,6 +452,124 @@ def _png_of_16_bits(pixels):
   lines = b''.join(b'\0' + row.astype('>u2').tobytes() for row in pixels)
   return (b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header)
           + chunk(b'IDAT', zlib.compress(lines)) + chunk(b'IEND', b''))
+
+
+def _save_turned(path, orientation, pixels, **options):
+  """Writes an image whose viewer must turn it."""
+  exif = Image.Exif()
+  exif[0x112] = orientation
+  Image.fromarray(pixels).save(path, exif=exif, **options)
+
+
+@pytest.mark.parametrize('end', ['.png', '.jpg', '.tif', '.webp'])
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_images_are_turned_as_viewers_do(tmp_path, orientation, end):
+  path = tmp_path / f'turned{end}'
+  _save_turned(path, orientation, _images(1)[0, :, :20])
+  with Image.open(path) as image:
+    upright = ImageOps.exif_transpose(image)
+    colours, gray = (np.asarray(upright.convert(m)) for m in ('RGB', 'L'))
+  assert colours.shape[:2] == ((32, 20) if orientation < 5 else (20, 32))
+  np.testing.assert_array_equal(splits.decode(path, 3, 'x'), colours)
+  np.testing.assert_array_equal(splits.decode(path, 1, 'x')[..., 0], gray)
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_gray_of_16_bits_is_turned(tmp_path, orientation):
+  levels = np.arange(200).reshape(10, 20)
+  path = tmp_path / 'wide.png'
+  _save_turned(path, orientation, (levels * 257).astype(np.uint16))
+  _save_turned(tmp_path / 'narrow.png', orientation, levels.astype(np.uint8))
+  with Image.open(tmp_path / 'narrow.png') as image:
+    expected = np.asarray(ImageOps.exif_transpose(image))
+  np.testing.assert_array_equal(splits.decode(path, 1, 'x')[..., 0], expected)
+
+
+def test_classes_that_differ_by_a_turn_stay_apart(tmp_path):
+  pixels = np.zeros((16, 16), np.uint8)
+  pixels[:4] = 255
+  for orientation, name in ((1, 'top'), (6, 'right')):
+    (tmp_path / name).mkdir()
+    for i in range(5):
+      _save_turned(tmp_path / name / f'{i}.png', orientation, pixels)
+  dataset = data.load('folder', str(tmp_path))
+  images = dataset.train.images[..., 0]
+  right = dataset.train.labels == dataset.class_names.index('right')
+  # A viewer turns orientation 6 clockwise: what was above is on the right.
+  assert (images[right][:, :, 12:] == 255).all()
+  assert (images[right][:, :, :12] == 0).all()
+  assert (images[~right][:, :4] == 255).all()
+
+
+def test_damaged_exif_data_are_passed_over(tmp_path):
+  pixels = _images(1)[0]
+  for name, exif in (('none', b'Exif\0\0'), ('short', b'Exif\0\0MM\0*\0\0'),
+                     ('noise', b'Exif\0\0' + bytes(range(200, 255))),
+                     ('nine', _exif_of(9)), ('zero', _exif_of(0))):
+    path = tmp_path / f'{name}.png'
+    Image.fromarray(pixels).save(path, exif=exif)
+    np.testing.assert_array_equal(splits.decode(path, 3, name), pixels)
+
+
+def _exif_of(orientation):
+  exif = Image.Exif()
+  exif[0x112] = orientation
+  return exif.tobytes()
+
+
+def _on_white(pixels):
+  """What a viewer shows of RGBA pixels on a white page, in exact numbers."""
+  alpha = pixels[..., 3:] / 255
+  return pixels[..., :3] * alpha + 255 * (1 - alpha)
+
+
+@pytest.mark.parametrize('end', ['.png', '.webp', '.tif'])
+def test_transparent_pixels_are_white(tmp_path, end):
+  options = {'lossless': True, 'exact': True} if end == '.webp' else {}
+  pixels = _images(1, channels=4)[0]
+  pixels[:8, :, 3], pixels[8:16, :, 3] = 0, 255
+  path = tmp_path / f'glyph{end}'
+  Image.fromarray(pixels).save(path, **options)
+  seen = splits.decode(path, 3, 'x')
+  # Rounding to 8 bits, once for the blend.
+  np.testing.assert_allclose(seen, _on_white(pixels), atol=1)
+  assert (seen[:8] == 255).all()
+  np.testing.assert_array_equal(seen[8:16], pixels[8:16, :, :3])
+  gray = splits.decode(path, 1, 'x')[..., 0]
+  np.testing.assert_allclose(
+      gray, _on_white(pixels) @ [.299, .587, .114], atol=2)
+
+
+def _gray_and_alpha(glyph):
+  return Image.merge('LA', [Image.new('L', glyph.size), glyph])
+
+
+def _palette(glyph):
+  image = Image.eval(glyph, lambda v: v > 127).convert('P')
+  image.putpalette([0, 255, 0, 0, 0, 0])
+  image.info['transparency'] = 0
+  return image
+
+
+def _one_transparent_colour(glyph):
+  image = Image.merge('RGB', [ImageOps.invert(glyph)] * 3)
+  image.info['transparency'] = (255, 255, 255)
+  return image
+
+
+@pytest.mark.parametrize('form, end', [
+    (_gray_and_alpha, '.png'), (_palette, '.png'), (_palette, '.gif'),
+    (_one_transparent_colour, '.png')])
+@pytest.mark.parametrize('channels', [1, 3])
+def test_a_black_glyph_on_transparency_is_seen(tmp_path, form, end, channels):
+  glyph = np.zeros((16, 16), np.uint8)
+  glyph[4:12, 6:9] = 255
+  path = tmp_path / f'glyph{end}'
+  form(Image.fromarray(glyph)).save(
+      path, **({'transparency': 0} if end == '.gif' else {}))
+  seen = splits.decode(path, channels, 'x')
+  np.testing.assert_array_equal(
+      seen, np.repeat(255 - glyph[..., None], channels, -1))
 
 
 def test_images_of_floats_are_refused(tmp_path):
