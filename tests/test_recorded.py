@@ -31,7 +31,8 @@ ATOL = 1e-4  # of alpha and beta: Adam divides, and one step is .01
 
 COMMON = {
     'seed': 11, 'dataset': 'npz', 'data_dir': str(FOLDER / 'data.npz'),
-    'test_fraction': .25, 'stem': 'cifar', 'compilation_cache': '',
+    'test_fraction': .25, 'split_seed': 11, 'stem': 'cifar',
+    'compilation_cache': '',
     'search.channels': 4, 'search.epochs': 3, 'search.max_steps': 5,
     'search.batch_size': 4, 'search.samples': 'scan',
     # Two steps an epoch: the rate and tau change within the three steps.
@@ -97,7 +98,7 @@ RETRAINED = {  # one of each family, and S4, which draws noise
 RUN = {
     'seed': 3, 'method': 'rome_v2', 'space': 's2', 'dataset': 'npz',
     'data_dir': str(FOLDER / 'data.npz'), 'test_fraction': .25,
-    'stem': 'cifar', 'compilation_cache': '', 'log_every': 3,
+    'split_seed': 3, 'stem': 'cifar', 'compilation_cache': '', 'log_every': 3,
     'checkpoint_every': 4, 'keep_checkpoints': 1,
     'search.cells': 3, 'search.channels': 2, 'search.k': 2,
     'search.batch_size': 4, 'search.epochs': 4, 'search.samples': 'scan',

@@ -78,7 +78,7 @@ def _check_alike(config, dataset, given):
   hosts.compare('config', json.dumps(text), errors.UserError)
   hosts.compare('genotype', repr(given and given.genotype), errors.UserError)
   if hosts.several():
-    hosts.compare('data set', checkpoint.digest(
+    hosts.compare('data set', dataset.digest + checkpoint.digest(
         [dataset.train.labels, dataset.test.labels]), errors.UserError)
 
 
@@ -124,7 +124,7 @@ def _load(config):
     memory.check_file(data_dir, formats.npz_bytes(data_dir))
   return data.load(
       config.dataset, data_dir, image_size=config.image_size,
-      test_fraction=config.test_fraction, seed=config.seed,
+      test_fraction=config.test_fraction, seed=config.split_seed,
       lazy=True if whole else None,
       check=functools.partial(_check_memory, config))
 

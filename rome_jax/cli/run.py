@@ -157,10 +157,21 @@ def _writer(workdir, writers):
 
 
 def _save_dataset(workdir, dataset):
-  """Notes what inputs of a network of this run are, for `rome_jax.load`."""
+  """Notes what inputs of a network of this run are, for `rome_jax.load`.
+
+  Raises:
+    UserError: the run began with other data.
+  """
+  path = workdir / DATASET
   facts = dataset._asdict()
   del facts['train'], facts['test']
-  files.write_json(workdir / DATASET, facts)
+  began_with = files.read_json(path).get('digest') if path.exists() else ''
+  if began_with and dataset.digest and began_with != dataset.digest:
+    raise errors.UserError(
+        f'{workdir} holds a run that began with other data: the images, '
+        f'labels or splits of {dataset.name} have changed since; restore them '
+        'or use another --workdir')
+  files.write_json(path, facts)
 
 
 def _finished(workdir):

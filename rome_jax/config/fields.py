@@ -112,6 +112,9 @@ _TOP = {
     'test_fraction': Field(
         'share of your own data that is held out for the test if it has no '
         'test split', .2, low=0, high=1, low_open=True, high_open=True),
+    'split_seed': _between(
+        0, 2**32 - 1, 'which images are held out so; not part of seed, so '
+        'that all runs are tested on the same images', 0),
     'stem': _choice(
         "first layers: 'cifar' keeps the resolution, 'imagenet' divides it "
         "by 8, 'auto' is 'imagenet' from 128 pixels",

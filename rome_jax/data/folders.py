@@ -111,7 +111,13 @@ def file_split(files: Files, channels: int) -> splits.LazySplit:
   """Returns the lazy split of (paths, labels)."""
   paths, labels = files
   return splits.LazySplit(
-      lambda i: splits.decode(paths[i], channels, paths[i]), labels)
+      lambda i: splits.decode(paths[i], channels, paths[i]), labels,
+      lambda i: splits.Stored(_name(paths[i]), paths[i]))
+
+
+def _name(path):
+  """CLASS/FILE, which does not depend on where the data set lies."""
+  return '/'.join(pathlib.Path(path).parts[-2:])
 
 
 def probe_channels(files: Files) -> int:

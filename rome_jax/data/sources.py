@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rome_jax import errors
-from rome_jax.data import folders, formats, splits, tfds
+from rome_jax.data import digest, folders, formats, splits, tfds
 
 # Mean and standard deviation per channel of images in 0..1, as published with
 # the search code: DARTS for CIFAR-10 and ImageNet, RobustDARTS for the others.
@@ -67,7 +67,8 @@ def load(name: str, data_dir: str = '', *, image_size: int = 0,
       for ImageNet).
     test_fraction: share of each class that is held out if a folder, an .npz
       or a TFDS set has no test split.
-    seed: of that split.
+    seed: of that split. It is no run's seed: two runs are compared on the
+      same test images.
     lazy: whether to decode images of folders and TFDS at each use, in full
       size, instead of once; None decides by memory (512 MiB). ImageNet is
       always lazy.
@@ -160,10 +161,11 @@ def _finish(name, opened, image_size, lazy, check=None):
     check(len(train) + len(test), size, opened.channels, not lazy)
   if not lazy:
     train, test = (splits.in_memory(s, size) for s in (train, test))
+  made = digest.of_splits(opened.train, opened.test)
   mean, std = STATISTICS.get(known) or splits.statistics(train, size)
   return splits.Dataset(
       name, train, test, opened.num_classes, size, opened.channels, mean, std,
-      tuple(opened.class_names))
+      tuple(opened.class_names), made)
 
 
 def native_size(split: splits.Split, name: str) -> int:

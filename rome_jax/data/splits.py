@@ -51,6 +51,13 @@ class ArraySplit:
     return self.images[indices]
 
 
+class Stored(NamedTuple):
+  """The file of one image: its name within the split, and its path."""
+
+  name: str
+  path: str
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class LazySplit:
   """A split whose images are decoded when they are used.
@@ -58,10 +65,12 @@ class LazySplit:
   Attributes:
     read: index -> image [h, w, C] uint8 of any size; called from threads.
     labels: [n] int32.
+    stored: index -> where the image is stored; None if not in a file each.
   """
 
   read: Callable[[int], np.ndarray]
   labels: np.ndarray
+  stored: Callable[[int], Stored] | None = None
   lazy = True
 
   def __len__(self):
@@ -88,6 +97,7 @@ class Dataset(NamedTuple):
     mean: per channel, of images scaled to 0..1.
     std: standard deviation, likewise.
     class_names: one per label, or () if the source has none.
+    digest: of both splits (see `digest.of_splits`); '' if nobody made one.
   """
 
   name: str
@@ -99,6 +109,7 @@ class Dataset(NamedTuple):
   mean: tuple[float, ...]
   std: tuple[float, ...]
   class_names: tuple[str, ...] = ()
+  digest: str = ''
 
 
 def require(module: str, why: str) -> Any:
@@ -387,6 +398,7 @@ def take(split: Split, indices: np.ndarray) -> Split:
   """Returns the split that holds only the images at `indices`."""
   if not split.lazy:
     return ArraySplit(split.images[indices], split.labels[indices])
-  indices = np.asarray(indices)
-  return LazySplit(lambda i: split.read(int(indices[i])),
-                   split.labels[indices])
+  indices, stored = np.asarray(indices), split.stored
+  return LazySplit(
+      lambda i: split.read(int(indices[i])), split.labels[indices],
+      None if stored is None else lambda i: stored(int(indices[i])))
