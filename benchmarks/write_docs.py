@@ -2,10 +2,10 @@
 
   python -m benchmarks.write_docs
 
-Every figure of the document is read from a file of results, PART.json
-(measured on a CPU) and PART_gpu.json, with machine, date and command; what has
-no file, or no value in it, is "not run". A test holds the committed document
-to what this makes.
+Reads every figure of the document, with its machine, date and command, from a
+file of results: PART.json (measured on a CPU) or PART_gpu.json. What has no
+file, or no value in its file, is "not run". A test checks that the committed
+document is the one that this writes.
 """
 
 import hashlib
@@ -45,12 +45,12 @@ def _markdown(header, rows):
 
 
 def _lacking(row):
-  """Why a row has no value, short enough for a table."""
+  """Says why a row has no value, briefly enough for a table."""
   return (row.get('error') or NOT_RUN).removeprefix('not run: ')
 
 
 def _source(part, result):
-  """Machine, date and command of a file of results."""
+  """Names the machine, date and command of a file of results."""
   if result is None:
     return f'Not run: `python -m benchmarks.{part}`.'
   rows = result['rows']
@@ -78,7 +78,7 @@ def _source(part, result):
 
 
 def _search_step(result):
-  header = ['parallel', 'K', 'batch', 'trace + compile', 'temporary memory',
+  header = ['samples', 'K', 'batch', 'trace + compile', 'temporary memory',
             'step', 'images/s', 'one architecture',
             'of PyTorch, default layout', 'of PyTorch, channels_last']
   rows = [
@@ -150,7 +150,7 @@ def _points(rows, x, y, scale):
 def _axes(rows):
   """{size: the base point and the rows that differ from it in this size}.
 
-  The base point is the row from which the others differ least.
+  The base point is the row from which the others differ in the fewest sizes.
   """
 
   def differ(a, b):
@@ -214,7 +214,7 @@ def _memory(result):
 
 
 class _Part(NamedTuple):
-  """A section: title, words before its table, and what makes it."""
+  """A section: its title, the text before its table, and its function."""
 
   title: str
   words: str
@@ -223,41 +223,43 @@ class _Part(NamedTuple):
 
 PARTS = {
     'search_step': _Part('The search step beside PyTorch', '''\
-The complete step of Algorithm 1: K architectures for alpha and beta, K fresh
-ones for theta. The last two columns divide our time for one sampled
-architecture, forward and backward, by eager PyTorch's, which runs only the
-sampled operations; below 1 is faster.''', _search_step),
+The complete step of Algorithm 1: K architectures for alpha and beta, then K
+fresh ones for theta. The last two columns divide our time for one sampled
+architecture, forward and backward, by that of eager PyTorch, which runs only
+the sampled operations; below 1 is faster.''', _search_step),
     'ops': _Part('Operations', '''\
-Each candidate operation, and below them the kernels. `switch` is ours as a
-search runs it, computed again in the backward pass; `top` ours at the top
-level of a program; `stock` JAX's own operations differentiated by JAX. A call
-of JAX's takes its temporary memory from the system anew, which on a CPU may
-double its time; a search does that once a step. Times of the forward pass are
-in the JSON.''', _ops),
-    'parallel': _Part('K architectures in parallel', '''\
-`scan` evaluates them one after the other, `vmap` at once, `devices` one per
-device (on a CPU: forced devices that share its cores). Per cell: loss and
-gradient per architecture and image; temporary memory of the complete step;
-trace and compile.''', _parallel),
+The candidate operations come first, then the kernels. `switch` is our operation
+as a search runs it, recomputed in the backward pass. `top` is our operation at
+the top level of a program. `stock` is built of JAX's own operations and
+differentiated by JAX. Each call of a JAX program requests its temporary memory
+from the system again, which may double its time on a CPU; a search makes one
+such call per step. Times of the forward pass are in the JSON.''', _ops),
+    'parallel': _Part('Ways to evaluate K architectures', '''\
+`scan` evaluates them one after another, `vmap` all at once, `devices` one per
+device (on a CPU: forced devices that share its cores). Each entry gives the
+time of loss and gradient per architecture and image, the temporary memory of
+the complete step, and the time to trace and compile.''', _parallel),
     'growth': _Part('The cost of growth', '''\
-One size at a time away from a base point; `ops` are candidate operations.
-`benchmarks/growth.py` says which. The time of a step is that of the
-operations it happens to sample.''', _growth),
+The rows change one size at a time (in bold) from a base point. `ops` is the
+number of candidate operations; `benchmarks/growth.py` lists them. The time of a
+step depends on the operations that it happens to sample.''', _growth),
     'memory': _Part("Memory beside the paper's table", '''\
 Table 3 of the paper: batch 64, 16 channels, 8 cells. DARTS and PC-DARTS are
-plain autodiff over all operations, GDAS and ROME this engine; temporary memory
-and arguments (weights, optimisers, images) are those of the compiled first
-order search step on the backend of the machine named below; on a CPU with
-JAX's own kernels in all columns, so not those of the first table.''', _memory),
+plain automatic differentiation over all operations; GDAS and ROME use this
+engine. Temporary memory and arguments (weights, optimisers, images) are those
+of the compiled first-order search step on the machine named below. On a CPU
+every row uses JAX's own kernels, so these figures are not comparable with the
+first table.''', _memory),
 }
 
 _HEAD = '''\
 # Performance
 
-Made by `python -m benchmarks.write_docs` from the files in `docs/results`;
-edit neither figures nor text here. `python -m benchmarks.all --out
-docs/results` measures again, `--quick` only shows that all of it works.
-Temporary memory is that of the compiled program beside its arguments.
+`python -m benchmarks.write_docs` writes this page from the files in
+`docs/results`; do not edit it by hand. `python -m benchmarks.all --out
+docs/results` repeats the measurements; `--quick` only shows that all of them
+work. Temporary memory is what the compiled program needs in addition to its
+arguments.
 '''
 
 
@@ -265,7 +267,7 @@ Temporary memory is that of the compiled program beside its arguments.
 
 
 def _section(part, result, files_made, suffix):
-  """Markdown of a part; adds its curves to `files_made`."""
+  """Writes a part as Markdown and adds its curves to `files_made`."""
   body = [PARTS[part].words, _source(part, result)]
   if result is None:
     return body[1:]
@@ -279,12 +281,12 @@ def _section(part, result, files_made, suffix):
 
 
 def digest(svg: str) -> str:
-  """The digest of the data that a picture of this document shows."""
+  """Returns the digest of the data that a picture of this document shows."""
   return svg.partition('data sha256 ')[2][:64]
 
 
 def _svg(panels, title, columns):
-  # Another matplotlib draws other bytes of the same data.
+  # Other versions of matplotlib draw the same data with other bytes.
   data = hashlib.sha256(json.dumps(panels).encode()).hexdigest()
   return curves.curves_svg(
       panels, title, columns=columns, description=f'data sha256 {data}')
@@ -295,10 +297,9 @@ COLUMNS = {'darts': 'DARTS, as published', 'pc_darts_k4': 'PC-DARTS',
 
 
 def memory_svg(result: dict) -> str:
-  """Bars of the README: temporary memory of a step, by method."""
+  """Draws the bars of the README: temporary memory of a step, by method."""
   rows = {row['column']: row['temp_bytes'] / 1e9 for row in result['rows']
           if row['column'] in COLUMNS and row['temp_bytes']}
-  names = [name for name in COLUMNS if name in rows]
   title = 'Temporary memory of one search step'
   data = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
   with figures.style():
