@@ -78,6 +78,9 @@ REFUSED = {
 
 # Said in other words today; their fields, values and reasons are the same.
 REWORDED = {
+    'batch': r'config\.search\.batch_size=50 must be at most 8: the share '
+             r'config\.search\.fraction_theta=0\.25 of the 35 training '
+             r'images$',
     'gdas_k': r'config\.search\.k=2 must be 1 with method=.gdas., which '
               r'samples one architecture a step$',
     'gdas_two_edges': r'config\.method=.gdas. needs every edge, but '

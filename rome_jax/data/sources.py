@@ -35,6 +35,9 @@ _CIFAR10_CLASSES = ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog',
                     'frog', 'horse', 'ship', 'truck')
 
 
+Pair = tuple[np.ndarray, np.ndarray]  # images, labels
+
+
 class Opened(NamedTuple):
   """What a source returns: splits of images in their original sizes.
 
@@ -43,6 +46,7 @@ class Opened(NamedTuple):
     num_classes: labels are 0..num_classes-1.
     channels: 1 or 3.
     class_names: per class, or ().
+    notes: as in `splits.Dataset`.
   """
 
   train: splits.Split
@@ -50,6 +54,7 @@ class Opened(NamedTuple):
   num_classes: int
   channels: int
   class_names: tuple[str, ...] = ()
+  notes: tuple[str, ...] = ()
 
 
 def load(name: str, data_dir: str = '', *, image_size: int = 0,
@@ -103,14 +108,9 @@ def load(name: str, data_dir: str = '', *, image_size: int = 0,
     raise errors.UserError(
         f'cannot read {error.filename or data_dir}: '
         f'{error.strerror or error}') from error
-  if opened.test is None:
-    train, test = splits.stratified(opened.train.labels, test_fraction, seed)
-    opened = opened._replace(train=splits.take(opened.train, train),
-                             test=splits.take(opened.train, test))
+  opened = _with_test(opened, test_fraction, seed)
   return _finish(name, opened, image_size, lazy, check)
 
-
-Pair = tuple[np.ndarray, np.ndarray]  # images, labels
 
 
 def from_arrays(train: Pair, test: Pair | None = None, *,
@@ -121,7 +121,8 @@ def from_arrays(train: Pair, test: Pair | None = None, *,
 
   Args:
     train: (images, labels): uint8 [n,S,S] or [n,S,S,C] with C of 1 or 3, and
-      integers [n] from 0.
+      integers [n]. Without `class_names`, numbers that leave gaps are read
+      as classes 0, 1, ... in their order, named by the numbers.
     test: likewise; None holds out `test_fraction` of each class.
     class_names: one per label. If given, they also fix the number of classes.
     image_size: height and width to fit images to; 0 keeps their size.
@@ -136,19 +137,80 @@ def from_arrays(train: Pair, test: Pair | None = None, *,
   >>> len(dataset.train), len(dataset.test), dataset.num_classes
   (16, 4, 2)
   """
-  labels = np.concatenate([np.ravel(pair[1]) for pair in (train, test) if pair])
-  classes = len(class_names) or int(labels.max(initial=0)) + 1
-  if test is None:
-    whole = splits.array_split(*train, classes, name)
-    kept, held = splits.stratified(whole.labels, test_fraction, seed)
-    train, test = ((whole.images[part], whole.labels[part])
-                   for part in (kept, held))
-  opened = _arrays(train, test, classes, name, tuple(class_names))
-  return _finish(name, opened, image_size, lazy=False)
+  opened = _labelled(train, test, name, tuple(class_names))
+  return _finish(name, _with_test(opened, test_fraction, seed), image_size,
+                 lazy=False)
+
+
+def _with_test(opened, test_fraction, seed):
+  """Holds out a test split where the source has none."""
+  if opened.test is not None:
+    return opened
+  train, test = splits.stratified(opened.train.labels, test_fraction, seed)
+  return opened._replace(train=splits.take(opened.train, train),
+                         test=splits.take(opened.train, test))
+
+
+def _labelled(train, test, where, class_names=(), notes=()):
+  """`Opened` of pairs of arrays whose labels say how many classes there are."""
+  count = len(class_names)
+  if not count:
+    (*pairs,), count, class_names = number_classes((train, test), where)
+    train, test = pairs
+    if class_names:
+      notes = (*notes, f'labels {", ".join(_some(class_names))} are classes 0 '
+               f'to {count - 1}')
+  if test is not None:
+    return _arrays(train, test, count, where, class_names)._replace(
+        notes=notes)
+  split = splits.array_split(*train, count, where)
+  return Opened(split, None, count, split.images.shape[-1], class_names, notes)
+
+
+def _some(names, most=8):
+  return names if len(names) <= most else (*names[:most], '...')
+
+
+def number_classes(
+    pairs: Sequence[Pair | None], where: str,
+) -> tuple[list[Pair | None], int, tuple[str, ...]]:
+  """Numbers the classes from 0 where labels leave gaps, as 1, 2, 3 or 0, 255.
+
+  Args:
+    pairs: (images, labels) of the training split and of the others.
+    where: the file, for errors.
+
+  Returns:
+    (pairs, num_classes, class_names): the pairs with labels below
+    num_classes; the numbers that stood there, or () if they had no gaps.
+
+  Raises:
+    UserError: labels are no integers.
+  """
+  first, *others = (np.asarray(pair[1]) for pair in pairs if pair)
+  if not first.size or not np.issubdtype(first.dtype, np.integer):
+    raise errors.UserError(
+        f'{where}: labels have shape {first.shape} and type {first.dtype}; '
+        'expected one integer per image')
+  # uint64 and int64 only meet in float64.
+  values = np.unique(np.concatenate([
+      np.ravel(labels).astype(np.int64) for labels in (first, *others)
+      if np.issubdtype(labels.dtype, np.integer)]))
+  largest = int(first.max())
+  # Wrong labels are found, and named, once there is a split.
+  if values[0] < 0 or values[-1] > largest or len(values) == largest + 1:
+    return list(pairs), largest + 1, ()
+  numbered = [pair and (pair[0], np.searchsorted(values, pair[1]))
+              for pair in pairs]
+  return numbered, len(values), tuple(map(str, values))
 
 
 def _finish(name, opened, image_size, lazy, check=None):
   """Fits images to one size and measures unknown statistics."""
+  if len(np.unique(opened.train.labels)) < 2:
+    raise errors.UserError(
+        f'{name}: all {len(opened.train)} training images are of one class; '
+        'expected at least two classes')
   known = tfds.base_name(name) or name
   size = image_size or _SIZES.get(known) or native_size(opened.train, name)
   train, test = opened.train, opened.test
@@ -165,7 +227,7 @@ def _finish(name, opened, image_size, lazy, check=None):
   mean, std = STATISTICS.get(known) or splits.statistics(train, size)
   return splits.Dataset(
       name, train, test, opened.num_classes, size, opened.channels, mean, std,
-      tuple(opened.class_names), made)
+      tuple(opened.class_names), made, opened.notes)
 
 
 def native_size(split: splits.Split, name: str) -> int:
@@ -306,24 +368,12 @@ def _npz(name, data_dir):
     raise errors.UserError(
         f'{data_dir} has the arrays {", ".join(content) or "(none)"}; '
         'expected x_train and y_train, or images and labels')
-  images, labels = (content[k] for k in keys)
-  num_classes = _count_classes(labels, data_dir)
+  test = None
   if keys[0] == 'x_train' and 'x_test' in content:
     if 'y_test' not in content:
       raise errors.UserError(f'{data_dir} has x_test but no y_test')
-    return _arrays((images, labels), (content['x_test'], content['y_test']),
-                   num_classes, str(data_dir))
-  train = splits.array_split(images, labels, num_classes, str(data_dir))
-  return Opened(train, None, num_classes, train.images.shape[-1])
-
-
-def _count_classes(labels, where):
-  """Returns the largest label plus 1; UserError if they are not integers."""
-  if not labels.size or not np.issubdtype(labels.dtype, np.integer):
-    raise errors.UserError(
-        f'{where}: labels have shape {labels.shape} and type {labels.dtype}; '
-        'expected one integer per image')
-  return int(labels.max()) + 1
+    test = content['x_test'], content['y_test']
+  return _labelled([content[k] for k in keys], test, str(data_dir))
 
 
 def _folder(name, data_dir):

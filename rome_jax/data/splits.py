@@ -98,6 +98,7 @@ class Dataset(NamedTuple):
     std: standard deviation, likewise.
     class_names: one per label, or () if the source has none.
     digest: of both splits (see `digest.of_splits`); '' if nobody made one.
+    notes: what was not read of the source, or not as it stands there.
   """
 
   name: str
@@ -110,6 +111,7 @@ class Dataset(NamedTuple):
   std: tuple[float, ...]
   class_names: tuple[str, ...] = ()
   digest: str = ''
+  notes: tuple[str, ...] = ()
 
 
 def require(module: str, why: str) -> Any:
@@ -375,23 +377,22 @@ def stratified(labels: np.ndarray, test_fraction: float,
     (train, test): sorted, disjoint index arrays that together cover range(n).
 
   Raises:
-    UserError: test_fraction is outside (0, 1), or leaves no test images.
+    UserError: test_fraction is outside (0, 1), or no class has two images.
   """
   if not 0 < test_fraction < 1:
     raise errors.UserError(
         f'test_fraction={test_fraction} must lie between 0 and 1')
+  if len(np.unique(labels)) == len(labels):
+    raise errors.UserError(
+        f'no class of the {len(labels)} images has two, so none can be held '
+        'out for the test')
   train, test = [], []
   for indices in class_permutations(labels, seed):
     n = len(indices)
     cut = min(max(math.floor(test_fraction * n + .5), 1), n - 1)
     test.append(indices[:cut])
     train.append(indices[cut:])
-  train, test = np.sort(np.concatenate(train)), np.sort(np.concatenate(test))
-  if not len(test):
-    raise errors.UserError(
-        f'test_fraction={test_fraction} leaves no test images of '
-        f'{len(labels)}')
-  return train, test
+  return np.sort(np.concatenate(train)), np.sort(np.concatenate(test))
 
 
 def take(split: Split, indices: np.ndarray) -> Split:

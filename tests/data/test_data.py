@@ -347,6 +347,74 @@ def test_wrong_npz_is_refused(tmp_path, arrays, message):
     data.load('npz', str(tmp_path / 'set.npz'))
 
 
+@pytest.mark.parametrize('values', [
+    (1, 2, 3), (0, 7, 255), (0, 1_000_000), (0, 1, 3), (10, 20, 30, 40, 50)])
+@pytest.mark.parametrize('kind', [np.uint32, np.int64, np.uint64])
+@pytest.mark.parametrize('with_test', [False, True])
+def test_labels_with_gaps_are_numbered_with_a_word(tmp_path, values, kind,
+                                                   with_test):
+  images, labels = _images(60, 8), np.array(values, kind)[
+      np.arange(60) % len(values)]
+  arrays = {'x_train': images, 'y_train': labels[:, None]}
+  if with_test:  # Types may differ between the splits.
+    arrays |= {'x_test': images[:20], 'y_test': labels[:20].astype(np.int32)}
+  np.savez(tmp_path / 'set.npz', **arrays)
+  dataset = data.load('npz', str(tmp_path / 'set.npz'))
+  assert dataset.num_classes == len(values)
+  assert dataset.class_names == tuple(map(str, values))
+  assert f'labels {", ".join(map(str, values))} are classes 0 to' in (
+      dataset.notes[0])
+  label_of = {image.tobytes(): label for image, label in zip(images, labels)}
+  for split in (dataset.train, dataset.test):
+    for image, label in zip(split.images, split.labels):
+      assert values[label] == label_of[image.tobytes()]
+
+
+def test_labels_without_gaps_stay(tmp_path):
+  for labels in (np.arange(40) % 4, np.arange(40, dtype=np.uint8) % 2):
+    dataset = data.from_arrays((_images(40, 8), labels))
+    assert (dataset.class_names, dataset.notes) == ((), ())
+    assert dataset.num_classes == labels.max() + 1
+  # A class may be met in the test alone, or be named and never met.
+  pair = _images(40, 8), np.arange(40) % 4
+  few = pair[1] != 2
+  dataset = data.from_arrays((pair[0][few], pair[1][few]), pair)
+  assert (dataset.num_classes, dataset.class_names) == (4, ())
+  dataset = data.from_arrays((pair[0][few], pair[1][few]), class_names='abcd')
+  assert dataset.num_classes == 4 and set(dataset.train.labels) == {0, 1, 3}
+
+
+def test_a_test_label_that_training_lacks_is_refused():
+  images = _images(40, 8)
+  for train, test in ((np.arange(40) % 4, 4), (np.arange(40) % 2 * 5, 9)):
+    with pytest.raises(errors.UserError, match=f'test: label {test} is out'):
+      data.from_arrays((images, train), (images, np.full(40, test)))
+
+
+@pytest.mark.parametrize('label', [0, 3])
+def test_one_class_is_refused(tmp_path, label):
+  pair = _images(40, 8), np.full(40, label)
+  words = 'all 32 training images are of one class; expected at least two'
+  with pytest.raises(errors.UserError, match=words):
+    data.from_arrays(pair)
+  np.savez(tmp_path / 'set.npz', images=pair[0], labels=pair[1])
+  with pytest.raises(errors.UserError, match=words):
+    data.load('npz', str(tmp_path / 'set.npz'))
+  _write_idx(tmp_path, labels=np.full(12, label, np.uint8))
+  with pytest.raises(errors.UserError, match='mnist: all 12 training images'):
+    data.load('mnist', str(tmp_path))
+
+
+def test_classes_of_one_image_cannot_be_split():
+  with pytest.raises(errors.UserError, match=(
+      'no class of the 6 images has two, so none can be held out')):
+    data.from_arrays((_images(6, 8), np.arange(6)))
+  labels = np.array([0, 0, 1, 2, 2])
+  dataset = data.from_arrays((_images(5, 8), labels))
+  np.testing.assert_array_equal(np.sort(dataset.test.labels), [0, 2])
+  np.testing.assert_array_equal(np.sort(dataset.train.labels), [0, 1, 2])
+
+
 def test_damaged_npz_is_refused(tmp_path):
   path = tmp_path / 'set.npz'
   np.savez(path, images=_images(4), labels=np.arange(4))
@@ -600,6 +668,9 @@ def test_wrong_folders_are_refused(tmp_path):
   with pytest.raises(errors.UserError, match='c holds no images'):
     load('y')
   _write_folder(tmp_path / 'z', ('a',), size=(20, 30))
+  with pytest.raises(errors.UserError, match='are of one class'):
+    load('z')
+  _write_folder(tmp_path / 'z', ('c',), size=(20, 30))
   with pytest.raises(errors.UserError, match='20x30, not square'):
     load('z')
   _write_folder(tmp_path / 'z', ('b',), size=(20, 20))
