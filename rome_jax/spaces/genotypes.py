@@ -40,6 +40,9 @@ class Genotype(NamedTuple):
     reduce: like `normal`; pairs that leave an input have stride 2. () where
       all cells are equal.
     reduce_concat: like `normal_concat`.
+
+  >>> Genotype(((('skip_connect', 0), ('none', 1)),), (2,)).num_inputs
+  2
   """
 
   normal: tuple

@@ -21,8 +21,6 @@ CELL_TYPES = ('normal', 'reduce')
 SITES = ('edges', 'nodes')
 PARENTS = ('all', 'previous')
 
-_DEFAULT_IN_DEGREE = 2  # allowed where nodes have one edge only
-
 
 @dataclasses.dataclass(frozen=True)
 class Space:
@@ -39,10 +37,9 @@ class Space:
     num_nodes: N.
     num_inputs: input states of a cell; a reduction cell strides their edges.
     in_degree: edges that a node keeps in a derived cell (fewer where a node
-      has fewer predecessors); 2 in ROME Eq. 9. One number, no larger than the
-      most edges of a node, or one per node (the last is the output's where
-      `sites` is 'nodes'), none larger than its edges. 0 keeps every edge and
-      leaves no topology to search.
+      has fewer predecessors); 2 in ROME Eq. 9. One number, or one per node
+      (the last is the output's where `sites` is 'nodes'), none larger than
+      the node's edges. 0 keeps every edge and leaves no topology to search.
     cell_types: ('normal', 'reduce'), or ('normal',) where all cells are equal.
     edge_ops: per cell type, per site the names of its own candidates, as in
       RobustDARTS S1; () gives every site all of `ops`.
@@ -67,7 +64,7 @@ class Space:
   ops: tuple[str, ...]
   num_nodes: int = 4
   num_inputs: int = 2
-  in_degree: int | tuple[int, ...] = _DEFAULT_IN_DEGREE
+  in_degree: int | tuple[int, ...] = 2
   cell_types: tuple[str, ...] = CELL_TYPES
   edge_ops: tuple[tuple[tuple[str, ...], ...], ...] = ()
   not_derived: tuple[str, ...] = ()
@@ -113,11 +110,6 @@ class Space:
       raise errors.UserError(
           f'space {self.name}: in_degree={degree} must be at least 1, or 0 '
           'for every edge')
-    elif degree > max(_DEFAULT_IN_DEGREE, *fan_ins):
-      raise errors.UserError(
-          f'space {self.name}: in_degree={degree} must be at most '
-          f'{max(fan_ins)}, the most edges that a node has, or 0 for every '
-          'edge')
 
   def _check_edge_ops(self):
     if not self.edge_ops:
@@ -420,6 +412,11 @@ def get_space(name: str, *, in_degree: int = 0,
       raise errors.UserError(
           f'in_degree={in_degree} must be 0 with space={name}, which fixes '
           'the edges of its nodes')
+    if in_degree > max(space.fan_ins):
+      raise errors.UserError(
+          f'in_degree={in_degree} must be at most {max(space.fan_ins)} with '
+          f'space={name}, the most edges that a node has; 0 leaves the '
+          "space's own")
     space = space.restrict(in_degree=in_degree)
   if drop_none:
     if 'none' not in space.ops:
