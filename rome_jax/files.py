@@ -39,8 +39,12 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-  """Like `write_bytes`, for text, encoded as UTF-8."""
-  write_bytes(path, text.encode())
+  """Like `write_bytes`, for text, encoded as UTF-8.
+
+  Bytes of a command line or file name that Python could not decode, as in an
+  ASCII locale, are written as they were.
+  """
+  write_bytes(path, text.encode(errors='surrogateescape'))
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

@@ -5,6 +5,7 @@ import math
 import os
 import pathlib
 import re
+import sys
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -252,6 +253,7 @@ def check_workdir(workdir: str | os.PathLike, config: ConfigDict) -> None:
     UserError: the folder holds a run of version 0.1.0 or of another config
       (the message names each field that differs), or it cannot be used.
   """
+  _check_encoding(workdir)
   path = pathlib.Path(workdir, fields.FILENAME)
   ours = fields.to_json(config)
   try:
@@ -267,6 +269,17 @@ def check_workdir(workdir: str | os.PathLike, config: ConfigDict) -> None:
     if theirs == ours:
       return
   files.write_json(path, ours)
+
+
+def _check_encoding(workdir):
+  """Refuses names that the libraries below cannot take as text."""
+  try:
+    os.path.abspath(workdir).encode()
+  except UnicodeEncodeError:
+    raise errors.UserError(
+        f'workdir {workdir} has letters outside the encoding '
+        f'{sys.getfilesystemencoding()}; set PYTHONUTF8=1 or use another '
+        '--workdir') from None
 
 
 def _check_same(path, theirs, ours):

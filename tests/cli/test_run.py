@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -207,6 +208,173 @@ def test_divergence_ends_with_3(config_file, tmp_path):
   assert code == 3, err
   assert 'diverged' in err and 'Traceback' not in err
   assert not (tmp_path / 'run' / 'result.json').exists()
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+  """A copy of the finished run, to damage."""
+  return pathlib.Path(shutil.copytree(finished[0], tmp_path / 'run'))
+
+
+AGAIN = '--config.retrain.random_architectures=1'
+
+
+def again(config_file, workdir, capsys):
+  """Runs in this process; (exit code, what it said on stderr)."""
+  code = run_lib.main(
+      [f'--config={config_file}', f'--workdir={workdir}', AGAIN])
+  return code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize('also', [(), ('report.html',), ('result.json',)])
+def test_a_deleted_genotype_is_written_again(config_file, finished, copied,
+                                             also, capsys, tiny_registered):
+  for name in ('genotype.json', *also):
+    (copied / name).unlink()
+  code, err = again(config_file, copied, capsys)
+  assert code == 0 and 'genotype.json was missing; it is written again' in err
+  assert (copied / 'genotype.json').read_text() == (
+      finished[0] / 'genotype.json').read_text()
+  assert (copied / 'report.html').exists()
+
+
+@pytest.mark.parametrize('change', [
+    ('sep_conv_3x3', 'max_pool_3x3'), ('skip_connect', 'sep_conv_3x3')])
+def test_a_changed_genotype_is_refused(config_file, copied, change, capsys,
+                                       tiny_registered):
+  path = copied / 'genotype.json'
+  path.write_text(path.read_text().replace(*change))
+  (copied / 'result.json').unlink()
+  code, err = again(config_file, copied, capsys)
+  assert code == 2
+  assert 'is not the genotype that the search' in err and err.count('\n') == 1
+
+
+def test_metrics_lost_after_the_end_are_said(config_file, finished, copied,
+                                             capsys, tiny_registered):
+  """The accuracies are those that were noted."""
+  (copied / 'metrics.jsonl').unlink()
+  (copied / 'result.json').unlink()
+  code, err = again(config_file, copied, capsys)
+  assert code == 0
+  for phase in ('search', 'retrain/derived-0', 'retrain/random-0'):
+    assert f'metrics.jsonl lacks the last lines of {phase}' in err
+  assert accuracies(copied) == accuracies(finished[0])
+
+
+@pytest.mark.parametrize('kept', [0, 3, -1])
+def test_metrics_lost_before_the_end_are_refused(config_file, finished, copied,
+                                                 kept, capsys,
+                                                 tiny_registered):
+  """The process died after the last checkpoint of the last retraining."""
+  (copied / 'result.json').unlink()
+  (copied / 'phases' / 'random-0.json').unlink()
+  path = copied / 'metrics.jsonl'
+  whole = path.read_bytes()
+  path.write_bytes(b''.join(whole.splitlines(keepends=True)[:kept]))
+  code, err = again(config_file, copied, capsys)
+  assert code == 2 and not (copied / 'result.json').exists()
+  assert 'lacks the line of step 29 of retrain/random-0' in err
+  path.write_bytes(whole)
+  code, err = again(config_file, copied, capsys)
+  assert code == 0
+  assert accuracies(copied) == accuracies(finished[0])
+
+
+def accuracies(workdir):
+  result = json.loads((workdir / 'result.json').read_text())
+  return [row['test_accuracy'] for row in result['evaluations']]
+
+
+def quick(config_file, workdir, **environment):
+  """The last line on stderr and the exit code of a run without training."""
+  process = subprocess.run(
+      command(config_file, workdir, '--config.genotype=DARTS_V2',
+              '--config.retrain.seeds=0', '--config.compilation_cache=auto'),
+      env=os.environ | {'JAX_PLATFORMS': 'cpu'} | environment,
+      capture_output=True, text=True)
+  return process.returncode, process.stdout, process.stderr
+
+
+def test_a_name_that_the_terminal_cannot_show(config_file, tmp_path):
+  code, out, err = quick(config_file, tmp_path / 'r\xe9sum\u4e2d',
+                         PYTHONIOENCODING='ascii')
+  assert code == 0, err
+  assert 'r\\xe9sum\\u4e2d/report.html' in out
+  assert (tmp_path / 'r\xe9sum\u4e2d' / 'report.html').exists()
+
+
+def test_an_ascii_locale_is_refused_before_anything_is_written(config_file,
+                                                               tmp_path):
+  code, _, err = quick(config_file, tmp_path / 'r\xe9', LC_ALL='C',
+                       PYTHONCOERCECLOCALE='0', PYTHONUTF8='0')
+  assert code == 2 and 'PYTHONUTF8=1' in err and 'Traceback' not in err
+  assert not list(tmp_path.iterdir())
+
+
+def test_without_a_home_nothing_is_cached(monkeypatch):
+  monkeypatch.setattr(os.path, 'expanduser', lambda path: path)
+  monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
+  updates = []
+  monkeypatch.setattr(run_lib.jax.config, 'update',
+                      lambda name, value: updates.append(value))
+  run_lib.use_compilation_cache('auto')
+  assert updates == []
+  monkeypatch.setenv('XDG_CACHE_HOME', '/cache')
+  run_lib.use_compilation_cache('auto')
+  run_lib.use_compilation_cache('gs://bucket/programs')
+  assert updates[0].startswith('/cache/rome_jax/')
+  assert updates[1] == 'gs://bucket/programs'
+
+
+def test_an_unknown_user_without_home(config_file, tmp_path):
+  """As a container with `--user=54321` has it."""
+  if os.geteuid() or not shutil.which('setpriv'):
+    pytest.skip('needs root and setpriv')
+  program = ('import os, pathlib\n'
+             'from rome_jax.cli import run\n'
+             'os.environ.pop("HOME", None)\n'
+             'os.setuid(54321)\n'
+             'run.use_compilation_cache("auto")\n'
+             'print(run.main(["--config=quickstart", "--workdir=~/x"]))\n')
+  process = subprocess.run(
+      [sys.executable, '-c', program], capture_output=True, text=True,
+      cwd=TESTS.parent)
+  assert process.stdout == '2\n', process.stderr
+  assert '--workdir=~/x begins with ~' in process.stderr
+
+
+def test_paths_of_other_fields(tmp_path, monkeypatch, capsys):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  (tmp_path / 'cell.txt').write_text(
+      genotypes.to_text(genotypes.load('DARTS_V2')))
+  flags = ['--config=quickstart', '--check', '--config.retrain.seeds=1']
+  assert run_lib.main([*flags, '--config.genotype=~/cell.txt']) == 0
+  capsys.readouterr()
+  for field, value in (('genotype', 'gs://bucket/cell.json'),
+                       ('data_dir', 'gs://bucket/images')):
+    assert run_lib.main([*flags, '--config.dataset=folder',
+                         f'--config.{field}={value}']) == 2
+    assert f'config.{field}={value} must be a path' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('flags, words', [
+    (['--config.search.batch_size=720'],
+     'config.search.batch_size=720 must be at most 719: the share '
+     'config.search.fraction_theta=0.5 of the 1,438 training images'),
+    (['--config.search.batch_size=400', '--config.search.fraction_theta=.75',
+      '--config.search.fraction_alpha=.25'],
+     'config.search.batch_size=400 must be at most 360: the share '
+     'config.search.fraction_alpha=0.25 of the 1,438 training images'),
+    (['--config.retrain.batch_size=1439'],
+     'config.retrain.batch_size=1439 must be at most 1,438: the number of '
+     'training images'),
+    (['--config.genotype=DARTS_V2', '--config.search.batch_size=5000'], '')])
+def test_a_batch_larger_than_the_data(flags, words, capsys):
+  """scikit-learn's 1,797 digits, of which 359 are for the test."""
+  code = run_lib.main(['--config=quickstart', '--check', *flags])
+  assert code == (2 if words else 0)
+  assert words in capsys.readouterr().err
 
 
 def test_a_given_genotype_skips_the_search(config_file, finished, tmp_path):

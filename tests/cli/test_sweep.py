@@ -15,6 +15,7 @@ import pytest
 from launch import sweep_ray
 from rome_jax import errors
 from rome_jax.cli import sweep
+from rome_jax.spaces import genotypes
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = f'--config={ROOT / "configs" / "quickstart.py"}'
@@ -251,3 +252,62 @@ def test_real_searches_alike_one_by_one_and_over_ray(tmp_path):
   assert path.read_text() == before
   assert times == [
       p.stat().st_mtime_ns for p in path.parent.glob('*/result.json')]
+
+
+CELL = ("Genotype(normal=[('skip_connect', 0), ('none', 1)], "
+        'normal_concat=[2, 3], reduce=[], reduce_concat=range(2, 6))')
+
+
+@pytest.mark.parametrize('field, text, values', [
+    ('seed', '0,1,2', ['0', '1', '2']),
+    ('genotype', f'{CELL},DARTS_V2, {CELL}', [CELL, 'DARTS_V2', CELL]),
+    ('name', '"a, b",c', ['"a, b"', 'c']),
+    ('config', 'a.py:k=1,lr=2,b.py,c.py:k=3', [
+        'a.py:k=1,lr=2', 'b.py', 'c.py:k=3']),
+    ('config', 'a.py,b=1.py', ['a.py', 'b=1.py']),
+    ('name', 'a,k=1', ['a', 'k=1'])])
+def test_commas_inside_a_value_do_not_cut(field, text, values):
+  assert sweep.split_values(field, text) == values
+
+
+@pytest.mark.parametrize('text', ['Genotype(normal=[1, 2),a', "'a,b", 'a(,b'])
+def test_a_value_must_close_its_brackets(text):
+  with pytest.raises(errors.UserError, match='--vary=genotype=.*close'):
+    planned(CONFIG, f'--vary=genotype={text}')
+
+
+def test_genotypes_vary_in_folders_with_short_names():
+  """PC-DARTS's cell as text is longer than a file's name may be."""
+  text = genotypes.to_text(genotypes.load('PC_DARTS_cifar'))
+  other = text.replace("'sep_conv_5x5'", "'sep_conv_3x3'")
+  assert len(text) > 255 and text != other
+  runs = planned(CONFIG, f'--vary=genotype={text},{other},DARTS_V2')
+  assert [run.values['genotype'] for run in runs] == [text, other, 'DARTS_V2']
+  assert runs[0].argv[-1] == f'--config.genotype={text}'
+  names = [run.name for run in runs]
+  assert len(set(names)) == 3 and max(map(len, names)) < 100
+  assert names[2] == 'genotype-DARTS_V2'
+
+
+@pytest.mark.parametrize('value, words', [
+    ('DARTS_V2,DARTS_V9', 'DARTS_V9'),
+    ('DARTS_V2,no_such_file.json', 'no_such_file.json'),
+    ('DARTS_V2,https://host/cell.json', 'https://host/cell.json'),
+    ('DARTS_V2,Genotype(normal=[])', 'normal_concat')])
+def test_later_genotypes_are_read_before_the_first_run(value, words, tmp_path,
+                                                       stub, capsys):
+  code = sweep.main([CONFIG, f'--workdir={tmp_path / "runs"}',
+                     f'--vary=genotype={value}'], program=(stub,))
+  err = capsys.readouterr().err
+  assert code == 2 and words in err and err.count('\n') == 1
+  assert not (tmp_path / 'runs').exists()
+
+
+def test_the_folder_of_a_sweep_may_be_in_the_home(stub, tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  monkeypatch.chdir(tmp_path)
+  assert sweep.main([CONFIG, '--workdir=~/runs', '--seeds=0'],
+                    program=(stub,)) == 0
+  assert (tmp_path / 'runs' / 'sweep.json').exists()
+  assert (tmp_path / 'runs' / 'seed-0' / 'result.json').exists()
+  assert not (tmp_path / '~').exists()

@@ -613,3 +613,86 @@ def test_read_only_workdir(tmp_path):
   tmp_path.chmod(0o500)
   with pytest.raises(errors.UserError, match='not writable'):
     checks.check_workdir(tmp_path, quickstart())
+
+
+def test_a_runs_own_config_is_read_as_json(tmp_path):
+  ours = quickstart('--config.method=gdas', '--config.seed=3',
+                    '--config.search.lr=.3')
+  checks.check_workdir(tmp_path / 'c10', ours)
+  path = tmp_path / 'c10' / fields.FILENAME
+  loaded = command_line.load([f'--config={path}', '--config.seed=5'])
+  assert fields.to_json(loaded.config) == fields.to_json(ours) | {'seed': 5}
+  assert loaded.workdir == os.path.join('runs', 'c10')
+  (tmp_path / 'mine.json').write_text('{"search": {"k": 2}}')
+  assert load_config(tmp_path / 'mine.json').search.k == 2
+
+
+@pytest.mark.parametrize('content, words', [
+    ('{"hidden": 3}', 'mine.json: config field hidden is unknown'),
+    ('{"search": {"k": 0}}', 'mine.json: config.search.k=0 must be'),
+    ('{"evaluate": {"seeds": 1}}', 'mine.json: config.evaluate.seeds of'),
+    ('[]', 'mine.json: a config is a JSON object'),
+    ('{"seed": ', 'mine.json is not valid JSON: it ends too early')])
+def test_a_json_file_that_is_no_config(content, words, tmp_path):
+  (tmp_path / 'mine.json').write_text(content)
+  with pytest.raises(errors.UserError, match=re.escape(words)) as caught:
+    load_config(tmp_path / 'mine.json')
+  assert '\n' not in str(caught.value)
+
+
+def test_what_a_config_is_mistaken_for(tmp_path):
+  checks.check_workdir(tmp_path / 'run', quickstart())
+  for path, words in ((tmp_path / 'run', "did you mean '"),
+                      (tmp_path, 'is a folder, not a file')):
+    with pytest.raises(errors.UserError, match=words):
+      load_config(path)
+  (tmp_path / 'a.yaml').write_text('seed: 1')
+  with pytest.raises(errors.UserError, match='must be a .py file'):
+    load_config(tmp_path / 'a.yaml')
+  with pytest.raises(errors.UserError, match='takes no argument'):
+    load_config(f'{tmp_path / "run" / fields.FILENAME}:k=1')
+
+
+@pytest.mark.parametrize('url', [
+    'gs://bucket/x', 's3://bucket/x', 'file:///tmp/x', 'https://host/x.py'])
+@pytest.mark.parametrize('flag', ['--workdir', '--config'])
+def test_a_url_is_reported_as_given(flag, url):
+  with pytest.raises(errors.UserError, match=re.escape(f'{flag}={url} must')):
+    command_line.load(['--config=quickstart', f'{flag}={url}'])
+
+
+def test_a_tilde_is_the_home(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  write_config(tmp_path, 'pass')
+  loaded = command_line.load(['--config=~/mine.py', '--workdir=~/runs/a'])
+  assert loaded.workdir == str(tmp_path / 'runs' / 'a')
+  with pytest.raises(errors.UserError, match='~nobody_here/x begins with ~'):
+    command_line.load(['--config=quickstart', '--workdir=~nobody_here/x'])
+
+
+@pytest.mark.parametrize('theirs', [
+    {'hidden': 3, 'layers': {'a': 1}}, {'seed': 0, 'name': 'bert'}, {}])
+def test_a_foreign_config_in_the_workdir(theirs, tmp_path):
+  (tmp_path / fields.FILENAME).write_text(json.dumps(theirs))
+  with pytest.raises(errors.UserError, match='is not the config of') as caught:
+    checks.check_workdir(tmp_path, quickstart())
+  assert len(str(caught.value)) < 200 + len(str(tmp_path))
+  assert json.loads((tmp_path / fields.FILENAME).read_text()) == theirs
+
+
+def test_many_fields_that_differ_are_counted(tmp_path):
+  """Every field but the eleven at the top is missing there."""
+  theirs = fields.to_json(quickstart())
+  missing = sum(len(theirs.pop(name)) for name in ('search', 'retrain'))
+  (tmp_path / fields.FILENAME).write_text(json.dumps(theirs))
+  with pytest.raises(errors.UserError,
+                     match=f' and {missing - 8} more; use another'):
+    checks.check_workdir(tmp_path, quickstart())
+
+
+def test_a_name_that_the_encoding_lacks(tmp_path):
+  """As an ASCII locale, or a Latin-1 name, gives it: not UTF-8."""
+  workdir = os.fsdecode(os.fsencode(tmp_path) + b'/r\xe9')
+  with pytest.raises(errors.UserError, match='PYTHONUTF8=1'):
+    checks.check_workdir(workdir, quickstart())
+  assert not list(tmp_path.iterdir())

@@ -200,3 +200,60 @@ def test_plan_of_a_whole_run(tmp_path, monkeypatch, capsys):
   lines = capsys.readouterr().err
   assert 'search: compiled in' in lines and 'retrain/derived-0' in lines
   assert not list(tmp_path.iterdir())
+
+
+def test_images_that_do_not_fit_are_refused_before_they_are_read(monkeypatch):
+  """By hand: 2 batches of 16 images of 1000 x 1000 x 3, three float32 copies.
+
+  12 bytes * 32 * 3e6 = 1.152 GB. With .9 GB, of which .9 may be used, sides up
+  to sqrt(.81e9 / 1152) = 838 and batches up to .81e9 / 72e6 = 11 fit.
+  """
+  monkeypatch.setattr(memory, 'host_bytes', lambda: 1_152_000_000)
+  memory.check_data(50_000, 1000, 3, 2, 16, 'search', decoded=False)
+  monkeypatch.setattr(memory, 'host_bytes', lambda: 900_000_000)
+  with pytest.raises(errors.UserError, match=re.escape(
+      'images of 1000 x 1000 x 3 need 1.15 GB of memory in batches of '
+      'config.search.batch_size=16, but 0.90 GB are free; by estimate one of '
+      'these makes them fit: config.image_size=838, '
+      'config.search.batch_size=11')):
+    memory.check_data(50_000, 1000, 3, 2, 16, 'search', decoded=False)
+  monkeypatch.setattr(memory, 'host_bytes', lambda: None)
+  memory.check_data(50_000, 1000, 3, 2, 16, 'search', decoded=False)
+
+
+def test_decoded_images_count_twice(monkeypatch):
+  """2 * 1,000 * 100**2 = 20 MB; the batch of one image adds .12 MB."""
+  monkeypatch.setattr(memory, 'host_bytes', lambda: 20_120_000)
+  memory.check_data(1000, 100, 1, 1, 1, 'retrain', decoded=True)
+  monkeypatch.setattr(memory, 'host_bytes', lambda: 20_119_999)
+  with pytest.raises(errors.UserError, match=r'image_size=94$'):  # .9 ** .5
+    memory.check_data(1000, 100, 1, 1, 1, 'retrain', decoded=True)
+
+
+@pytest.mark.parametrize('flags, words', [
+    (['--config.image_size=512'], 'config.search.batch_size='),
+    (['--config.image_size=512', '--config.genotype=DARTS_V2'],
+     'config.retrain.batch_size='),
+    (['--config.image_size=4096', '--config.search.batch_size=1'],
+     'config.image_size=')])
+def test_large_images_are_refused_at_the_door(flags, words, monkeypatch,
+                                              capsys):
+  monkeypatch.setattr(memory, 'host_bytes', lambda: 100_000_000)
+  assert run_lib.main(['--config=quickstart', '--check']) == 0
+  assert capsys.readouterr().err == ''
+  assert run_lib.main(['--config=quickstart', '--check', *flags]) == 2
+  err = capsys.readouterr().err
+  assert words in err and err.count('\n') == 1
+
+
+def test_a_file_of_arrays_that_does_not_fit(tmp_path, monkeypatch, capsys):
+  """Zeros: 1.2 MB of images in a file of a few kB."""
+  path = tmp_path / 'set.npz'
+  np.savez_compressed(path, images=np.zeros((300, 64, 64), np.uint8),
+                      labels=np.arange(300) % 3)
+  assert path.stat().st_size < 20_000
+  flags = ['--config=quickstart', '--check', '--config.dataset=npz',
+           f'--config.data_dir={path}']
+  monkeypatch.setattr(memory, 'host_bytes', lambda: 1_000_000)
+  assert run_lib.main(flags) == 2
+  assert f'the arrays of {path} need 0.00 GB' in capsys.readouterr().err
