@@ -187,11 +187,7 @@ def described(prepared: Prepared) -> list[str]:
   setup = prepared.setup
   lines = [
       f'config: {setup.method.name} in {setup.space.name}, '
-      f'{len(fields.FIELDS)} fields',
-      f'data: {config.dataset}, {len(dataset.train.labels):,} training and '
-      f'{len(dataset.test.labels):,} test images of {dataset.image_size} x '
-      f'{dataset.image_size} x {dataset.image_channels}, '
-      f'{dataset.num_classes} classes']
+      f'{len(fields.FIELDS)} fields', what_was_read(dataset)]
   if given is None:
     lines.append(_search(prepared))
   if door.retrains(config):
@@ -199,6 +195,15 @@ def described(prepared: Prepared) -> list[str]:
   if given is not None:
     lines.append(f'genotype: {genotypes.to_text(given.genotype)}')
   return [*lines, 'nothing was compiled; --dry-run also says what it costs']
+
+
+def what_was_read(dataset: data.Dataset) -> str:
+  """One line: the images of each split, and what was not read."""
+  return '; '.join([
+      f'data: {dataset.name}, {len(dataset.train.labels):,} training and '
+      f'{len(dataset.test.labels):,} test images of {dataset.image_size} x '
+      f'{dataset.image_size} x {dataset.image_channels}, '
+      f'{dataset.num_classes} classes', *dataset.notes])
 
 
 def _search(prepared):

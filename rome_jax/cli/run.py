@@ -24,7 +24,7 @@ import jax
 from ml_collections import ConfigDict
 
 from rome_jax import cli, data, errors, files
-from rome_jax.cli.prepare import described, prepare
+from rome_jax.cli.prepare import described, prepare, what_was_read
 from rome_jax.config import checks, command_line, fields
 from rome_jax.config import setup as door
 from rome_jax.devices import hosts, interrupt
@@ -95,6 +95,8 @@ def run(config: ConfigDict, workdir: str | os.PathLike,
     hosts.check_shared(workdir / fields.FILENAME)
     use_compilation_cache(config.compilation_cache)
     hosts.from_first(lambda: _save_dataset(workdir, prepared.dataset))
+    if hosts.is_first():
+      print(what_was_read(prepared.dataset), file=sys.stderr)
     with _only_one(workdir), _writer(workdir, writers) as writer:
       result = _run_phases(prepared, workdir, writer, stop)
       if result is not None:

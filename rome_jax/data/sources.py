@@ -362,26 +362,55 @@ def _idx_file(root, stem, dimensions):
 def _npz(name, data_dir):
   """An .npz with x_train, y_train[, x_test, y_test], or images, labels."""
   content = formats.read_npz(data_dir)
-  keys = next((k for k in (('x_train', 'y_train'), ('images', 'labels'))
-               if set(k) <= set(content)), None)
+  keys = _pair(content, ('train',)) or _named(content, 'images', 'labels')
   if keys is None:
     raise errors.UserError(
         f'{data_dir} has the arrays {", ".join(content) or "(none)"}; '
         'expected x_train and y_train, or images and labels')
-  test = None
-  if keys[0] == 'x_train' and 'x_test' in content:
-    if 'y_test' not in content:
-      raise errors.UserError(f'{data_dir} has x_test but no y_test')
-    test = content['x_test'], content['y_test']
-  return _labelled([content[k] for k in keys], test, str(data_dir))
+  held_out = _pair(content, ('test',))
+  if held_out is None and 'x_test' in map(str.lower, content):
+    raise errors.UserError(f'{data_dir} has x_test but no y_test')
+  held_out = held_out or _pair(content, ('val', 'valid', 'validation'))
+  train, test = (names and tuple(content[name] for name in names)
+                 for names in (keys, held_out))
+  notes = ()
+  if held_out and 'test' not in held_out[0].lower():
+    notes = (f'{held_out[0]} is the test split',)
+  rest = [name for name in content if name not in (*keys, *(held_out or ()))]
+  return _labelled(train, test, str(data_dir),
+                   notes=(*notes, *_not_read(rest)))
+
+
+def _named(content, images, labels):
+  """The names, in whatever case, of two arrays; None if one is missing."""
+  known = {name.lower(): name for name in content}
+  if images in known and labels in known:
+    return known[images], known[labels]
+  return None
+
+
+def _pair(content, names_of_split):
+  """The names of a split's arrays: x_train, y_train or as MedMNIST's."""
+  for split in names_of_split:
+    names = (_named(content, f'x_{split}', f'y_{split}')
+             or _named(content, f'{split}_images', f'{split}_labels'))
+    if names:
+      return names
+  return None
 
 
 def _folder(name, data_dir):
   """A folder of images per class, split into train/ and test/ or not."""
   imagenet = name == 'imagenet'
-  classes, train, test, channels = folders.open_folder(
+  found = folders.open_folder(
       data_dir, need_train=imagenet, channels=3 * imagenet)
-  return Opened(train, test, len(classes), channels, tuple(classes))
+  return Opened(
+      found.train, found.test, len(found.classes), found.channels,
+      tuple(found.classes), _not_read(found.notes))
+
+
+def _not_read(things):
+  return ('not read: ' + ', '.join(things),) if things else ()
 
 
 def _tfds(name, data_dir):

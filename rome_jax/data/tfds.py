@@ -38,7 +38,7 @@ def open_tfds(
     data_dir: the folder of prepared sets; '' for TFDS's default.
 
   Returns:
-    (class_names, train, test, channels), as `folders.open_folder`.
+    (class_names, train, test, channels), as in `folders.Opened`.
 
   Raises:
     UserError: TFDS is not installed; the folder does not hold the set in such
