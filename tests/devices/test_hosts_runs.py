@@ -12,41 +12,14 @@ import time
 import numpy as np
 import pytest
 import some_hosts
-from tiny_run import final_arrays
+from tiny_run import CONFIG, final_arrays
 
 from rome_jax.train import metrics
 
 TESTS = pathlib.Path(__file__).parents[1]
 
-CONFIG = """
-from rome_jax import config as config_lib
-
-
-def get_config():
-  config = config_lib.defaults()
-  config.space = 'tiny'
-  config.dataset = 'digits'
-  config.log_every = 4
-  config.checkpoint_every = 4
-  config.compilation_cache = {cache!r}
-  search = config.search
-  search.cells = 2
-  search.channels = 2
-  search.k = 2
-  search.batch_size = 16
-  search.max_steps = 12
-  search.augment = 'shift'
-  search.alpha_lr = .05
-  retrain = config.retrain
-  retrain.cells = 2
-  retrain.channels = 2
-  retrain.epochs = 1
-  retrain.batch_size = 48
-  retrain.augment = 'shift'
-  retrain.auxiliary = False
-  retrain.seeds = 0
-  return config
-"""
+# Shorter than `tiny_run`'s: a search of 12 steps and no retraining.
+SHORT = ['--config.search.max_steps=12', '--config.retrain.seeds=0']
 LONG = '--config.search.max_steps=400'
 
 
@@ -84,7 +57,7 @@ class Run:
         '--heartbeat=60']
     self.processes = [
         start('runner.py', f'--config={config_file}', f'--workdir={where}',
-              *together, *(together and [f'--process={i}']), *flags,
+              *together, *(together and [f'--process={i}']), *SHORT, *flags,
               devices=devices)
         for i, where in enumerate(workdirs)]
 
