@@ -28,8 +28,10 @@ def halves(labels: np.ndarray, fraction_theta: float, fraction_alpha: float,
   """Splits the training data in two (D_t and D_s of ROME, Algorithm 1).
 
   If the fractions add up to 1, one fixed random order is cut in two, as in
-  DARTS. Smaller fractions take that share of each class (rounded down, at
-  least one image), as in the search on 10% + 10% of ImageNet.
+  DARTS; a part that this leaves without a class of two or more images gets one
+  of them, for an image of the class it has most of. Smaller fractions take that
+  share of each class (rounded down, at least one image), as in the search on
+  10% + 10% of ImageNet.
 
   Args:
     labels: [n] integers.
@@ -64,7 +66,30 @@ def halves(labels: np.ndarray, fraction_theta: float, fraction_alpha: float,
     raise errors.UserError(
         f'{len(labels)} images are too few to cut into parts of '
         f'{fraction_theta} and {fraction_alpha}')
-  return parts
+  return _each_class_in_both(labels, *parts)
+
+
+def _each_class_in_both(labels, theta, alpha):
+  """Exchanges images until both parts have every class of two or more."""
+  parts = [theta, alpha]
+  for poor, rich in ((0, 1), (1, 0)):
+    has, other = (np.bincount(labels[parts[i]], minlength=labels.max() + 1)
+                  for i in (poor, rich))
+    for wanted in np.flatnonzero((has == 0) & (other >= 2)):
+      most = has.argmax()
+      _move_last(parts, rich, poor, labels, wanted)
+      has[wanted] += 1
+      if has[most] >= 2:  # If not, the part grows by one.
+        _move_last(parts, poor, rich, labels, most)
+        has[most] -= 1
+  return parts[0], parts[1]
+
+
+def _move_last(parts, source, target, labels, wanted):
+  """Moves the last image of a class from one part to the other."""
+  position = np.flatnonzero(labels[parts[source]] == wanted)[-1]
+  parts[target] = np.append(parts[target], parts[source][position])
+  parts[source] = np.delete(parts[source], position)
 
 
 def _class_shares(labels, fraction_theta, fraction_alpha, seed):

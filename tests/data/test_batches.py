@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import augment as benchmark
 from rome_jax import data, errors
-from rome_jax.data import augment
+from rome_jax.data import augment, batches
 
 
 def _images(n=7, height=9, width=9, channels=3, seed=0):
@@ -96,6 +96,33 @@ def test_halves_of_everything():
   assert not np.array_equal(theta, other)
   theta, alpha = data.halves(labels, .7, .3, seed=0)
   assert (len(theta), len(alpha)) == (71, 30)
+
+
+@pytest.mark.parametrize('seed', range(8))
+@pytest.mark.parametrize('counts, fraction', [
+    ([40, 2], .5), ([40, 2, 2, 3], .5), ([2] * 10, .5), ([60, 2, 1], .9),
+    ([2, 2], .5), ([3, 1, 1, 1], .5), ([50] + [2] * 20, .9)])
+def test_both_halves_have_every_class_of_two(counts, fraction, seed):
+  labels = np.random.default_rng(seed).permutation(
+      np.repeat(np.arange(len(counts)), counts))
+  parts = data.halves(labels, fraction, 1 - fraction, seed)
+  assert sorted(np.concatenate(parts)) == [*range(len(labels))]
+  for part in parts:
+    found = np.bincount(labels[part], minlength=len(counts))
+    assert (found[np.array(counts) >= 2] >= 1).all()
+  wanted = round(fraction * len(labels))
+  if min(wanted, len(labels) - wanted) >= len(counts):
+    assert len(parts[0]) == wanted
+
+
+@pytest.mark.parametrize('classes', [10, 100])
+def test_halves_of_many_images_are_one_order_cut_in_two(classes):
+  # DARTS: indices[:split] and indices[split:], CIFAR's 50,000.
+  labels = np.arange(50_000) % classes
+  order = batches.generator(3, 0, 2).permutation(50_000)
+  theta, alpha = data.halves(labels, .5, .5, seed=3)
+  np.testing.assert_array_equal(theta, order[:25_000])
+  np.testing.assert_array_equal(alpha, order[25_000:])
 
 
 def test_halves_by_class():
