@@ -121,6 +121,17 @@ def init(method: Method, net: nn.Module | Loss,
       own.
     arch: initial architecture parameters; default: the method's law.
     image_channels: of the images of a supernet.
+
+  Raises:
+    ValueError: `space` or `theta` is missing for a network of your own.
+
+  >>> import rome_jax as rj
+  >>> space = rj.Space('one', ('a', 'b'), num_nodes=1)
+  >>> net = lambda theta, cells, batch, key: theta.sum()
+  >>> txs = optax.sgd(.1), optax.adam(1e-3)
+  >>> state = init(rj.methods.darts, net, *txs, theta=jnp.ones(3), space=space)
+  >>> state.arch.alpha['normal'].shape
+  (2, 2)
   """
   space = _space_of(net, space)
   if theta is None:
@@ -206,6 +217,11 @@ def run(config: Any, workdir: str | pathlib.Path, *,
   Raises:
     UserError: a mistake in the config, the data or the workdir.
     DivergedError: the loss is no longer finite.
+
+  >>> result = run(config, workdir, dataset=dataset)  # doctest: +ELLIPSIS
+  genotype: ...
+  >>> result.finished, result.figures['summary']['derived']['n']
+  (True, 1)
   """
   if isinstance(config, str | pathlib.Path):
     config = command_line.load([f'--config={config}']).config
@@ -257,6 +273,11 @@ def load(workdir: str | pathlib.Path, name: str | None = None) -> Trained:
   Raises:
     UserError: the folder holds no finished retraining of that name, or a file
       is missing or damaged.
+
+  >>> network, variables, about = load(workdir)
+  >>> images = jnp.zeros((2, about.image_size, about.image_size, 3))
+  >>> network.apply(variables, images).shape, about.class_names
+  ((2, 2), ('cat', 'dog'))
   """
   workdir = pathlib.Path(workdir)
   config = checks.from_json(_read(workdir / 'config.json'))

@@ -35,6 +35,9 @@ def make_mesh(data: int = 0, sample: int = 1) -> Mesh:
 
   Raises:
     UserError: the devices cannot be arranged so.
+
+  >>> make_mesh(data=1).shape['sample']
+  1
   """
   devices = jax.devices()
   if sample > len(devices) or (not data and len(devices) % sample):

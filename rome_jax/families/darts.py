@@ -99,6 +99,10 @@ class Supernet(nn.Module):
     stem: 'cifar' or 'imagenet'.
     partial: k, where operations see 1/k of the channels (PC-DARTS); see
       `operations.partial`.
+
+  >>> from rome_jax.spaces import S2
+  >>> Supernet(S2, cells=8, channels=16, num_classes=10).stem
+  'cifar'
   """
 
   space: Space
@@ -202,6 +206,13 @@ class Network(nn.Module):
 
   Raises:
     UserError: the genotype is none, or has no reduction cell.
+
+  >>> cell = genotypes.load('DARTS_V2')
+  >>> network = Network(cell, cells=3, channels=4, num_classes=10)
+  >>> images = jnp.zeros((2, 32, 32, 3))
+  >>> shapes = jax.eval_shape(network.init, jax.random.key(0), images)
+  >>> jax.eval_shape(network.apply, shapes, images).shape
+  (2, 10)
   """
 
   genotype: genotypes.Genotype

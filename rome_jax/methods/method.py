@@ -186,6 +186,11 @@ class Method(NamedTuple):
       defaults, which are ROME's.
     check: (space, section `search` of a config) -> what is wrong, one sentence
       without the word config, or None.
+
+  >>> from rome_jax import methods
+  >>> mine = methods.rome_v2._replace(name='mine', recipe={'search.k': 4})
+  >>> [update.params for update in mine.updates]
+  ['arch', 'theta']
   """
 
   name: str

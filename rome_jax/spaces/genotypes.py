@@ -41,8 +41,8 @@ class Genotype(NamedTuple):
       all cells are equal.
     reduce_concat: like `normal_concat`.
 
-  >>> Genotype(((('skip_connect', 0), ('none', 1)),), (2,)).num_inputs
-  2
+  >>> Genotype(((('skip_connect', 0),),), (1,)).num_inputs
+  1
   """
 
   normal: tuple
