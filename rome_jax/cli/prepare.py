@@ -125,7 +125,7 @@ def _load(config):
   return data.load(
       config.dataset, data_dir, image_size=config.image_size,
       test_fraction=config.test_fraction, seed=config.split_seed,
-      lazy=True if whole else None,
+      lazy=True if whole else None, skip_unreadable=config.skip_unreadable,
       check=functools.partial(_check_memory, config))
 
 

@@ -109,6 +109,9 @@ _TOP = {
     'image_size': _between(
         0, 8192, 'side in pixels to which images are scaled; 0: as they are',
         0),
+    'skip_unreadable': Field(
+        'decode every image of a folder or of TFDS before the run begins, and '
+        'leave out those that cannot be', False),
     'test_fraction': Field(
         'share of your own data that is held out for the test if it has no '
         'test split', .2, low=0, high=1, low_open=True, high_open=True),

@@ -59,7 +59,7 @@ class Opened(NamedTuple):
 
 def load(name: str, data_dir: str = '', *, image_size: int = 0,
          test_fraction: float = .2, seed: int = 0,
-         lazy: bool | None = None,
+         lazy: bool | None = None, skip_unreadable: bool = False,
          check: Callable[[int, int, int, bool], None] | None = None,
          ) -> splits.Dataset:
   """Opens an image set.
@@ -77,6 +77,8 @@ def load(name: str, data_dir: str = '', *, image_size: int = 0,
     lazy: whether to decode images of folders and TFDS at each use, in full
       size, instead of once; None decides by memory (512 MiB). ImageNet is
       always lazy.
+    skip_unreadable: whether to decode every image once and leave out those
+      that cannot be, instead of an error when one is met.
     check: called with (images of both splits, image size, channels, whether
       all are decoded into memory) before any is decoded; may raise.
 
@@ -108,8 +110,20 @@ def load(name: str, data_dir: str = '', *, image_size: int = 0,
     raise errors.UserError(
         f'cannot read {error.filename or data_dir}: '
         f'{error.strerror or error}') from error
+  if skip_unreadable:
+    opened = _without_unreadable(opened)
   opened = _with_test(opened, test_fraction, seed)
   return _finish(name, opened, image_size, lazy, check)
+
+
+def _without_unreadable(opened):
+  train, missing = splits.readable(opened.train)
+  test = opened.test
+  if test is not None:
+    test, more = splits.readable(test)
+    missing += more
+  notes = (f'unreadable images left out: {missing:,}',) if missing else ()
+  return opened._replace(train=train, test=test, notes=opened.notes + notes)
 
 
 

@@ -174,7 +174,8 @@ def decode(file: Any, channels: int, where: str) -> np.ndarray:
   except Exception as error:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     raise errors.UserError(
-        f'{where} is not a readable image ({reason})') from error
+        f'{where} is not a readable image ({reason}); skip_unreadable=true '
+        'leaves such images out') from error
   return pixels[:, :, None] if channels == 1 else pixels
 
 
@@ -254,11 +255,41 @@ def in_memory(split: Split, size: int,
   """Decodes a whole split into an `ArraySplit` of `size` x `size` images."""
   if not split.lazy:
     return ArraySplit(fit_all(split.images, size), split.labels)
-  threads = threads or min(16, os.cpu_count() or 1)
-  with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+  with concurrent.futures.ThreadPoolExecutor(threads or _threads()) as pool:
     images = list(pool.map(
         lambda i: fit(split.read(i), size), range(len(split))))
   return ArraySplit(np.stack(images), split.labels)
+
+
+def readable(split: Split) -> tuple[Split, int]:
+  """Leaves out the images that cannot be decoded; decodes every one.
+
+  Returns:
+    (split, left_out): the split that remains and how many are missing in it.
+
+  Raises:
+    UserError: none remains.
+  """
+  if not split.lazy:
+    return split, 0
+
+  def check(i):
+    try:
+      split.read(i)
+      return ''
+    except errors.UserError as error:
+      return str(error)
+
+  with concurrent.futures.ThreadPoolExecutor(_threads()) as pool:
+    faults = list(pool.map(check, range(len(split))))
+  good = np.flatnonzero([not fault for fault in faults])
+  if not len(good):
+    raise errors.UserError(f'no image can be read: {faults[0]}')
+  return take(split, good), len(split) - len(good)
+
+
+def _threads():
+  return min(16, os.cpu_count() or 1)
 
 
 def spread(count: int, total: int) -> np.ndarray:

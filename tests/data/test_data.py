@@ -682,6 +682,72 @@ def test_wrong_folders_are_refused(tmp_path):
     load('z', image_size=8)
 
 
+# Ways in which a file of an image breaks.
+DAMAGES = {
+    'empty': lambda content: b'', 'text': lambda content: b'<html>404</html>',
+    'cut': lambda content: content[:len(content) // 2],
+    'header': lambda content: content[:20]}
+
+
+@pytest.mark.parametrize('how', [*DAMAGES, 'gone'])
+@pytest.mark.parametrize('end', ['.png', '.jpg', '.gif', '.tif', '.webp'])
+def test_an_unreadable_image_met_in_training_is_named(tmp_path, how, end):
+  _write_folder(tmp_path, n=10, end=end)
+  dataset = data.load('folder', str(tmp_path), image_size=8, lazy=True)
+  path = tmp_path / dataset.train.stored(5).path
+  if how == 'gone':
+    path.unlink()
+  else:
+    path.write_bytes(DAMAGES[how](path.read_bytes()))
+  batches = data.Batches(
+      dataset.train, None, len(dataset.train), 0,
+      data.make_transform('cifar', dataset, train=True))
+  words = f'{path} is not a readable image'
+  with pytest.raises(errors.UserError, match=words):
+    batches(0)
+  with pytest.raises(errors.UserError, match=words), data.prefetch(
+      batches, 0, 3) as reader:
+    next(reader)
+
+
+def test_any_damage_is_one_sentence_or_an_image(tmp_path):
+  rng = np.random.default_rng(0)
+  refused = 0
+  for end in ('.png', '.jpg', '.gif', '.tif', '.webp', '.bmp', '.ppm'):
+    path = tmp_path / f'x{end}'
+    Image.fromarray(_images(1, 12)[0]).save(path)
+    good = np.frombuffer(path.read_bytes(), np.uint8)
+    for _ in range(100):
+      bad = good.copy()
+      bad[rng.integers(0, min(len(bad), 200), 4)] = rng.integers(0, 256, 4)
+      try:
+        image = splits.decode(io.BytesIO(bad.tobytes()), 3, 'x')
+        assert image.ndim == 3 and image.dtype == np.uint8
+      except errors.UserError as error:
+        refused += 1
+        assert str(error).startswith('x is not a readable image (')
+  assert refused > 100
+
+
+@pytest.mark.parametrize('lazy', [False, True])
+def test_unreadable_images_are_left_out_on_request(tmp_path, lazy):
+  _write_folder(tmp_path, n=10)
+  for name in ('a/0.png', 'a/7.png', 'b/3.png'):
+    (tmp_path / name).write_bytes(b'none')
+  with pytest.raises(errors.UserError, match='is not a readable image'):
+    data.load('folder', str(tmp_path), image_size=20)
+  dataset = data.load('folder', str(tmp_path), lazy=lazy, skip_unreadable=True)
+  assert dataset.notes == ('unreadable images left out: 3',)
+  seen = sorted(split.get([i])[0][0, 0, 0] for split in (
+      dataset.train, dataset.test) for i in range(len(split)))
+  assert seen == sorted({*range(10), *range(40, 50)} - {0, 7, 43})
+  for folder in 'ab':
+    for path in (tmp_path / folder).iterdir():
+      path.write_bytes(b'none')
+  with pytest.raises(errors.UserError, match='no image can be read: .*a.0.png'):
+    data.load('folder', str(tmp_path), skip_unreadable=True)
+
+
 def _png(value):
   file = io.BytesIO()
   Image.fromarray(np.full((8, 8, 3), value, np.uint8)).save(file, 'PNG')
