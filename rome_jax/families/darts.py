@@ -209,7 +209,7 @@ class Network(nn.Module):
 
   >>> cell = genotypes.load('DARTS_V2')
   >>> network = Network(cell, cells=3, channels=4, num_classes=10)
-  >>> images = jnp.zeros((2, 32, 32, 3))
+  >>> images = jax.numpy.zeros((2, 32, 32, 3))
   >>> shapes = jax.eval_shape(network.init, jax.random.key(0), images)
   >>> jax.eval_shape(network.apply, shapes, images).shape
   (2, 10)
