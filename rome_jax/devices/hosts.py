@@ -298,7 +298,8 @@ class Watch:
         target=self._run, name='hosts', daemon=True)
     self._thread.start()
 
-  def meet(self, name, text, decide):
+  def meet(self, name: str, text: str,
+           decide: Callable[[list[str]], str]) -> str:
     """Collects a text from every process and returns process 0's decision.
 
     Args:
@@ -323,13 +324,13 @@ class Watch:
       self._client.key_value_delete(f'{_ROOT}/meet/{number - 1}/')
     return self._wait(f'meet/{number}/reply')
 
-  def count_and_ask(self):
+  def count_and_ask(self) -> bool:
     """Counts a step; returns whether all processes must stop after it."""
     with self._steps:
       self._asked += 1
       return self._stop_at is not None and self._asked >= self._stop_at
 
-  def leave(self, error):
+  def leave(self, error: BaseException) -> None:
     """Ends this process after an exception in its main thread."""
     if isinstance(error, errors.UserError | errors.DivergedError):
       self._leave(error.exit_code, f'process {self.process}: {error}')
@@ -350,7 +351,7 @@ class Watch:
     self._leave(1, f'process {self.process}: {type(error).__name__}: '
                 f'{_first_line(error)}')
 
-  def close(self):
+  def close(self) -> None:
     """Stops the thread."""
     self._closed.set()
     self._thread.join()
