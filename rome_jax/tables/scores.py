@@ -7,13 +7,15 @@ select the same networks.
 
 import numbers
 from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike
 from scipy import stats
 
 from rome_jax import errors
 from rome_jax.tables import table
+
+Numbers: TypeAlias = Any  # what `np.asarray` takes: [N]
 
 
 def _checked(scores, values):
@@ -42,7 +44,7 @@ def _checked_k(k, number):
   return int(k)
 
 
-def kendall_tau(scores: ArrayLike, values: ArrayLike) -> float:
+def kendall_tau(scores: Numbers, values: Numbers) -> float:
   """Returns Kendall's tau-b in [-1, 1].
 
   tau_b = (P - Q) / sqrt((P + Q + T)(P + Q + U)), where P and Q count
@@ -57,7 +59,7 @@ def kendall_tau(scores: ArrayLike, values: ArrayLike) -> float:
   return float(stats.kendalltau(scores, values, variant='b').statistic)
 
 
-def spearman(scores: ArrayLike, values: ArrayLike) -> float:
+def spearman(scores: Numbers, values: Numbers) -> float:
   """Returns Spearman's rho in [-1, 1].
 
   NaN if all scores or all values are equal.
@@ -76,7 +78,7 @@ def _top(scores, k):
   return np.argsort(-scores, kind='stable')[:k]
 
 
-def precision_at_k(scores: ArrayLike, values: ArrayLike, k: int,
+def precision_at_k(scores: Numbers, values: Numbers, k: int,
                    top: int | None = None) -> float:
   """Returns the share of the k best-scored networks among the `top` best.
 
@@ -97,7 +99,7 @@ def precision_at_k(scores: ArrayLike, values: ArrayLike, k: int,
   return float(np.mean(values[_top(scores, k)] >= least))
 
 
-def top_k_overlap(scores: ArrayLike, values: ArrayLike, k: int) -> float:
+def top_k_overlap(scores: Numbers, values: Numbers, k: int) -> float:
   """Returns the share of the k best-scored networks among the k best.
 
   >>> top_k_overlap([3, 2, 1], [10, 30, 20], k=2)
@@ -106,7 +108,7 @@ def top_k_overlap(scores: ArrayLike, values: ArrayLike, k: int) -> float:
   return precision_at_k(scores, values, k)
 
 
-def regret(scores: ArrayLike, values: ArrayLike, k: int = 1) -> float:
+def regret(scores: Numbers, values: Numbers, k: int = 1) -> float:
   """Returns what choosing by score loses against the best network.
 
   In percentage points: the best of all minus the best of the k best-scored.
@@ -122,7 +124,7 @@ def regret(scores: ArrayLike, values: ArrayLike, k: int = 1) -> float:
 
 def evaluate(
     known: table.Table,
-    scores: ArrayLike | Mapping,
+    scores: Numbers | Mapping,
     cells: Sequence | None = None,
     *,
     dataset: str = 'cifar10',
