@@ -39,7 +39,7 @@ def of_splits(train: splits.Split, test: splits.Split) -> str:
   return found.hexdigest()
 
 
-def _parts(split) -> Iterator[bytes]:
+def _parts(split: splits.Split) -> Iterator[bytes]:
   if isinstance(split, splits.ArraySplit):
     yield from _pixels(split)
   elif split.stored is None:

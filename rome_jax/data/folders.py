@@ -60,7 +60,7 @@ def open_folder(
   folders = {entry.name.lower(): pathlib.Path(entry.path)
              for entry in os.scandir(root) if _is_folder(entry)}
   train = next((folders[n] for n in _TRAIN_NAMES if n in folders), None)
-  left_out = collections.Counter()
+  left_out: collections.Counter[str] = collections.Counter()
   if train is None:
     if need_train:
       raise errors.UserError(

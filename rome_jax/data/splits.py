@@ -253,11 +253,11 @@ def fit_all(images: np.ndarray | Sequence[np.ndarray],
 def in_memory(split: Split, size: int,
               threads: int | None = None) -> ArraySplit:
   """Decodes a whole split into an `ArraySplit` of `size` x `size` images."""
-  if not split.lazy:
+  if isinstance(split, ArraySplit):
     return ArraySplit(fit_all(split.images, size), split.labels)
+  read = split.read
   with concurrent.futures.ThreadPoolExecutor(threads or _threads()) as pool:
-    images = list(pool.map(
-        lambda i: fit(split.read(i), size), range(len(split))))
+    images = list(pool.map(lambda i: fit(read(i), size), range(len(split))))
   return ArraySplit(np.stack(images), split.labels)
 
 
@@ -270,12 +270,13 @@ def readable(split: Split) -> tuple[Split, int]:
   Raises:
     UserError: none remains.
   """
-  if not split.lazy:
+  if isinstance(split, ArraySplit):
     return split, 0
+  read = split.read
 
   def check(i):
     try:
-      split.read(i)
+      read(i)
       return ''
     except errors.UserError as error:
       return str(error)
@@ -428,9 +429,9 @@ def stratified(labels: np.ndarray, test_fraction: float,
 
 def take(split: Split, indices: np.ndarray) -> Split:
   """Returns the split that holds only the images at `indices`."""
-  if not split.lazy:
+  if isinstance(split, ArraySplit):
     return ArraySplit(split.images[indices], split.labels[indices])
-  indices, stored = np.asarray(indices), split.stored
+  indices, read, stored = np.asarray(indices), split.read, split.stored
   return LazySplit(
-      lambda i: split.read(int(indices[i])), split.labels[indices],
+      lambda i: read(int(indices[i])), split.labels[indices],
       None if stored is None else lambda i: stored(int(indices[i])))
