@@ -77,7 +77,8 @@ def random_crop(images: np.ndarray, rng: Rng, pad: int) -> np.ndarray:
     [B, H, W, C] uint8.
   """
   batch, height, width, _ = images.shape
-  y, x = (rng.integers(0, 2 * pad + 1, batch).tolist() for _ in range(2))
+  y: list[int] = rng.integers(0, 2 * pad + 1, batch).tolist()
+  x: list[int] = rng.integers(0, 2 * pad + 1, batch).tolist()
   padded = np.zeros((batch, height + 2 * pad, width + 2 * pad,
                      images.shape[3]), np.uint8)
   padded[:, pad:pad + height, pad:pad + width] = images
@@ -141,8 +142,8 @@ def cutout(images: np.ndarray, rng: Rng, size: int) -> np.ndarray:
 def cut_squares(images: np.ndarray, rng: Rng, size: int) -> None:
   """Does `cutout` in place, on an array that nobody else holds."""
   batch, height, width, _ = images.shape
-  y = rng.integers(0, height, batch).tolist()
-  x = rng.integers(0, width, batch).tolist()
+  y: list[int] = rng.integers(0, height, batch).tolist()
+  x: list[int] = rng.integers(0, width, batch).tolist()
   half = size // 2
   for i in range(batch):
     images[i, max(y[i] - half, 0):y[i] + half,
@@ -171,7 +172,8 @@ def random_resized_crop(
   """
   batch = len(images)
   areas = rng.uniform(*scale, (batch, _CROP_TRIES))
-  ratios = np.exp(rng.uniform(*np.log(_CROP_RATIO), (batch, _CROP_TRIES)))
+  low, high = np.log(_CROP_RATIO)
+  ratios = np.exp(rng.uniform(low, high, (batch, _CROP_TRIES)))
   places = rng.random((batch, 2))
   return np.stack([
       splits.resize(_cut(image, *draws), (size, size))

@@ -319,11 +319,11 @@ def statistics(
   """
   indices = (spread(_STATISTICS_IMAGES, len(split)) if split.lazy
              else np.arange(len(split)))
-  counts = 0
+  counts = np.zeros((1, 256), np.int64)
   some = min(1024, max(1, _STATISTICS_PIXELS // size**2))
   for start in range(0, len(indices), some):  # bounds the temporary memory
     images = fit_all(split.get(indices[start:start + some]), size)
-    counts += np.stack([
+    counts = counts + np.stack([
         np.bincount(images[..., c].ravel(), minlength=256)
         for c in range(images.shape[-1])])
   values = np.arange(256) / 255

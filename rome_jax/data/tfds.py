@@ -69,7 +69,7 @@ def open_tfds(
   wanted = _TEST_SPLITS.get(base_name(name), ('test', 'validation'))
   held_out = next((s for s in wanted if s in sources), None)
   train = _split(sources['train'], channels, f'{name} train')
-  test = held_out and _split(
+  test = None if held_out is None else _split(
       sources[held_out], channels, f'{name} {held_out}')
   return _names(features['label']), train, test, channels
 
