@@ -20,6 +20,7 @@ from rome_jax.engine import weights
 from rome_jax.methods import laws
 from rome_jax.methods import step as step_lib
 from rome_jax.methods.method import Method, State
+from rome_jax.methods.table import METHODS
 from rome_jax.spaces import Sizes, Space, genotypes
 from rome_jax.train import checkpoint, metrics, optim
 
@@ -46,16 +47,28 @@ def cross_entropy(logits: jax.Array,
                   batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
   """(mean cross entropy, {'accuracy': mean}) of a batch with `label` [B].
 
+  NaN if a label is outside 0..classes-1.
+
+  Raises:
+    ValueError: labels are no integers, or not one per image.
+
   >>> batch = {'label': jnp.zeros(2, int)}
   >>> round(float(cross_entropy(jnp.zeros((2, 4)), batch)[0]), 4)
   1.3863
   """
   labels = batch['label']
-  return (optim.cross_entropy(logits, labels).mean(),
-          {'accuracy': optim.correct(logits, labels).mean()})
+  if labels.shape != logits.shape[:1] or not jnp.issubdtype(
+      labels.dtype, jnp.integer):
+    raise ValueError(
+        f"batch['label'] has shape {labels.shape} and type {labels.dtype}; it "
+        f'must be {logits.shape[0]} integers, one per image')
+  # A label that is no class would count as a loss of 0.
+  known = (labels >= 0) & (labels < logits.shape[-1])
+  losses = jnp.where(known, optim.cross_entropy(logits, labels), jnp.nan)
+  return losses.mean(), {'accuracy': optim.correct(logits, labels).mean()}
 
 
-def make_step(method: Method, net: nn.Module | Loss,
+def make_step(method: Method | str, net: nn.Module | Loss,
               theta_tx: optax.GradientTransformation,
               arch_tx: optax.GradientTransformation, *,
               tau: float | Callable[[Any], Any] = 1., loss: Loss | None = None,
@@ -65,7 +78,7 @@ def make_step(method: Method, net: nn.Module | Loss,
   """Builds one search step; jit it and call it in your own loop.
 
   Args:
-    method: a row, such as `rj.methods.rome_v2`.
+    method: a row, such as `rj.methods.rome_v2`, or its name.
     net: a supernet (`rj.supernet`), or a function of your own, (theta, cells,
       batch, key) -> loss or (loss, metrics), where `cells` is {cell type:
       CellArch}; then give `space` too.
@@ -83,8 +96,9 @@ def make_step(method: Method, net: nn.Module | Loss,
     step(state, {'train': batch, 'valid': batch}) -> (state, metrics).
 
   Raises:
-    ValueError: the network has other channels than the method asks for, or
-      `space` is missing.
+    ValueError: the network has other channels than the method asks for,
+      `space` is missing or not the network's, or an option is unknown. The
+      step itself: a batch or a key of one is missing.
 
   >>> import optax, rome_jax as rj
   >>> space = rj.spaces.S2.restrict(num_nodes=1)
@@ -98,16 +112,53 @@ def make_step(method: Method, net: nn.Module | Loss,
   >>> int(state.step), sorted(metrics)[-2:]
   (1, ['valid_accuracy', 'valid_loss'])
   """
+  method = _method(method)
   _check_partial(method, net)
   if k is None:
     k = method.recipe.get('search.k', 7)
-  return step_lib.make_step(
+  if type(k) is not int or k < 1:
+    raise ValueError(f'k={k!r} must be a whole number of at least 1')
+  for name in options.keys() - set(step_lib.Options._fields):
+    raise ValueError(f'option {name!r} must be one of '
+                     f'{", ".join(step_lib.Options._fields)}'
+                     f'{errors.near_miss(name, step_lib.Options._fields)}')
+  step = step_lib.make_step(
       method, _space_of(net, space), _loss_of(net, loss), theta_tx, arch_tx,
       tau if callable(tau) else lambda step: tau,
       step_lib.Options(k=k, **options), mesh_lib.spread(mesh))
+  needed = ('image', 'label') if isinstance(net, nn.Module) and not loss else (
+      ())
+
+  def checked(state: State, batches: Mapping[str, Batch]) -> Any:
+    _check_batches(method, batches, needed)
+    return step(state, batches)
+
+  return checked
 
 
-def init(method: Method, net: nn.Module | Loss,
+def _method(method: Method | str) -> Method:
+  if not isinstance(method, str):
+    return method
+  if method not in METHODS:
+    raise ValueError(f'method {method!r} must be one of {", ".join(METHODS)}'
+                     f'{errors.near_miss(method, METHODS)}')
+  return METHODS[method]
+
+
+def _check_batches(method, batches, needed):
+  for half in dict.fromkeys(update.batch for update in method.updates):
+    if half not in batches:
+      raise ValueError(
+          f'batches[{half!r}] is missing, which method {method.name!r} needs; '
+          f'there are {", ".join(map(repr, batches)) or "none"}')
+    for key in needed:
+      if key not in batches[half]:
+        raise ValueError(
+            f'batches[{half!r}][{key!r}] is missing; there are '
+            f'{", ".join(map(repr, batches[half]))}')
+
+
+def init(method: Method | str, net: nn.Module | Loss,
          theta_tx: optax.GradientTransformation,
          arch_tx: optax.GradientTransformation, *, seed: int = 0,
          theta: Any = None, arch: Any = None, space: Space | None = None,
@@ -133,7 +184,7 @@ def init(method: Method, net: nn.Module | Loss,
   >>> state.arch.alpha['normal'].shape
   (2, 2)
   """
-  space = _space_of(net, space)
+  method, space = _method(method), _space_of(net, space)
   if theta is None:
     if not isinstance(net, nn.Module):
       raise ValueError('theta is missing: only the weights of a supernet are '
@@ -149,7 +200,11 @@ def init(method: Method, net: nn.Module | Loss,
 
 
 def _space_of(net, space):
-  found = space or getattr(net, 'space', None)
+  own = getattr(net, 'space', None)
+  found = own or space
+  if own is not None and space not in (None, own):
+    raise ValueError(f'space={space.name} must be that of the network, '
+                     f'{own.name}')
   if found is None:
     raise ValueError('space is missing: a network of your own does not say '
                      'which space it is of')
@@ -225,6 +280,16 @@ def run(config: Any, workdir: str | pathlib.Path, *,
   """
   if isinstance(config, str | pathlib.Path):
     config = command_line.load([f'--config={config}']).config
+  if dataset is not None and not isinstance(dataset, data.Dataset):
+    raise errors.UserError(
+        f'dataset is a {type(dataset).__name__}; make a Dataset of arrays '
+        'with rome_jax.data.from_arrays(train, test)')
+  writers = tuple(writers)
+  for writer in writers:
+    if not hasattr(writer, 'write'):
+      raise errors.UserError(
+          f'writers holds {writer!r}, which has no method '
+          'write(phase, step, scalars)')
   workdir = pathlib.Path(workdir)
   cli_run.run(config, workdir, dataset, writers)
   path, result = workdir / 'genotype.json', workdir / 'result.json'

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import rome_jax as rj
+from rome_jax import api
 
 NAMES = [name for name in rj.__all__ if not name.startswith('_')]
 THINGS = [name for name in NAMES if callable(getattr(rj, name))]
@@ -57,6 +58,49 @@ def test_every_name_has_an_example_that_runs(name, run_of):
     jax.config.update('jax_disable_most_optimizations', False)
 
 
+BATCH = {'image': np.zeros((2, 8, 8, 3), np.float32),
+         'label': np.zeros(2, np.int32)}
+
+
+@pytest.mark.parametrize('call, words', [
+    (lambda make: make('rome_v3'), "method 'rome_v3' must be one of"),
+    (lambda make: make('darts', k=0), 'k=0 must be a whole number'),
+    (lambda make: make('darts', sampels='scan'), "did you mean 'samples'"),
+    (lambda make: make('darts', space=rj.spaces.S0),
+     'space=s0 must be that of the network, s2'),
+    (lambda make: make('darts')(None, {'train': BATCH}),
+     r"batches\['valid'\] is missing"),
+    (lambda make: make('spos')(None, {'train': {'images': 0, 'label': 0}}),
+     r"batches\['train'\]\['image'\] is missing; there are 'images'")])
+def test_mistakes_are_one_sentence(call, words):
+  net = rj.supernet('s2', rj.Sizes(cells=1, channels=4, num_classes=2))
+  txs = optax.sgd(.1), optax.sgd(.1)
+  with pytest.raises(ValueError, match=words):
+    call(lambda method, **given: rj.make_step(method, net, *txs, **given))
+
+
+@pytest.mark.parametrize('labels', [
+    np.float32([0., 1.]), np.zeros((2, 1), np.int32), np.zeros(3, np.int32)])
+def test_labels_are_one_integer_per_image(labels):
+  with pytest.raises(ValueError, match='must be 2 integers, one per image'):
+    api.cross_entropy(np.zeros((2, 4), np.float32), {'label': labels})
+
+
+def test_a_label_that_is_no_class_is_no_success():
+  for label in (4, -1):
+    loss, _ = api.cross_entropy(
+        np.zeros((2, 4), np.float32), {'label': np.array([0, label])})
+    assert np.isnan(loss)
+
+
+@pytest.mark.parametrize('given, words', [
+    (dict(dataset=(1, 2)), 'from_arrays'), (dict(writers=[print]), 'write')])
+def test_run_is_told_what_it_needs(given, words, tmp_path):
+  with pytest.raises(rj.UserError, match=words):
+    rj.run(rj.config.defaults(), tmp_path / 'none', **given)
+  assert not (tmp_path / 'none').exists()
+
+
 def test_the_partial_channels_of_net_and_method_agree():
   net = rj.supernet(rj.spaces.S2, rj.Sizes(cells=1, channels=8, num_classes=2))
   with pytest.raises(ValueError, match='partial=1 of the supernet must be 4'):
@@ -93,6 +137,17 @@ def test_the_loaded_network_is_the_tested_one(run_of, capsys):
   assert accuracy == pytest.approx(about.figures['test_accuracy'], abs=1e-6)
   with pytest.raises(rj.UserError, match="'derived-9'; there are derived-0"):
     rj.load(run_of['workdir'], 'derived-9')
+
+
+def test_a_finished_run_is_of_its_data(run_of, capsys):
+  rj.run(run_of['config'], run_of['workdir'], dataset=run_of['dataset'])
+  train, test = run_of['dataset'].train, run_of['dataset'].test
+  other = rj.data.from_arrays(
+      (255 - train.images, train.labels), (test.images, test.labels),
+      class_names=('cat', 'dog'))
+  with pytest.raises(rj.UserError, match='began with other data'):
+    rj.run(run_of['config'], run_of['workdir'], dataset=other)
+  capsys.readouterr()
 
 
 def test_writers_get_every_line(run_of, tmp_path, capsys):

@@ -85,6 +85,8 @@ def run(config: ConfigDict, workdir: str | os.PathLike,
       checks.local_path('workdir', os.fspath(workdir)))
   if hosts.from_first(lambda: _finished(workdir)):
     hosts.from_first(lambda: checks.check_workdir(workdir, config))
+    if dataset is not None:
+      hosts.from_first(lambda: _save_dataset(workdir, dataset))
     print(f'{workdir} already holds this run, finished; see '
           f'{workdir / REPORT}')
     return 0

@@ -15,6 +15,7 @@ Shapes: B images of H x W pixels with C channels.
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -77,8 +78,8 @@ def random_crop(images: np.ndarray, rng: Rng, pad: int) -> np.ndarray:
     [B, H, W, C] uint8.
   """
   batch, height, width, _ = images.shape
-  y: list[int] = rng.integers(0, 2 * pad + 1, batch).tolist()
-  x: list[int] = rng.integers(0, 2 * pad + 1, batch).tolist()
+  y: Any = rng.integers(0, 2 * pad + 1, batch).tolist()
+  x: Any = rng.integers(0, 2 * pad + 1, batch).tolist()
   padded = np.zeros((batch, height + 2 * pad, width + 2 * pad,
                      images.shape[3]), np.uint8)
   padded[:, pad:pad + height, pad:pad + width] = images
@@ -142,8 +143,8 @@ def cutout(images: np.ndarray, rng: Rng, size: int) -> np.ndarray:
 def cut_squares(images: np.ndarray, rng: Rng, size: int) -> None:
   """Does `cutout` in place, on an array that nobody else holds."""
   batch, height, width, _ = images.shape
-  y: list[int] = rng.integers(0, height, batch).tolist()
-  x: list[int] = rng.integers(0, width, batch).tolist()
+  y: Any = rng.integers(0, height, batch).tolist()
+  x: Any = rng.integers(0, width, batch).tolist()
   half = size // 2
   for i in range(batch):
     images[i, max(y[i] - half, 0):y[i] + half,
