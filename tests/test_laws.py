@@ -73,7 +73,9 @@ def test_what_rows_refuse():
 
 # Their like runs too, under another name.
 SLOW = ('s2', 'nasbench1shot1_1', 'nasbench1shot1_3', 'nasbench1shot1_1_skip',
-        'nasbench1shot1_2_skip', 'nasbench1shot1_3_skip')
+        'nasbench1shot1_2_skip', 'nasbench1shot1_3_skip',
+        'nasbench1shot1_1_first', 'nasbench1shot1_2_first',
+        'nasbench1shot1_3_first')
 EVERY_SPACE = pytest.mark.parametrize('space', [
     *(pytest.param(space, id=name,
                    marks=pytest.mark.slow if name in SLOW else ())

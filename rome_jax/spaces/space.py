@@ -349,6 +349,10 @@ _SHOT = [_one_shot_1(1, (1, 2, 2, 2, 2)), _one_shot_1(2, (1, 1, 2, 2, 3)),
 _SHOT += [s.restrict(name=f'{s.name}_skip',
                      ops=('max_pool_3x3', 'conv_3x3', 'skip_connect'))
           for s in _SHOT]
+# The first version of the authors' code (December 2019), in which the cell's
+# input is concatenated with its nodes; see docs/nasbench1shot1.md.
+_SHOT += [s.restrict(name=f'{s.name}_first', layout=('concatenated',))
+          for s in _SHOT[:3]]
 
 # ProxylessNAS (Cai et al., ICLR 2019): MBConv of kernel k, expansion e.
 _MBCONV = tuple(f'mbconv_k{k}_e{e}' for e in (3, 6) for k in (3, 5, 7))
