@@ -39,7 +39,7 @@ from rome_jax.config import checks, fields
 from rome_jax.engine import weights as weights_lib
 from rome_jax.families import darts
 from rome_jax.spaces import genotypes
-from rome_jax.train import optim, retrain
+from rome_jax.train import optim, recipes, retrain
 
 DTYPES = fields.DTYPES
 # Compiles in seconds; an operation of every kind.
@@ -50,7 +50,7 @@ TINY = spaces.Space('tiny', ('skip_connect', 'sep_conv_3x3'), num_nodes=1)
 SEARCH_ROWS = (
     dict(), dict(dtype='bfloat16'), dict(accumulate=2), dict(accumulate=4),
     dict(samples='vmap'))
-EVALUATE_ROWS = (
+RETRAIN_ROWS = (
     dict(), dict(dtype='bfloat16'), dict(accumulate=2), dict(accumulate=4),
     dict(remat='cells'), dict(remat='cells', dtype='bfloat16'))
 
@@ -84,13 +84,11 @@ def search_row(args, changes) -> dict:
           step, state, problem.batches, args.repeats)}
 
 
-def evaluate_row(args, changes) -> dict:
+def retrain_row(args, changes) -> dict:
   """The same of a step of retraining DARTS_V2's network."""
-  section = fields.defaults().evaluate
-  section.update(
+  section = recipes.RetrainRecipe(
       cells=args.cells, channels=args.retrain_channels,
-      batch_size=args.batch, auxiliary=False)
-  section.update(changes)
+      batch_size=args.batch, auxiliary=False)._replace(**changes)
   network = _network(section)
   shape = (args.image_size, args.image_size, 3)
   variables = weights_lib.initialise(network, 0, jnp.zeros((2, *shape)))
@@ -139,11 +137,10 @@ def kept_bytes(network, variables, section, shape) -> int:
 def kept(args) -> list[dict]:
   """kept_bytes of a retraining: 20 cells, 36 channels, batch 96."""
   rows = []
-  for changes in EVALUATE_ROWS:
-    section = fields.defaults().evaluate
-    section.update(changes)
+  for changes in RETRAIN_ROWS:
+    section = recipes.RetrainRecipe(**changes)
     if args.quick:
-      section.update(cells=3)
+      section = section._replace(cells=3)
     network = _network(section)
     shape = (32, 32, 3)
     variables = weights_lib.initialise(network, 0, jnp.zeros((2, *shape)))
@@ -156,7 +153,7 @@ def cost(args) -> list[dict]:
   """All rows, each with what it is of the first of its step."""
   rows = []
   for row_of, table in ((search_row, SEARCH_ROWS),
-                        (evaluate_row, EVALUATE_ROWS)):
+                        (retrain_row, RETRAIN_ROWS)):
     first = None
     for changes in table[:2] if args.quick else table:
       say(f'{row_of.__name__} {changes}')
@@ -229,7 +226,7 @@ def _parse(argv):
   for name, default, meaning in (
       ('cells', 8, 'cells of both networks'),
       ('channels', 16, 'of the supernet'),
-      ('evaluate-channels', 36, 'of the network'),
+      ('retrain-channels', 36, 'of the network'),
       ('batch', 32, 'images per step'),
       ('image-size', 32, 'pixels'),
       ('k', 2, 'architectures per half step'),

@@ -18,7 +18,7 @@ from rome_jax.methods import method as method_lib
 from rome_jax.methods import step as step_lib
 from rome_jax.methods import table
 from rome_jax.spaces import genotypes
-from rome_jax.train import metrics, retrain, search
+from rome_jax.train import metrics, recipes, retrain, search
 
 B, SIDE, CLASSES = 6, 8, 3
 each_space = pytest.mark.parametrize('space', [
@@ -265,7 +265,7 @@ def test_search_step_is_the_mean_of_its_parts(
   method = table.METHODS['rome_v2']
   sgd = optax.sgd(1.)
   state = step_lib.init_state(
-      theta, method.init(tiny, jax.random.key(0)), sgd, sgd)
+      method, tiny, theta, method.init(tiny, jax.random.key(0)), sgd, sgd)
 
   updates = {
       accumulate: quick_jit(step_lib.make_step(
@@ -275,7 +275,8 @@ def test_search_step_is_the_mean_of_its_parts(
 
   def step(accumulate, batch):
     # Only what comes first: theta's samples are drawn after alpha's step.
-    new, scalars = updates[accumulate](state, batch, batch)
+    new, scalars = updates[accumulate](
+        state, {'train': batch, 'valid': batch})
     return new.arch, scalars['valid_loss']
 
   two = batch(1)
@@ -304,15 +305,14 @@ class Small(nn.Module):
 
 @pytest.mark.parametrize('norm', [True, False])
 def test_retraining_step_is_the_mean_of_its_parts(norm, quick_jit):
-  section = fields.defaults().evaluate
-  section.update(auxiliary=False, drop_path=0.)
+  recipe = recipes.RetrainRecipe(auxiliary=False, drop_path=0.)
   net, tx = Small(norm), optax.sgd(1.)
   variables = net.init(jax.random.key(0), batch()['image'])
   state = retrain.init_state(variables, tx)
 
   def step(accumulate, state, batch):
-    section.accumulate = accumulate
-    return quick_jit(retrain.make_step(net, section, tx, 10, 5))(state, batch)
+    parts = recipe._replace(accumulate=accumulate)
+    return quick_jit(retrain.make_step(net, parts, tx, 10, 5))(state, batch)
 
   actual, scalars = step(2, state, batch())
   after, losses = state, []
