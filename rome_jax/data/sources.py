@@ -101,6 +101,10 @@ def load(name: str, data_dir: str = '', *, image_size: int = 0,
     raise errors.UserError(
         f'image_size={image_size} must be at least 1, or 0 for the size of '
         'the images')
+  if key == 'digits' and data_dir:
+    raise errors.UserError(
+        f'data_dir={data_dir} must be empty with dataset=digits, which comes '
+        'with scikit-learn; for files of your own set dataset to folder or npz')
   if key != 'digits' and key != 'tfds' and not data_dir:
     raise errors.UserError(
         f'data_dir is empty; {name} needs the path of its files')

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import io
+import pathlib
 
 import numpy as np
 
@@ -56,6 +57,13 @@ def open_tfds(
         f'{name} has no train split; it has {", ".join(sources)}') from None
   # TFDS raises a different type for each thing that can be missing.
   except Exception as error:
+    folder = pathlib.Path(data_dir, full.partition(':')[0].partition('/')[0])
+    if data_dir and not folder.is_dir():
+      raise errors.UserError(
+          f'{name} is not prepared in data_dir={data_dir!r}, which has no '
+          f'folder {folder.name}; prepare it once with tfds.builder('
+          f"{full!r}, file_format='array_record').download_and_prepare()"
+      ) from error
     raise errors.UserError(
         f'{name} cannot be read from data_dir={data_dir!r}: '
         f'{formats.reason(error)}; expected a data set that was prepared '

@@ -799,7 +799,7 @@ def test_tfds(tmp_path):
 
 
 def test_wrong_tfds_is_refused(tmp_path):
-  with pytest.raises(errors.UserError, match='tfds:nothing_like_it cannot'):
+  with pytest.raises(errors.UserError, match='tfds:nothing_like_it is not prepared'):
     data.load('tfds:nothing_like_it', str(tmp_path))
 
 
@@ -856,3 +856,14 @@ def test_constant_images_do_not_divide_by_zero():
                           np.zeros(3, np.int32))
   mean, std = splits.statistics(split, 4)
   assert mean == (1.,) and std == (1 / 255,)
+
+
+def test_digits_take_no_folder(tmp_path):
+  """A folder that would be ignored is refused (the data set was forgotten)."""
+  with pytest.raises(errors.UserError, match='must be empty with dataset=digi'):
+    data.load('digits', str(tmp_path))
+
+
+def test_a_tfds_set_that_is_not_prepared(tmp_path):
+  with pytest.raises(errors.UserError, match='has no folder mnist; prepare it'):
+    data.load('tfds:mnist', str(tmp_path))
