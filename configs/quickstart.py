@@ -7,8 +7,8 @@ with three seeds and compares with two random architectures.
 
   python -m rome_jax.main --config=configs/quickstart.py
 
-Hardware: 2 CPU cores (AMD EPYC). Time: 104 s with nothing compiled before
-(59 s of it compiling; other work on both cores; 89 s of CPU time).
+Hardware: 2 CPU cores (AMD EPYC). Time: 63 s with nothing compiled before
+(32 s of it compiling; 85 s of CPU time).
 Published score: none. This code: no noise in the derived cells, 98.05 +- .48 %
 test accuracy (three retrainings of one search); the two random architectures
 have 96.38 and 70.47 % (2026-11-26).
