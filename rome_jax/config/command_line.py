@@ -6,7 +6,7 @@ import pathlib
 import re
 import traceback
 import types
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_collections
 
@@ -264,7 +264,7 @@ def _run_file(path, argument):
   return config
 
 
-def arguments(text: str, **allowed) -> types.SimpleNamespace:
+def arguments(text: str, **allowed: Any) -> types.SimpleNamespace:
   """Reads the argument of a config file, `key=value,key=value`.
 
   Args:

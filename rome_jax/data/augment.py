@@ -47,16 +47,16 @@ class RowGenerator:
   def _whole(self, size):
     return (self._batch, *size[1:]) if isinstance(size, tuple) else self._batch
 
-  def integers(self, low, high, size):
+  def integers(self, low: Any, high: Any, size: Any) -> np.ndarray:
     return self._rng.integers(low, high, self._whole(size))[self._rows]
 
-  def random(self, size):
+  def random(self, size: Any) -> np.ndarray:
     return self._rng.random(self._whole(size))[self._rows]
 
-  def uniform(self, low, high, size):
+  def uniform(self, low: Any, high: Any, size: Any) -> np.ndarray:
     return self._rng.uniform(low, high, self._whole(size))[self._rows]
 
-  def permuted(self, rows, axis):
+  def permuted(self, rows: Any, axis: Any) -> np.ndarray:
     """Permutes along `axis`; all given rows must be equal."""
     whole = np.repeat(rows[:1], self._batch, 0)
     return self._rng.permuted(whole, axis=axis)[self._rows]

@@ -12,6 +12,7 @@ docs/own_space.md.
 import dataclasses
 import functools
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -232,7 +233,7 @@ class Space:
       row[:len(names)] = [self.ops.index(name) for name in names]
     return table
 
-  def restrict(self, **changes) -> 'Space':
+  def restrict(self, **changes: Any) -> 'Space':
     """A copy with other values of some attributes."""
     return dataclasses.replace(self, **changes)
 

@@ -39,11 +39,11 @@ class Column(NamedTuple):
   raw: np.ndarray
   scale: float = 1
 
-  def runs(self, rows=slice(None)) -> np.ndarray:
+  def runs(self, rows: Any = slice(None)) -> np.ndarray:
     """Returns some rows, [..., R] float64; NaN marks a missing run."""
     return self._floats(rows) / self.scale
 
-  def mean(self, rows=slice(None)) -> np.ndarray:
+  def mean(self, rows: Any = slice(None)) -> np.ndarray:
     """Returns the mean over the runs, [...] float64; NaN if there are none."""
     # Sum before scaling, so that equal counts give equal means and ties stay
     # ties.
@@ -114,7 +114,7 @@ class Table:
     """Returns all accuracies, [N] float64; NaN where not measured."""
     return self._read(slice(None), dataset, split, epochs, run)
 
-  def query(self, cell, dataset: str = 'cifar10', split: str = 'test',
+  def query(self, cell: Any, dataset: str = 'cifar10', split: str = 'test',
             epochs: int | None = None, *, run: int | None = None) -> float:
     """Returns the accuracy of a network."""
     row = self.to_index(cell)
@@ -125,14 +125,14 @@ class Table:
           f'{dataset} for epochs={epochs}, run={run}')
     return value
 
-  def rank(self, cell, dataset: str = 'cifar10', split: str = 'test',
+  def rank(self, cell: Any, dataset: str = 'cifar10', split: str = 'test',
            epochs: int | None = None, *, run: int | None = None) -> int:
     """Returns 1 plus the number of better networks; ties share a rank."""
     value = self.query(cell, dataset, split, epochs, run=run)
     values = self.values(dataset, split, epochs, run=run)
     return 1 + int(np.sum(values > value))
 
-  def regret(self, cell, dataset: str = 'cifar10', split: str = 'test',
+  def regret(self, cell: Any, dataset: str = 'cifar10', split: str = 'test',
              epochs: int | None = None, *, run: int | None = None) -> float:
     """Returns the best accuracy minus the network's, in percentage points."""
     value = self.query(cell, dataset, split, epochs, run=run)
@@ -149,7 +149,7 @@ class Table:
     row = int(np.nanargmax(values))
     return Best(row, self.to_cell(row), float(values[row]))
 
-  def cost(self, cell, name: str, dataset: str = 'cifar10') -> float:
+  def cost(self, cell: Any, name: str, dataset: str = 'cifar10') -> float:
     """Returns a cost of a network, such as `params` or `train_time` (s)."""
     return float(self._cost(name, dataset).mean(self.to_index(cell)))
 
@@ -204,7 +204,7 @@ def _one_of(field, value, known, suffix=''):
 # --- The file
 
 
-def pack(arrays, header) -> bytes:
+def pack(arrays: Any, header: Any) -> bytes:
   """Returns the bytes of a table's file: an .npz with a JSON header.
 
   Args:
@@ -219,7 +219,7 @@ def pack(arrays, header) -> bytes:
   return stream.getvalue()
 
 
-def unpack(path, to_index, to_cell) -> Table:
+def unpack(path: Any, to_index: Any, to_cell: Any) -> Table:
   """Verifies the SHA-256 of a file made by `pack` and reads it.
 
   Args:

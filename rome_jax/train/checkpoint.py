@@ -16,6 +16,7 @@ import os
 import pathlib
 import re
 import shutil
+from typing import Any
 
 import jax
 import numpy as np
@@ -80,7 +81,7 @@ class Checkpoints:
           f'cannot read {self.directory}: {error.strerror}') from error
     return sorted(int(name) for name in names if re.fullmatch(r'\d{8,}', name))
 
-  def save(self, step: int, state) -> None:
+  def save(self, step: int, state: Any) -> None:
     """Starts a save; returns once `state` is copied to the host.
 
     The caller may then donate or change the arrays. Waits for the previous
@@ -116,7 +117,7 @@ class Checkpoints:
     finally:
       self._thread.shutdown()
 
-  def restore(self, target):
+  def restore(self, target: Any) -> tuple[int, Any] | None:
     """Reads the newest usable checkpoint.
 
     Skips damaged ones with a warning in the log and lists them in `damaged`;
@@ -152,7 +153,7 @@ class Checkpoints:
           'to start from the beginning')
     return None
 
-  def read(self, step: int, target):
+  def read(self, step: int, target: Any) -> Any:
     """Reads one checkpoint, in the form of `restore`'s target.
 
     Raises:
@@ -202,7 +203,7 @@ def _named_leaves(tree):
   return leaves
 
 
-def digest(state) -> str:
+def digest(state: Any) -> str:
   """Returns the SHA-256 of the names and values of a state's leaves.
 
   >>> digest({'a': 1}) == digest({'a': np.int64(1)})

@@ -147,7 +147,7 @@ def checked_steps(steps: int, epochs: str, instead: str) -> int:
   return steps
 
 
-def init_carry(step: Callable, state, batch, memo=(),
+def init_carry(step: Callable, state: Any, batch: Any, memo: Any = (),
                placement: Placement | None = None) -> Carry:
   """Returns the carry before the first step of `step`."""
   shapes = jax.eval_shape(step, state, batch)[1]
@@ -156,7 +156,7 @@ def init_carry(step: Callable, state, batch, memo=(),
   return mesh_lib.place(carry, placement.carry) if placement else carry
 
 
-def compile_step(step: Callable, carry: Carry, batch, label='',
+def compile_step(step: Callable, carry: Carry, batch: Any, label: str = '',
                  placement: Placement | None = None) -> Program:
   """Compiles a step together with the sums of its metrics.
 
@@ -190,7 +190,7 @@ def compile_step(step: Callable, carry: Carry, batch, label='',
 
 
 def run(phase: Phase, program: Program, carry: Carry, settings: Settings,
-        writer: metrics.MetricsWriter, stop) -> Outcome:
+        writer: metrics.MetricsWriter, stop: Any) -> Outcome:
   """Runs a phase to its end, from its newest checkpoint if there is one.
 
   Args:
@@ -251,7 +251,7 @@ class _Runner:
     self.scalars = {}
     self.saved = None
 
-  def run(self, start, carry, resumed):
+  def run(self, start: Any, carry: Any, resumed: Any) -> Outcome:
     phase, settings = self.phase, self.settings
     self.saved = start if resumed else None
     self.began = self.logged_at = time.perf_counter()

@@ -12,7 +12,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -100,7 +100,7 @@ BFLOAT16_FACTOR = .9
 REMAT_FACTOR = .5
 
 
-def image_bytes(loss: Callable, theta, shape: tuple[int, ...]) -> int:
+def image_bytes(loss: Callable, theta: Any, shape: tuple[int, ...]) -> int:
   """Estimates the memory of loss and gradient for one image of one sample.
 
   The estimate is KEPT_FACTOR times what the forward pass keeps for the backward
@@ -326,7 +326,7 @@ def check_memory(name: str, program: loop.Program, size: Size) -> None:
       f'fit: {", ".join(smaller_settings(size, share))}')
 
 
-def cost(phase: loop.Phase, program: loop.Program, carry, batch,
+def cost(phase: loop.Phase, program: loop.Program, carry: Any, batch: Any,
          way: str = '') -> Cost:
   """Measures one step on a copy of the carry and returns the cost."""
   available = available_bytes()
@@ -346,8 +346,8 @@ def cost(phase: loop.Phase, program: loop.Program, carry, batch,
               seconds() if again else once, way)
 
 
-def announce(what: str, phase: loop.Phase, program: loop.Program, carry,
-             batch, size: Size) -> None:
+def announce(what: str, phase: loop.Phase, program: loop.Program, carry: Any,
+             batch: Any, size: Size) -> None:
   """Checks that a program fits and prints its cost on stderr, in one line.
 
   Args:

@@ -14,7 +14,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -118,7 +118,7 @@ class MetricsWriter:
     for phase, step in (resume_step or {}).items():
       self.rewind(phase, step)
 
-  def write(self, phase, step, scalars):
+  def write(self, phase: str, step: int, scalars: Mapping[str, Any]) -> None:
     """Appends one line, visible to readers at once.
 
     Args:
@@ -150,7 +150,7 @@ class MetricsWriter:
     for writer in self._writers:
       writer.write(phase, int(step), scalars)
 
-  def rewind(self, phase, step):
+  def rewind(self, phase: str, step: int) -> None:
     """Removes the lines of `phase` after `step`; keeps other phases.
 
     Call it with the step of the checkpoint that a phase resumes from, or -1 if
@@ -165,7 +165,7 @@ class MetricsWriter:
       self._events.pop(phase).close()
     self._purge_steps[phase] = step + 1
 
-  def sync(self):
+  def sync(self) -> None:
     """Flushes all lines to disk; call it before saving a checkpoint."""
     try:
       if self._file is not None:
@@ -176,7 +176,7 @@ class MetricsWriter:
       with contextlib.suppress(OSError):  # A copy of the lines above.
         writer.flush()
 
-  def close(self):
+  def close(self) -> None:
     """Closes the files; a later `write` opens them again."""
     self._close_file()
     while self._events:
@@ -230,13 +230,13 @@ class MetricsWriter:
 class NoWriter:
   """A `MetricsWriter` that writes nothing, for all processes but the first."""
 
-  def write(self, phase, step, scalars):
+  def write(self, phase: str, step: int, scalars: Mapping[str, Any]) -> None:
     """Ignores the arguments of `MetricsWriter.write`."""
 
-  def rewind(self, phase, step):
+  def rewind(self, phase: str, step: int) -> None:
     """Does nothing."""
 
-  def sync(self):
+  def sync(self) -> None:
     """Does nothing, as there is nothing to flush."""
 
   def __enter__(self):
@@ -287,7 +287,7 @@ class Progress:
     self._last = (int(initial), {})
     self._drawn = None  # (units, time) of the last line drawn
 
-  def update(self, done, **scalars):
+  def update(self, done: int, **scalars: Any) -> None:
     """Reports that `done` units are done; reads scalars only to show them."""
     now = self._clock()
     self._first = self._first or (done, now)
@@ -296,14 +296,14 @@ class Progress:
         or now - self._drawn[1] >= self._interval):
       self._draw(now)
 
-  def note(self, text):
+  def note(self, text: str) -> None:
     """Prints a line above the bar."""
     self._stream.write('\r\x1b[K' * self._terminal + text + '\n')
     if self._terminal and self._drawn is not None:
       self._draw(self._clock())
     self._stream.flush()
 
-  def close(self):
+  def close(self) -> None:
     """Shows the last state if it was not shown yet, and ends the line."""
     if self._drawn is not None:
       if self._drawn[0] != self._last[0]:

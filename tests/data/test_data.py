@@ -799,7 +799,8 @@ def test_tfds(tmp_path):
 
 
 def test_wrong_tfds_is_refused(tmp_path):
-  with pytest.raises(errors.UserError, match='tfds:nothing_like_it is not prepared'):
+  with pytest.raises(
+      errors.UserError, match='tfds:nothing_like_it is not prepared'):
     data.load('tfds:nothing_like_it', str(tmp_path))
 
 
