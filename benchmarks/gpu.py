@@ -25,7 +25,6 @@ CUDA graphs.
 
 import argparse
 import contextlib
-import faulthandler
 import json
 import pathlib
 import statistics
@@ -40,7 +39,7 @@ import jax
 import numpy as np
 
 from benchmarks import grid, search_step
-from rome_jax import families, spaces
+from rome_jax import families, files, spaces
 from rome_jax.config import fields
 from rome_jax.engine import kernels
 from rome_jax.methods import METHODS
@@ -346,14 +345,12 @@ def _measure(args, save):
 
 def main(argv=None):
   args = _parse(argv)
-  faulthandler.dump_traceback_later(60, repeat=True)
   jax.config.update('jax_enable_compilation_cache', False)
   done = []
 
   def save(row):
     done.append(row)
-    pathlib.Path(args.out).write_text(json.dumps(
-        {**grid.environment(), 'rows': done}, indent=1))
+    files.write_json(args.out, {**grid.environment(), 'rows': done})
     print(json.dumps({k: v for k, v in row.items() if k != 'profile'}),
           file=sys.stderr, flush=True)
 

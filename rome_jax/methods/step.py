@@ -259,9 +259,6 @@ def make_step(method: Method, space: Space, loss_fn: Callable,
   if options.order == 'theta_first':
     updates = tuple(reversed(updates))
   run = _both_halves if _fits_one_program(updates) else _one_by_one
-  make_objective_at = functools.partial(
-      make_objective, method, space, loss_fn, theta_tx, options=options,
-      spread=spread)
 
   def step(state: State, batches: Mapping[str, Any]) -> tuple[State, Metrics]:
     keys = jax.random.split(
@@ -269,7 +266,7 @@ def make_step(method: Method, space: Space, loss_fn: Callable,
         max(2, len(updates)))
     tau = tau_fn(state.step)
     context = _Context(method, space, loss_fn, theta_tx, arch_tx, tau, options,
-                       spread, make_objective_at(tau=tau))
+                       spread)
     state, metrics, norm = run(context, updates, state, batches, keys)
     metrics = {'tau': tau, 'grad_norm': norm,
                'clipped': (norm > options.clip_norm).astype(norm.dtype),
@@ -290,7 +287,6 @@ class _Context(NamedTuple):
   tau: Any
   options: Options
   spread: Callable
-  objective: Objective
 
 
 def _named(update: Update, values: Any) -> Metrics:
@@ -302,10 +298,13 @@ def _named(update: Update, values: Any) -> Metrics:
 def _one_by_one(context, updates, state, batches, keys):
   """Every update a program of its own: any rule, any parameters."""
   metrics, norm = {}, jnp.zeros(())
+  objective = make_objective(
+      context.method, context.space, context.loss_fn, context.theta_tx,
+      context.tau, context.options, context.spread)
   for update, key in zip(updates, keys):
     def apply(state, update=update, key=key):
       rule = update.rule or first_order
-      values, grads = rule(context.objective, update, state, batches, key)
+      values, grads = rule(objective, update, state, batches, key)
       state = _observed(context, update, state, grads, batches, values)
       return _applied(context, update, state, grads), _named(update, values), (
           _theta_norm(update, grads))
@@ -320,13 +319,17 @@ def _once_it_may_move(options, update, state, apply):
   """`apply`, skipped for the architecture's updates before `arch_from`."""
   if update.params == 'theta' or not options.arch_from:
     return apply(state)
-  shapes = jax.eval_shape(apply, state)
+  return _apply_if(state.step >= options.arch_from, apply, state)
+
+
+def _apply_if(condition, apply, state):
+  """apply(state) -> (state, ...), or the same state and zeros."""
+  shapes = jax.eval_shape(apply, state)[1:]
 
   def skip(state):
-    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes[1:])
-    return state, *zeros
+    return state, *jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
 
-  return lax.cond(state.step >= options.arch_from, apply, skip, state)
+  return lax.cond(condition, apply, skip, state)
 
 
 def _observed(context, update, state, grads, batches, values):
@@ -363,7 +366,7 @@ def _applied(context, update, state, grads):
 #
 # A private optimisation for one first-order update of the architecture and one
 # of theta: both are one program that a scan runs twice, which compiles in half
-# the time. A flag travels with the sampled cells; where it is false the engine
+# the time. A flag says whether weights are trained; where not, the engine
 # computes no gradient of weights.
 
 
@@ -398,13 +401,8 @@ def _half(context, state, given):
 
   if not context.options.arch_from:
     return run(state)
-  shapes = jax.eval_shape(run, state)[1]
-
-  def skip(state):
-    return state, jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
-
-  return lax.cond(
-      trained | (state.step >= context.options.arch_from), run, skip, state)
+  return _apply_if(
+      trained | (state.step >= context.options.arch_from), run, state)
 
 
 def _both_gradients(context, state, batch, key, trained):
