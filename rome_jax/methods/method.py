@@ -138,9 +138,12 @@ class Extra(NamedTuple):
     init: (space, number of training images) -> pytree of arrays.
     observe: (extra, gradients of theta, batch, metrics) -> extra, inside the
       step, before the optimiser.
-    boundary: (state, epoch) -> state, once at the end of an epoch.
+    boundary: (objective, state, batches, epoch, key) -> state, once at the
+      end of an epoch, in a program of its own; `epoch` counts those done, and
+      `objective` is that of a rule. It may set back the state, `step` too:
+      the search then lasts until `step` has come to its end.
     draw: extra -> [n] weights of the training images in the next epoch.
-    stop: extra -> bool, whether the search ends here.
+    stop: extra -> bool, asked after each boundary: whether the search ends.
   """
 
   init: Callable[[Space, int], Any] | None = None

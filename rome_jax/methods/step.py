@@ -62,6 +62,8 @@ class Options(NamedTuple):
     theta_reduce, alpha_reduce: 'sum' or 'mean' over the K gradients.
     clip_norm: only to report how often theta's gradient is clipped.
     arch_from: the step at which the architecture begins to move.
+    steps: of the whole search, for rules with a schedule; 0: unknown.
+    steps_per_epoch: such schedules change once an epoch.
   """
 
   k: int = 7
@@ -73,6 +75,8 @@ class Options(NamedTuple):
   alpha_reduce: str = 'mean'
   clip_norm: float = 5.
   arch_from: int = 0
+  steps: int = 0
+  steps_per_epoch: int = 1
 
 
 DEFAULTS = Options()
@@ -82,14 +86,23 @@ class Objective(NamedTuple):
   """What a gradient rule may ask of the loss over K samples.
 
   Attributes:
-    gradient: (params, theta, arch, batch, key, mask) -> ((loss, metrics),
-      gradients): means of loss and metrics over K, the gradients of 'theta',
-      'arch' or 'both' (a pair), reduced as the options say.
-    theta_tx: the optimiser of theta, for rules that look a step ahead.
+    gradient: (params, theta, arch, batch, key, mask, gates=None) -> ((loss,
+      metrics), gradients): means of loss and metrics over K, the gradients of
+      'theta', 'arch' or 'both' (a pair), reduced as the options say. With
+      `gates`, {cell type: [M]}, every sample has these in place of its own;
+      params='gates' then gives their gradient.
+    cells: (arch, key, mask) -> {cell type: CellArch}, the first of the K
+      samples that `gradient` draws from the same key.
+    theta_after: (gradients of theta, state) -> theta after the optimiser has
+      had them; differentiable.
+    progress: share of the search that is done, as of the present epoch.
+      Raises ValueError if nobody said how long the search is.
   """
 
   gradient: Callable[..., Any]
-  theta_tx: Any
+  cells: Callable[..., Any]
+  theta_after: Callable[[Any, State], Any]
+  progress: Callable[[], jax.Array]
 
 
 # ------------------------------------------------------------------- state
@@ -131,43 +144,75 @@ def _move(tx, grads, opt, params):
 # --------------------------------------------------------------- objective
 
 
-def make_objective(method: Method, space: Space, loss_fn: Callable,
-                   theta_tx: optax.GradientTransformation | OneVector, tau: Any,
-                   options: Options, spread: Callable) -> Objective:
+def make_objective(context: '_Context', step: jax.Array) -> Objective:
   """The objective of one step, at its temperature."""
+  method, space, options = context.method, context.space, context.options
+  told = _told(context.loss_fn, 'step')
 
-  def gradient(params, theta, arch, batch, key, mask=()):
+  def gradient(params, theta, arch, batch, key, mask=(), gates=None):
     noise, keys = _draw(method, space, options, arch, key, params != 'arch')
 
     def one(sampled, key, shared, batch):
-      *fixed, mask, tau = shared
+      *fixed, mask, tau, step = shared
+      flags = {'step': step} if told else {}
 
       def loss(variables):
-        weights, table = _chosen(params, variables, *fixed)
+        weights, table, gates = _chosen(params, variables, *fixed)
         cells = method.sample(space, table, sampled, tau, mask or None)
-        return loss_fn(weights, cells, batch, key)
+        return context.loss_fn(
+            weights, _with_gates(cells, gates), batch, key, **flags)
 
       values, grads = jax.value_and_grad(loss, has_aux=True)(
           _variables(params, *fixed))
       return values, ravel_pytree(grads)[0]
 
     values, grads = _over_samples(
-        one, noise, keys, (theta, arch, mask, tau), batch, options, spread)
-    unravel = ravel_pytree(_variables(params, theta, arch))[1]
+        one, noise, keys, (theta, arch, gates, mask, context.tau, step), batch,
+        options, context.spread)
+    unravel = ravel_pytree(_variables(params, theta, arch, gates))[1]
     return values, _reduced_tree(params, unravel(grads), options)
 
-  return Objective(gradient, theta_tx)
+  def cells(arch, key, mask=()):
+    noise = _draw(method, space, options, arch, key, False)[0]
+    first = jax.tree.map(lambda leaf: leaf[0], noise)
+    return method.sample(space, arch, first, context.tau, mask or None)
+
+  def theta_after(grads, state):
+    return _move(context.theta_tx, grads, state.theta_opt, state.theta)[0]
+
+  def progress():
+    if not options.steps:
+      raise ValueError(
+          f'steps=0 must be the length of the search: method {method.name!r} '
+          'has a schedule')
+    epoch = step // options.steps_per_epoch
+    return epoch * options.steps_per_epoch / options.steps
+
+  return Objective(gradient, cells, theta_after, progress)
 
 
-def _variables(params, theta, arch):
-  return {'theta': theta, 'arch': arch, 'both': (theta, arch)}[params]
+def _told(loss_fn, name):
+  """Whether a loss takes this keyword."""
+  return name in inspect.signature(loss_fn).parameters
 
 
-def _chosen(params, variables, theta, arch):
-  """(theta, arch) with those that are differentiated in their place."""
-  return {'theta': lambda: (variables, arch),
-          'arch': lambda: (theta, variables),
-          'both': lambda: variables}[params]()
+def _with_gates(cells, gates):
+  if gates is None:
+    return cells
+  return {t: cell._replace(gates=gates[t]) for t, cell in cells.items()}
+
+
+def _variables(params, theta, arch, gates):
+  return {'theta': theta, 'arch': arch, 'both': (theta, arch),
+          'gates': gates}[params]
+
+
+def _chosen(params, variables, theta, arch, gates):
+  """(theta, arch, gates) with those that are differentiated in their place."""
+  return {'theta': lambda: (variables, arch, gates),
+          'arch': lambda: (theta, variables, gates),
+          'both': lambda: (*variables, gates),
+          'gates': lambda: (theta, arch, variables)}[params]()
 
 
 def _reduced_tree(params, grads, options):
@@ -241,7 +286,8 @@ def make_step(method: Method, space: Space, loss_fn: Callable,
     loss_fn: (theta, cells, batch, key) -> (loss, {name: scalar}); `cells` is
       {cell type: CellArch}, `key` is for operations that draw noise. If it
       takes a keyword `want_weight_grads` it is told, by a traced bool, when
-      nobody wants theta's gradient, so that the engine may leave it out.
+      nobody wants theta's gradient, so that the engine may leave it out. If it
+      takes a keyword `step` it is told the step, for schedules of its own.
     theta_tx: an Optax transformation of theta; it sees the tree of weights.
       A `OneVector` sees one vector.
     arch_tx: an Optax transformation of the architecture parameters.
@@ -276,6 +322,36 @@ def make_step(method: Method, space: Space, loss_fn: Callable,
   return step
 
 
+def make_boundary(method: Method, space: Space, loss_fn: Callable,
+                  theta_tx: optax.GradientTransformation | OneVector,
+                  arch_tx: optax.GradientTransformation, tau_fn: Callable,
+                  options: Options = DEFAULTS,
+                  spread: Callable = lambda function: function) -> Callable:
+  """Builds what a method does at the end of an epoch (`Extra.boundary`).
+
+  Args:
+    method: a row with a boundary.
+    space, loss_fn, theta_tx, arch_tx, tau_fn, options, spread: as in
+      `make_step`.
+
+  Returns:
+    boundary(state, {'train': batch, 'valid': batch}) -> state, to be jitted;
+    the state's step is a whole number of epochs.
+  """
+
+  def boundary(state: State, batches: Mapping[str, Any]) -> State:
+    # No step draws from this key: a step splits its own, and folds in nothing.
+    key = jax.random.fold_in(jax.random.fold_in(
+        jax.random.key(state.seed), state.step), 2**32 - 1)
+    context = _Context(method, space, loss_fn, theta_tx, arch_tx,
+                       tau_fn(state.step), options, spread)
+    return method.extra.boundary(
+        make_objective(context, state.step), state, batches,
+        state.step // options.steps_per_epoch, key)
+
+  return boundary
+
+
 class _Context(NamedTuple):
   """What the updates of one step share."""
 
@@ -298,9 +374,7 @@ def _named(update: Update, values: Any) -> Metrics:
 def _one_by_one(context, updates, state, batches, keys):
   """Every update a program of its own: any rule, any parameters."""
   metrics, norm = {}, jnp.zeros(())
-  objective = make_objective(
-      context.method, context.space, context.loss_fn, context.theta_tx,
-      context.tau, context.options, context.spread)
+  objective = make_objective(context, state.step)
   for update, key in zip(updates, keys):
     def apply(state, update=update, key=key):
       rule = update.rule or first_order
@@ -412,11 +486,13 @@ def _both_gradients(context, state, batch, key, trained):
   noise = method.noise(space, state.arch, noise_key, options.k)
   fair = _fair(space, options, fair_key, noise)
   samples = noise, None if fair is noise else fair.ops
-  told = 'want_weight_grads' in inspect.signature(context.loss_fn).parameters
+  told = [name for name in ('want_weight_grads', 'step')
+          if _told(context.loss_fn, name)]
 
   def one(sampled, key, shared, batch):
-    theta, arch, mask, tau, trained = shared
-    flags = {'want_weight_grads': trained} if told else {}
+    theta, arch, mask, tau, trained, step = shared
+    facts = {'want_weight_grads': trained, 'step': step}
+    flags = {name: facts[name] for name in told}
 
     def loss(variables):
       theta, arch = variables
@@ -430,7 +506,8 @@ def _both_gradients(context, state, batch, key, trained):
     return values, (ravel_pytree(dtheta)[0], darch)
 
   # All that is traced is an argument: devices run this apart.
-  shared = state.theta, state.arch, state.mask, context.tau, trained
+  shared = (state.theta, state.arch, state.mask, context.tau, trained,
+            state.step)
   values, grads = _over_samples(
       one, samples, _keys(op_key, options.k), shared, batch, options,
       context.spread)
