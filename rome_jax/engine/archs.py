@@ -22,10 +22,11 @@ class CellArch(NamedTuple):
   Attributes:
     edges: [M] int32, edge numbers in rising order.
     ops: [M] int32, the operation on each, its place in `space.ops`. Where
-      nodes hold the operations: [S], one per node.
+      nodes hold the operations: [S], one per node, or every candidate of
+      every node.
     gates: [M] float, exactly 1 where the choice is hard; carries the gradient
-      to alpha and beta. Where nodes hold the operations: [M + S], the edges'
-      gates and then the nodes'. [M,2]: a factor and a number to add, which
+      to alpha and beta. Where nodes hold the operations: the [M] of the edges
+      and then those of `ops`. [M,2]: a factor and a number to add, which
       GDAS' code has for the operations that were not sampled.
   """
 
@@ -63,33 +64,42 @@ def compact(space: Space, edge_mask: jax.Array, op_mask: jax.Array,
   return CellArch(edges, ops, gates)
 
 
-def all_slots(space: Space, gates: jax.Array,
-              cell_type: str = 'normal') -> CellArch:
-  """Lists every operation of every edge: the mixture of DARTS.
+def all_slots(space: Space, gates: jax.Array, cell_type: str = 'normal',
+              edge_gates: jax.Array | None = None) -> CellArch:
+  """Lists every operation of every site: the mixture of DARTS.
 
   Args:
-    space: a search space whose edges hold the operations.
+    space: a search space.
     gates: [S,C], the factor of each candidate, in the order of
       `space.choices`; entries past the end of a shorter row are not read.
     cell_type: 'normal' or 'reduce'.
+    edge_gates: [E], of the edges where nodes hold the operations.
 
   Returns:
-    A CellArch of as many slots as the cell has candidates: E * O, fewer where
-    edges have operations of their own.
+    A CellArch of as many slots as the cell has candidates: S * C, fewer where
+    sites have operations of their own. Where nodes hold the operations it
+    lists every edge, `ops` the candidates node by node.
 
   Raises:
-    ValueError: the space's nodes hold the operations.
+    ValueError: nodes hold the operations and `edge_gates` is missing, or edges
+      hold them and it is given.
+
+  >>> from rome_jax.spaces import S2
+  >>> all_slots(S2, jnp.full((14, 2), .5)).ops.shape
+  (28,)
   """
-  if space.sites != 'edges':
-    raise ValueError(
-        f"all_slots needs a space with sites='edges'; {space.name} has "
-        f'sites={space.sites!r}')
   choices = space.choices(cell_type)
   chex.assert_shape(gates, choices.shape)
-  edges, places = np.nonzero(choices >= 0)
-  return CellArch(
-      jnp.asarray(edges, jnp.int32), jnp.asarray(choices[edges, places]),
-      gates[edges, places])
+  if (edge_gates is None) != (space.sites == 'edges'):
+    raise ValueError(
+        f'edge_gates are for spaces whose nodes hold the operations; '
+        f'{space.name} has sites={space.sites!r}')
+  sites, places = np.nonzero(choices >= 0)
+  ops, chosen = jnp.asarray(choices[sites, places]), gates[sites, places]
+  if edge_gates is None:
+    return CellArch(jnp.asarray(sites, jnp.int32), ops, chosen)
+  return CellArch(jnp.arange(space.num_edges), ops,
+                  jnp.concatenate([edge_gates, chosen]))
 
 
 def first_cell(space: Space, cell_type: str = 'normal') -> CellArch:

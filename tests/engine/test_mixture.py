@@ -310,10 +310,13 @@ def test_slots_of_a_ragged_space():
   assert arch.edges.dtype == arch.ops.dtype == np.int32
 
 
-def test_slots_need_operations_on_edges():
-  space = spaces.SPACES['nasbench1shot1_1']
+def test_edge_gates_are_for_operations_on_nodes():
+  nodes, edges = spaces.SPACES['nasbench1shot1_1'], spaces.S2
+  ones = np.ones(edges.choices('normal').shape)
+  with pytest.raises(ValueError, match="sites='nodes'"):
+    archs.all_slots(nodes, np.ones(nodes.choices('normal').shape))
   with pytest.raises(ValueError, match="sites='edges'"):
-    archs.all_slots(space, np.ones(space.choices('normal').shape))
+    archs.all_slots(edges, ones, 'normal', np.ones(14))
 
 
 # -------------------------------------------------------- partial channels

@@ -48,7 +48,7 @@ def arch_of(space, parents, ops_of, gates=None):
   if gates is None:
     gates = np.ones(len(edges) + len(ops_of), np.float32)
   return archs.CellArch(
-      np.asarray(edges, np.int32), np.asarray(ops_of, np.int32), gates)
+      np.asarray(edges, np.int32), np.ravel(np.int32(ops_of)), gates)
 
 
 def everything(space):
@@ -123,6 +123,7 @@ def plain_supernet(space, cells, parents, ops_of, params, gates, x):
        for p in states}
   node_gates = list(edge_gates)
   for i in range(cells):
+    left = iter(node_gates)
     if i in (cells // 3, 2 * cells // 3):
       x = max_pool(x, 2, 2, (1, 1))
     edges = params[f'cell{i}']['edges']
@@ -133,9 +134,12 @@ def plain_supernet(space, cells, parents, ops_of, params, gates, x):
       for p in parents[node]:
         state = states[p] if p else conv_norm_relu(x, project[node])
         total = total + b[node, p] * state
-      name = space.ops[choice]
-      mine = jax.tree.map(lambda w, n=node: w[n], edges.get(name, {}))
-      states.append(node_gates[node] * apply_op(name, total, mine))
+      y = 0.
+      for number in np.atleast_1d(choice):  # All of them in a mixture.
+        name = space.ops[number]
+        mine = jax.tree.map(lambda w, n=node: w[n], edges.get(name, {}))
+        y = y + next(left) * apply_op(name, total, mine)
+      states.append(y)
     output, first = space.num_nodes - 1, len(ops_of)
     if space.layout == ('concatenated',):
       states[0] = conv_norm_relu(x, project[first])
@@ -185,12 +189,14 @@ def wide():
 def case(name, space=RICH):
   """(parents, operations, gates off 1 so that each factor shows)."""
   parents, ops_of = ARCHS.get(name) or (everything(space), (1, 2, 0))
-  count = sum(map(len, parents)) + len(ops_of)
+  if name == 'mixture':
+    ops_of = (tuple(range(len(space.ops))),) * space.num_sites
+  count = sum(map(len, parents)) + np.size(ops_of)
   gates = np.random.default_rng(5).uniform(.4, 1.6, count)
   return parents, ops_of, gates
 
 
-@pytest.mark.parametrize('name', [*ARCHS, 'all edges'])
+@pytest.mark.parametrize('name', [*ARCHS, 'all edges', 'mixture'])
 @pytest.mark.parametrize('space', FORMS)
 def test_supernet_equals_the_plain_one(space, name, fill, quick_jit, wide):
   """Logits, and gradients of weights, gates and images, at any gates."""

@@ -1,4 +1,4 @@
-"""The search network of NAS-Bench-1Shot1: one sampled wiring at a time."""
+"""The search network of NAS-Bench-1Shot1: a sampled wiring, or the mixture."""
 
 import functools
 from typing import Any, NamedTuple
@@ -7,6 +7,7 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from rome_jax.engine import kernels, layers, operations, statistics, switch
@@ -33,8 +34,9 @@ class _Wiring(NamedTuple):
 
   Attributes:
     rows: [n,N] B of the inner nodes over all states; 0 where no edge is.
-    gates: [n] A of the nodes' operations.
-    ops: [n] int32.
+    gates: [n] A of the nodes' operations; [n,O] of a mixture, 0 where a node
+      has no such operation.
+    ops: [n] int32; None for a mixture.
     outputs: [D] int32, the states that the output reads; None where it adds
       the cell's input.
     output_gates: [D] their B; [N] those of all states where `outputs` is
@@ -44,7 +46,7 @@ class _Wiring(NamedTuple):
 
   rows: jax.Array
   gates: jax.Array
-  ops: jax.Array
+  ops: jax.Array | None
   outputs: jax.Array | None
   output_gates: jax.Array
   want_weight_grads: jax.Array | bool | None
@@ -62,8 +64,7 @@ def wire(space: Space, arch: CellArch,
   selected = {sum(space.in_degrees): space.in_degrees[-1], space.num_edges: n}
   if m not in selected:
     raise ValueError(f'{m} edges are none of {sorted(selected)}')
-  chex.assert_shape(arch.ops, (n - 1,))
-  chex.assert_shape(arch.gates, (m + n - 1,))
+  chex.assert_shape(arch.gates, (m + len(arch.ops),))
   nodes = jnp.asarray(space.edge_nodes)[arch.edges]
   preds = jnp.asarray(space.edge_preds)[arch.edges]
   dense = jnp.zeros((n, n), arch.gates.dtype)
@@ -73,9 +74,19 @@ def wire(space: Space, arch: CellArch,
   else:
     last = slice(m - selected[m], m)
     outputs, output_gates = preds[last], arch.gates[last]
+  gates, ops = _node_gates(space, arch, arch.gates[m:])
   return _Wiring(
-      dense[:-1], arch.gates[m:], arch.ops, outputs, output_gates,
-      want_weight_grads)
+      dense[:-1], gates, ops, outputs, output_gates, want_weight_grads)
+
+
+def _node_gates(space, arch, gates):
+  """(gates, ops) of a _Wiring."""
+  if len(arch.ops) == space.num_sites:
+    return gates, arch.ops
+  sites = np.nonzero(space.choices('normal') >= 0)[0]
+  chex.assert_shape(arch.ops, sites.shape)
+  dense = jnp.zeros((space.num_sites, len(space.ops)), gates.dtype)
+  return dense.at[sites, arch.ops].set(gates), None
 
 
 def _project(kernel, x):
@@ -92,8 +103,13 @@ def _node(modules, weights, row, gate, op, own, states,
   # row[0] stays as it is, so that its gradient is summed in its own dtype;
   # products of matrices sum in float32 anyway.
   total = row[0] * own + jnp.tensordot(row[1:].astype(own.dtype), states, 1)
+  total = total.astype(own.dtype)
+  if op is None:
+    return sum(
+        g.astype(total.dtype) * module.apply({'params': w}, total)
+        for module, w, g in zip(modules, weights, gate))
   return switch.switch(
-      modules, op, weights, gate, total.astype(own.dtype), want_weight_grads)
+      modules, op, weights, gate, total, want_weight_grads)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -130,7 +146,9 @@ def _pull_nodes(modules, wants, weights, wired, views, states, g):
                    wired.want_weight_grads)
 
     _, pull = jax.vjp(run, wanted, own, states)
-    (dw, dgates), down, dstates = pull(cotangents[i])
+    # A switch knows whether weights need a gradient, a mixture does not.
+    (dw, dgates), down, dstates = kernels.pulled(
+        pull, cotangents[i], wired.want_weight_grads)
     return cotangents + dstates, (dw, dgates, down)
 
   slots = (jnp.arange(len(views)), weights, wired.rows, wired.gates,
@@ -154,7 +172,7 @@ def _states(modules, weights, wired, x):
     x: [B,H,W,C'].
   """
   views = _project(weights[0], x)
-  n = len(wired.ops)
+  n = len(wired.rows)
   states = _run_nodes(modules, weights[1], wired, views[:n])
   return jnp.concatenate([views[n:], states])
 
@@ -171,7 +189,7 @@ def _states_fwd(modules, *primals):
 
 def _states_bwd(modules, residuals, g):
   wants, (weights, wired, x), states = residuals
-  g, n = switch.dense(g), len(wired.ops)
+  g, n = switch.dense(g), len(wired.rows)
   views, pull = jax.vjp(_project, weights[0], x)
   dnodes, dgates, dviews = _pull_nodes(
       modules, wants, weights[1], wired, views[:n], states[-n:], g[-n:])
@@ -239,7 +257,7 @@ class SearchCell(nn.Module):
 
 def _output_blocks(wired):
   """Into how many blocks of C channels the cell's output falls."""
-  return len(wired.ops if wired.outputs is None else wired.outputs)
+  return len(wired.rows if wired.outputs is None else wired.outputs)
 
 
 def _output(wired, states):
@@ -275,7 +293,7 @@ def _init_nodes(rng: jax.Array, space: Space, modules: Any, width: int,
 
 
 class Supernet(nn.Module):
-  """All candidate weights; evaluates one sampled architecture.
+  """All candidate weights; evaluates a sampled architecture or a mixture.
 
   `apply({'params': params}, images, arch)` is a pure function without state:
   BatchNorm uses the statistics of the batch, and is affine in the stem only
