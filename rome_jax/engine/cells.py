@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from rome_jax.engine import drop as drop_lib
 from rome_jax.engine import layout as layout_lib
 from rome_jax.engine import operations, stage
 from rome_jax.engine.archs import CellArch
@@ -15,6 +16,7 @@ from rome_jax.spaces import Space
 
 def run_cells(cells: Sequence['SearchCell'], *states: jax.Array,
               arch: CellArch, want_weight_grads: jax.Array | None = None,
+              drop: drop_lib.Drop = drop_lib.NOTHING,
               ) -> tuple[jax.Array, ...]:
   """Runs equal cells in a row, each fed the outputs of those before it.
 
@@ -28,6 +30,7 @@ def run_cells(cells: Sequence['SearchCell'], *states: jax.Array,
     want_weight_grads: bool, may be traced: False makes the gradients of the
       weights of operations and preprocessors zeros, which cost nothing. None
       means True. It changes no other gradient.
+    drop: what is left out at random; draws from the rng stream 'noise'.
 
   Returns:
     As many outputs [B,h,w,N*C] (or [B,h,w,C]), of the last cells, as a cell
@@ -37,7 +40,7 @@ def run_cells(cells: Sequence['SearchCell'], *states: jax.Array,
   like = jax.ShapeDtypeStruct(
       stage.output_shape(layout, states[-1].shape), states[-1].dtype)
   made = [cell.variables_of(*stage.inputs_of(layout, i, states, lambda _: like),
-                            arch=arch)
+                            arch=arch, drop=drop)
           for i, cell in enumerate(cells)]
   if cells[0].is_initializing():
     # Compiling the cells to throw their output away would cost a minute.
@@ -46,9 +49,9 @@ def run_cells(cells: Sequence['SearchCell'], *states: jax.Array,
   index = layout.variant_index(arch.edges, arch.ops)
   pairs, weights, groups, each = zip(*made)
   flat = stage.gather(layout, groups, arch.edges, index)
-  seeds = None if each[0] is None else jnp.stack(each)
+  draws = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
   return stage.search_cells(
-      layout, pairs, weights, flat, arch.gates, arch.edges, arch.ops, seeds,
+      layout, pairs, weights, flat, arch.gates, arch.edges, arch.ops, draws,
       want_weight_grads, states)
 
 
@@ -83,23 +86,32 @@ class SearchCell(nn.Module):
         self.partial)
 
   def __call__(self, *states: jax.Array, arch: CellArch,
-               want_weight_grads: jax.Array | None = None) -> jax.Array:
+               want_weight_grads: jax.Array | None = None,
+               drop: drop_lib.Drop = drop_lib.NOTHING) -> jax.Array:
     """Inputs [B,H,W,.] and a sampled cell to [B,h,w,N*C] (or [B,h,w,C])."""
     return run_cells([self], *states, arch=arch,
-                     want_weight_grads=want_weight_grads)[-1]
+                     want_weight_grads=want_weight_grads, drop=drop)[-1]
 
   @nn.compact
-  def variables_of(self, *states: jax.Array, arch: CellArch) -> tuple[Any, ...]:
+  def variables_of(self, *states: jax.Array, arch: CellArch,
+                   drop: drop_lib.Drop = drop_lib.NOTHING) -> tuple[Any, ...]:
     """What `stage.search_cells` needs of this cell.
 
     Args:
       *states: the inputs; only shapes and dtypes matter.
       arch: the slots to evaluate.
+      drop: what is left out at random.
 
     Returns:
-      (preprocessors or None, their weights, the operations' weights, seeds [M]
-      of the slots; None if no operation of the space draws random numbers).
+      (preprocessors or None, their weights, the operations' weights, what the
+      slots draw).
+
+    Raises:
+      ValueError: dropout on identities that see a part of the channels only.
     """
+    if drop.skip is not None and self.partial > 1:
+      raise ValueError(
+          f'dropout on identities needs partial=1, not {self.partial}')
     pair: Any = None
     weights = {}
     if self.reduction_prev is not None:
@@ -114,11 +126,10 @@ class SearchCell(nn.Module):
     groups = {group: operations.parameter(self, group, _init_edges, self.layout,
                                        group)
               for group in self.layout.groups}
-    seeds = None
-    if any(map(operations.draws, self.space.ops)):
-      seeds = jax.random.bits(
-          self.make_rng('noise'), arch.edges.shape, jnp.uint32)
-    return pair, weights, groups, seeds
+    draws = drop_lib.draw(
+        lambda: self.make_rng('noise'), arch.edges, self.space.num_edges,
+        len(states[-1]), drop, any(map(operations.draws, self.space.ops)))
+    return pair, weights, groups, draws
 
 
 def _init_edges(rng, layout, group):

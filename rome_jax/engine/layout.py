@@ -48,6 +48,11 @@ class Variant:
     """Number of parameters of one edge."""
     return sum(int(np.prod(s)) for s in self.shapes)
 
+  @property
+  def identity(self) -> bool:
+    """Whether it hands on its input, and may drop parts of it."""
+    return isinstance(self.module, operations.Skip) and self.module.stride == 1
+
   def unflatten(self, flat: jax.Array) -> Any:
     """Turns the first `size` of the numbers [P] into the parameters."""
     leaves, start = [], 0

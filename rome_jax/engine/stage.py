@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rome_jax.engine import kernels, operations, statistics, switch
+from rome_jax.engine import drop, kernels, operations, statistics, switch
 from rome_jax.engine.layout import Layout
 
 
@@ -43,17 +43,18 @@ def preprocessors(features: int, reduction_prev: bool,
 
 @functools.cache
 def _operation(layout):
-  """Per variant, (the bank that it reads, f) with y = f(w, x, seed).
+  """Per variant, (the bank that it reads, f) with y = f(w, x, draws).
 
-  w is [P], x is the edge's predecessor. The seed is for operations that draw
-  random numbers; None if the space has none.
+  w is [P], x is the edge's predecessor, draws are the slot's `drop.Draws`.
   """
 
   def branch(variant):
-    def run(w, x, seed):
-      rngs = None if seed is None else {'noise': jax.random.key(seed)}
-      return variant.module.apply(
+    def run(w, x, draws):
+      rngs = None if draws.seed is None else {
+          'noise': jax.random.key(draws.seed)}
+      y = variant.module.apply(
           {'params': variant.unflatten(w)}, x, rngs=rngs)
+      return drop.dropout(y, draws) if variant.identity else y
     return variant.bank, run
 
   return [branch(v) for v in layout.variants]
@@ -61,14 +62,14 @@ def _operation(layout):
 
 @functools.cache
 def _forward_switch(layout):
-  """The function (index, w, xs, seed) -> y.
+  """The function (index, w, xs, draws) -> y.
 
   xs holds a predecessor's `switch.Row` for each bank; a branch reads its own
   bank only.
   """
 
   def branch(bank, run):
-    return lambda w, xs, seed: run(w, xs[bank].read(), seed)
+    return lambda w, xs, draws: run(w, xs[bank].read(), draws)
 
   branches = [branch(*operation) for operation in _operation(layout)]
   return switch.one_by_one(
@@ -77,16 +78,17 @@ def _forward_switch(layout):
 
 @functools.cache
 def _backward_switch(layout, wants):
-  """The pullback of gate * f(w, x, seed), by the number of the variant.
+  """The pullback of gate * f(w, x, draws), by the number of the variant.
 
-  It gives (dw or None, dgate or None, dx for each bank).
+  Along the slot's path, if paths are dropped. It gives (dw or None, dgate or
+  None, dx for each bank).
   """
 
   def branch(bank, run):
-    def pull(w, gate, xs, seed, g, want_weight_grads):
+    def pull(w, gate, xs, draws, g, want_weight_grads):
       dw, dgate, dx = switch.pull(
-          lambda w, x: run(w, x, seed), wants, w, gate, xs[bank].read(),
-          g.read(), want_weight_grads)
+          lambda w, x: run(w, x, draws), wants, w, gate, xs[bank].read(),
+          drop.along_path(g.read(), draws), want_weight_grads)
       return dw, dgate, [
           dx if i == bank else jnp.zeros(x.bank.shape[1:], dx.dtype)
           for i, x in enumerate(xs)]
@@ -147,40 +149,40 @@ def _slot_arrays(layout, edges, ops):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _run_slots(layout, flat, gates, edges, ops, seeds, firsts, banks):
+def _run_slots(layout, flat, gates, edges, ops, draws, firsts, banks):
   """Adds to the banks the nodes of the cell whose states start at `firsts`.
 
   Slots come in the order of their edges, so a node is complete before any
   later node reads it, whether it has one operation on an edge or all of them.
   """
   preds, rows, index = _slot_arrays(layout, edges, ops)
-  slots = preds, rows, index, gates, flat, seeds
+  slots = preds, rows, index, gates, flat, draws
 
   def body(banks, slot):
-    pred, row, variant, gate, w, seed = slot
+    pred, row, variant, gate, w, draws = slot
     y = _forward_switch(layout)(
-        variant, w, _reads(layout, firsts, banks, pred), seed)
+        variant, w, _reads(layout, firsts, banks, pred), draws)
     *others, last = banks
-    y = switch.gated(gate, y)
+    y = drop.along_path(switch.gated(gate, y), draws)
     return (*others, _add_to(last, firsts[-1] + row, y[None])), None
 
   return lax.scan(body, banks, slots)[0]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _pull_slots(layout, wants, flat, gates, edges, ops, seeds,
+def _pull_slots(layout, wants, flat, gates, edges, ops, draws,
                 want_weight_grads, firsts, banks, dbanks):
   """`_run_slots`' cotangents: (of the banks, of flat, of gates)."""
   preds, rows, index = _slot_arrays(layout, edges, ops)
-  slots = preds, rows, index, gates, flat, seeds
+  slots = preds, rows, index, gates, flat, draws
   pull = _backward_switch(layout, wants)
 
   def body(dbanks, slot):
-    pred, row, variant, gate, w, seed = slot
+    pred, row, variant, gate, w, draws = slot
     reads = _reads(layout, firsts, banks, pred)
     g = switch.Row(dbanks[-1], firsts[-1] + row)
     dw, dgate, dxs = pull(
-        variant, w, gate, reads, seed, g, want_weight_grads)
+        variant, w, gate, reads, draws, g, want_weight_grads)
     dbanks = tuple(
         _add_to(dbank, read.index, dx[None])
         for dbank, read, dx in zip(dbanks, reads, dxs))
@@ -267,7 +269,7 @@ def inputs_of(layout: Layout, i: int, states: Sequence[Any],
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def search_cells(layout: Layout, pairs: tuple[Any, ...],
                  weights: tuple[Any, ...], flat: jax.Array, gates: jax.Array,
-                 edges: jax.Array, ops: jax.Array, seeds: jax.Array | None,
+                 edges: jax.Array, ops: jax.Array, draws: drop.Draws,
                  want_weight_grads: jax.Array | None,
                  states: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
   """The last outputs of n equal cells; see `cells.run_cells`.
@@ -279,11 +281,11 @@ def search_cells(layout: Layout, pairs: tuple[Any, ...],
     weights: per cell, those of its preprocessors.
     flat: [n,M,P], see `Layout.gather`.
     gates, edges, ops: [M], the same for all cells.
-    seeds: [n,M] or None, see `_operation`.
+    draws: what the slots draw, leaves [n,M,...].
     want_weight_grads: see `kernels.pulled`.
     states: the inputs of the first cell.
   """
-  banks, _ = _run_cells(layout, pairs, weights, flat, gates, edges, ops, seeds,
+  banks, _ = _run_cells(layout, pairs, weights, flat, gates, edges, ops, draws,
                         states)
   return _last_outputs(layout, len(pairs), banks)
 
@@ -303,7 +305,7 @@ def _switch_cells(cells, i, branch, *args):
       i, [functools.partial(branch, j) for j in range(cells)], *args)
 
 
-def _run_cells(layout, pairs, weights, flat, gates, edges, ops, seeds, states):
+def _run_cells(layout, pairs, weights, flat, gates, edges, ops, draws, states):
   """(banks, per preprocessor the scales [n,C] of its normalisation)."""
   cells = len(pairs)
   banks = _empty_banks(layout, cells, states[-1].shape, states[-1].dtype)
@@ -315,17 +317,17 @@ def _run_cells(layout, pairs, weights, flat, gates, edges, ops, seeds, states):
         layout, i, states, lambda j: _output(layout, j, banks)))
 
   def body(banks, slot):
-    i, flat, seeds = slot
+    i, flat, draws = slot
     firsts, scales = layout.first_rows(i), []
     if layout.preprocessed:
       for j, x in enumerate(_switch_cells(cells, i, preprocess, banks)):
         y, scale = statistics.normalise(x)
         banks = (_put(banks[0], firsts[0] + j, y[None]), *banks[1:])
         scales.append(scale)
-    banks = _run_slots(layout, flat, gates, edges, ops, seeds, firsts, banks)
+    banks = _run_slots(layout, flat, gates, edges, ops, draws, firsts, banks)
     return banks, scales
 
-  return lax.scan(body, banks, (jnp.arange(cells), flat, seeds))
+  return lax.scan(body, banks, (jnp.arange(cells), flat, draws))
 
 
 def _search_cells_fwd(layout, pairs, *primals):
@@ -351,7 +353,7 @@ def _plus(tree, zero):
 
 def _search_cells_bwd(layout, pairs, residuals, gs):
   wants, values, (banks, scales) = residuals
-  weights, flat, gates, edges, ops, seeds, want_weight_grads, states = values
+  weights, flat, gates, edges, ops, draws, want_weight_grads, states = values
   n, cells = layout.space.num_inputs, len(pairs)
   gs = tuple(map(switch.dense, gs))
   # Or XLA would find that what is recomputed here equals values of the forward
@@ -383,12 +385,12 @@ def _search_cells_bwd(layout, pairs, residuals, gs):
     return dweights, dbanks, dstates
 
   def body(carry, slot):
-    i, flat, seeds, scales = slot
+    i, flat, draws, scales = slot
     dweights, dbanks, dstates = carry
     # The zero is added since XLA sees through the loop over a single cell.
     firsts = layout.first_rows(i + zero)
     dbanks, dflat, dgates = _pull_slots(
-        layout, wants, flat, gates, edges, ops, seeds, want_weight_grads,
+        layout, wants, flat, gates, edges, ops, draws, want_weight_grads,
         firsts, banks, dbanks)
     if layout.preprocessed:
       # Row by row, since XLA sees through a slice of the whole bank, too.
@@ -405,7 +407,7 @@ def _search_cells_bwd(layout, pairs, residuals, gs):
        states if layout.preprocessed else None))
   (dweights, dbanks, dstates), (dflat, dgates) = lax.scan(
       body, (dweights, dbanks, dstates),
-      (jnp.arange(cells), flat, seeds, scales), reverse=True)
+      (jnp.arange(cells), flat, draws, scales), reverse=True)
   if not layout.preprocessed:
     dstates = tuple(dbanks[0][:n])
   if wants.gates:

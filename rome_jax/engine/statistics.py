@@ -18,6 +18,12 @@ def part_of_batch() -> jax.Array | None:
     return None
 
 
+def rows(count: int) -> jax.Array:
+  """[count] the places in the whole batch of the images of this part."""
+  part = part_of_batch()
+  return jnp.arange(count) + (0 if part is None else part * count)
+
+
 def _mean(x):
   return x.mean((0, 1, 2))
 

@@ -12,6 +12,7 @@ import jax
 
 from rome_jax import errors
 from rome_jax.engine import cells as cells_lib
+from rome_jax.engine import drop as drop_lib
 from rome_jax.engine import layers, operations
 from rome_jax.families.images import check_images
 from rome_jax.spaces import Space, genotypes
@@ -113,10 +114,11 @@ class Supernet(nn.Module):
   partial: int = 1
 
   @nn.compact
-  def __call__(self, images, arch, want_weight_grads=None):
+  def __call__(self, images, arch, want_weight_grads=None,
+               drop=drop_lib.NOTHING):
     """Logits [B,classes] of images [B,H,W,.] at arch {'normal','reduce'}.
 
-    See `cells.run_cells` for `want_weight_grads`.
+    See `cells.run_cells` for `want_weight_grads` and `drop`.
     """
     check_images(images)
 
@@ -129,7 +131,7 @@ class Supernet(nn.Module):
       kind = 'reduce' if cells[0].reduction else 'normal'
       return cells_lib.run_cells(
           cells, *states, arch=arch[kind],
-          want_weight_grads=want_weight_grads)
+          want_weight_grads=want_weight_grads, drop=drop)
 
     outputs = stack(
         images, stem=self.stem, channels=self.channels, cells=self.cells,

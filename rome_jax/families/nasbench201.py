@@ -15,6 +15,7 @@ import flax.linen as nn
 
 from rome_jax import errors
 from rome_jax.engine import cells as cells_lib
+from rome_jax.engine import drop as drop_lib
 from rome_jax.engine import layers, operations
 from rome_jax.families.images import check_images
 from rome_jax.spaces import (
@@ -93,10 +94,11 @@ class Supernet(nn.Module):
   partial: int = 1
 
   @nn.compact
-  def __call__(self, images, arch, want_weight_grads=None):
+  def __call__(self, images, arch, want_weight_grads=None,
+               drop=drop_lib.NOTHING):
     """Logits [B,classes] of images [B,H,W,.] at arch {'normal'}.
 
-    See `cells.run_cells` for `want_weight_grads`.
+    See `cells.run_cells` for `want_weight_grads` and `drop`.
     """
     check_images(images)
 
@@ -115,7 +117,7 @@ class Supernet(nn.Module):
         block=block, make_cell=make_cell,
         run=functools.partial(
             cells_lib.run_cells, arch=arch['normal'],
-            want_weight_grads=want_weight_grads))
+            want_weight_grads=want_weight_grads, drop=drop))
 
 
 class Network(nn.Module):
