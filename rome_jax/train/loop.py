@@ -5,6 +5,12 @@ checkpoints, and stops cleanly on request. A checkpoint holds the carry, and
 the carry holds everything that later results depend on. So a run that was
 killed and resumed ends with the same bits as an uninterrupted one, metrics
 included.
+
+A phase may have a boundary, a second program that runs once an epoch. It may
+set the state back, or end the phase. The loop's own counter, which numbers
+batches, lines and checkpoints, always goes on, so the end moves: it is
+`step + (phase.steps - state.step)`. A boundary runs before the line and the
+checkpoint of its step: what is saved there has been through it.
 """
 
 import math
@@ -67,10 +73,16 @@ class Phase(NamedTuple):
     batches: step -> batch, pure.
     observe: (state, means, memo) -> (scalars to log, memo), on the host.
     memo: the initial memo of `observe`, a pytree of arrays.
-    test: state -> scalars, or None.
+    test: state -> scalars, or None. `observe` gets them among the means.
     test_every: steps between two tests; the last step is always tested.
     on_checkpoint: (step, state) -> None, called before each save with the
       state on the host; or None.
+    boundary: (state, batch) -> state, or None. Called after the last step of
+      each epoch with the batch of that step, which is free: the result must
+      not depend on anything else. State is donated. The phase then lasts
+      until `state.step` is `steps`, wherever a boundary has set it.
+    stop: state -> bool, or None. Asked after each boundary: whether the phase
+      ends here.
   """
 
   name: str
@@ -83,6 +95,8 @@ class Phase(NamedTuple):
   test: Callable | None = None
   test_every: int = 1
   on_checkpoint: Callable | None = None
+  boundary: Callable | None = None
+  stop: Callable | None = None
 
 
 class Settings(NamedTuple):
@@ -102,8 +116,9 @@ class Outcome(NamedTuple):
     state: the last state.
     scalars: the last line logged.
     figures: seconds and images_per_second over all starts, tests included;
-      compile_seconds and temp_bytes of this start; steps; resumed_at, the step
-      this start continued from, or None.
+      compile_seconds and temp_bytes of this start; steps, at which the phase
+      ends as far as is known; resumed_at, the step this start continued from,
+      or None.
   """
 
   finished: bool
@@ -174,10 +189,30 @@ def compile_step(step: Callable, carry: Carry, batch: Any, label: str = '',
     window = {k: carry.window[k] + v for k, v in scalars.items()}
     return carry._replace(state=state, window=window, count=carry.count + 1)
 
+  return _compile(advance, carry, batch, placement)
+
+
+def compile_boundary(boundary: Callable, state: Any, batch: Any,
+                     placement: Placement | None = None) -> Program:
+  """Compiles what runs at the end of an epoch.
+
+  Args:
+    boundary: (state, batch) -> state.
+    state, batch: examples.
+    placement: on a mesh of devices; None for one device.
+
+  Returns:
+    A program whose `call` is a `Phase.boundary`.
+  """
+  return _compile(boundary, state, batch, placement)
+
+
+def _compile(function, carry, batch, placement):
+  """The program of (carry, batch) -> carry, which donates the carry."""
   began = time.perf_counter()
   shardings = {} if placement is None else dict(
       in_shardings=tuple(placement), out_shardings=placement.carry)
-  compiled = jax.jit(advance, donate_argnums=0, **shardings).lower(
+  compiled = jax.jit(function, donate_argnums=0, **shardings).lower(
       carry, batch).compile()
   seconds = time.perf_counter() - began
   hosts.wait_for_all('compiled')
@@ -250,47 +285,100 @@ class _Runner:
     self.writer, self.stop, self.store = writer, stop, store
     self.scalars = {}
     self.saved = None
+    self.waited = 0.  # for batches, in the segments before this one
 
   def run(self, start: Any, carry: Any, resumed: Any) -> Outcome:
-    phase, settings = self.phase, self.settings
+    phase = self.phase
     self.saved = start if resumed else None
     self.began = self.logged_at = time.perf_counter()
     self.logged_step, self.logged_wait = start, 0.
-    step = start
+    step, self.end = start, self._end(start, carry.state)
     # Time continues from the last line before the checkpoint.
     self.scalars = self._last_line() if resumed else {}
     self.seconds_before = self.scalars.get('seconds', 0.)
     if resumed and int(carry.count) and self._tests_at(start):
       # An image that could not be read ended the test of this step.
       carry, self.saved = self._log(start, carry, 0.), None
-    with (metrics.Progress(phase.steps, label=phase.name, initial=start,
-                           images_per_unit=phase.images_per_step) as progress,
-          data.prefetch(phase.batches, start, phase.steps) as batches):
-      while step < phase.steps:
-        batch = self._guarded(step, carry, batches.__next__)
-        carry = self.program.call(carry, batch)
-        step += 1
-        last = step == phase.steps
-        if step % settings.log_every == 0 or last or self._tests_at(step):
-          carry = self._log(step, carry, batches.wait_seconds)
-        progress.update(step, **{
-            k: v for k, v in self.scalars.items() if k.endswith('accuracy')})
-        if step % settings.checkpoint_every == 0 or last:
-          self._save(step, carry)
-        if self.stop.requested and not last:
-          break
+    with metrics.Progress(
+        self.end, label=phase.name, initial=start,
+        images_per_unit=phase.images_per_step) as self.progress:
+      stopped = False
+      while step < self.end and not stopped:
+        step, carry, stopped = self._segment(step, carry)
     if self.saved != step:
       self._save(step, carry)
     self.store.wait()
     jax.block_until_ready(carry)
     seconds = self.seconds_before + time.perf_counter() - self.began
-    return Outcome(step == phase.steps, carry.state, self.scalars, {
-        'seconds': seconds, 'steps': phase.steps,
+    return Outcome(step == self.end, carry.state, self.scalars, {
+        'seconds': seconds, 'steps': self.end,
         'images_per_second':
             step * phase.images_per_step / max(seconds, 1e-9),
         'compile_seconds': self.program.compile_seconds,
         'temp_bytes': self.program.temp_bytes,
         'resumed_at': start if resumed else None})
+
+  def _end(self, step, state):
+    """The step at which the phase ends if no later boundary moves it."""
+    phase = self.phase
+    if phase.boundary is None:
+      return phase.steps
+    if phase.stop is not None and bool(phase.stop(state)):
+      return step
+    return step + phase.steps - int(state.step)
+
+  def _segment(self, step, carry):
+    """Steps up to the next boundary, or to the end.
+
+    No batch past it is read ahead: what it is may depend on the boundary.
+
+    Returns:
+      (step, carry, whether it was asked to stop).
+    """
+    phase, last, stopped = self.phase, self.end, False
+    if phase.boundary is not None:
+      per_epoch = phase.steps_per_epoch
+      last = min(last, (step // per_epoch + 1) * per_epoch)
+    with data.prefetch(phase.batches, step, last) as batches:
+      while step < last and not stopped:
+        batch = self._guarded(step, carry, batches.__next__)
+        carry = self.program.call(carry, batch)
+        step += 1
+        carry = self._after(
+            step, carry, batch, self.waited + batches.wait_seconds)
+        stopped = self.stop.requested and step < self.end
+      self.waited += batches.wait_seconds
+    return step, carry, stopped
+
+  def _after(self, step, carry, batch, wait):
+    """What follows a step: the boundary, a line, a checkpoint."""
+    at_boundary = self._has_boundary(step)
+    if at_boundary:
+      carry = self._cross(step, carry, batch)
+    last = step == self.end
+    if (step % self.settings.log_every == 0 or last or at_boundary
+        or self._tests_at(step)):
+      carry = self._log(step, carry, wait)
+    self.progress.update(step, **{
+        k: v for k, v in self.scalars.items() if k.endswith('accuracy')})
+    if step % self.settings.checkpoint_every == 0 or last:
+      self._save(step, carry)
+    return carry
+
+  def _has_boundary(self, step):
+    phase = self.phase
+    return phase.boundary is not None and step % phase.steps_per_epoch == 0
+
+  def _cross(self, step, carry, batch):
+    """The carry after a boundary, which may have moved the end."""
+    jax.block_until_ready(carry)
+    began = time.perf_counter()
+    state = jax.block_until_ready(self.phase.boundary(carry.state, batch))
+    self.end = self._end(step, state)
+    self.progress.retarget(self.end)
+    # Its time counts in no step.
+    self.logged_at += time.perf_counter() - began
+    return carry._replace(state=state)
 
   def _guarded(self, step, carry, read):
     """`read()`; if the data cannot be read, saves before it raises.
@@ -317,17 +405,17 @@ class _Runner:
   def _tests_at(self, step):
     phase = self.phase
     return phase.test is not None and (
-        step % phase.test_every == 0 or step == phase.steps)
+        step % phase.test_every == 0 or step == self.end)
 
   def _log(self, step, carry, wait):
     phase = self.phase
     means = _means(phase.name, step, carry)
     now = time.perf_counter()
     steps, seconds = step - self.logged_step, now - self.logged_at
-    scalars, memo = phase.observe(carry.state, means, carry.memo)
     if self._tests_at(step):
       tested = self._guarded(step, carry, lambda: phase.test(carry.state))
-      scalars |= _finite(phase.name, step, tested)
+      means |= _finite(phase.name, step, tested)
+    scalars, memo = phase.observe(carry.state, means, carry.memo)
     scalars = {
         'epoch': step / phase.steps_per_epoch, **scalars,
         'seconds': self.seconds_before + now - self.began,

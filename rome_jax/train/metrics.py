@@ -296,6 +296,10 @@ class Progress:
         or now - self._drawn[1] >= self._interval):
       self._draw(now)
 
+  def retarget(self, total: int) -> None:
+    """Sets how many units the whole job has."""
+    self._total = max(int(total), 1)
+
   def note(self, text: str) -> None:
     """Prints a line above the bar."""
     self._stream.write('\r\x1b[K' * self._terminal + text + '\n')
