@@ -3,8 +3,8 @@
 >>> from rome_jax import methods
 >>> methods.gdas.recipe['search.k']
 1
->>> sorted(methods.METHODS)
-['darts', 'gdas', 'pc_darts', 'rome_v1', 'rome_v2', 'spos']
+>>> methods.METHODS['gdas'] is methods.gdas
+True
 """
 
 from rome_jax.methods.method import (
@@ -21,16 +21,22 @@ from rome_jax.methods.step import OneVector, Options
 from rome_jax.methods.table import (
     METHODS,
     darts,
+    darts_2nd,
+    fair_darts,
     gdas,
     pc_darts,
     register,
     rome_v1,
     rome_v2,
+    sdarts_adv,
+    sdarts_rs,
+    snas,
     spos,
 )
 
 __all__ = [
     'METHODS', 'ArchParams', 'Extra', 'Method', 'Noise', 'OneSearch',
-    'OneVector', 'Options', 'RandomSearch', 'State', 'Update', 'darts', 'gdas',
-    'pc_darts', 'register', 'rome_v1', 'rome_v2', 'spos',
+    'OneVector', 'Options', 'RandomSearch', 'State', 'Update', 'darts',
+    'darts_2nd', 'fair_darts', 'gdas', 'pc_darts', 'register', 'rome_v1',
+    'rome_v2', 'sdarts_adv', 'sdarts_rs', 'snas', 'spos',
 ]

@@ -122,6 +122,43 @@ def two_strongest_by_beta(space: Space, arch: ArchParams,
       mask)
 
 
+def above(threshold: float) -> Callable[..., Genotype]:
+  """FairDARTS: of a node's strongest edges those of at least a threshold.
+
+  The strength of an edge is the largest sigmoid(alpha) among the operations
+  that may be derived. Each node has as many edges as the space's in-degree at
+  most (Chu et al., ECCV 2020, `utils.py: parse`, 'threshold_sparse'). An edge
+  that falls short is left out, or is the space's `absent`; where it is left
+  out, a node of which none would stay keeps its strongest.
+
+  Args:
+    threshold: .85 in FairDARTS.
+  """
+
+  def derive(space: Space, arch: ArchParams,
+             mask: Mask | None = None) -> Genotype:
+    alpha = jax.tree.map(np.asarray, arch.alpha)
+    cells = {}
+    for t in space.cell_types:
+      logits = np.float64(_derivable(space, alpha, t, mask))
+      strength = (1 / (1 + np.exp(-logits))).max(-1)
+      edges = [e for e in strongest_edges(space, strength)
+               if strength[e] >= threshold]
+      if not space.absent:
+        edges = _with_one_each(space, edges, strength)
+      cells[t] = edges, _best_ops(space, alpha, t, mask)
+    return genotypes.make(space, cells)
+
+  return derive
+
+
+def _with_one_each(space, edges, strength):
+  """The edges, and the strongest of each node that has none of them."""
+  lone = [a + int(np.argmax(strength[a:b])) for a, b in space.node_edges
+          if not any(a <= e < b for e in edges)]
+  return sorted([*edges, *lone])
+
+
 def _two_strongest(space, arch, edge_weights, mask):
   alpha, beta = jax.tree.map(np.asarray, arch)
   cells = {}

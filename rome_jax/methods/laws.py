@@ -33,6 +33,21 @@ def _perturbed(logits, noise, tau):
   return scores, jax.nn.softmax(scores / tau)
 
 
+def gumbel_softmax(logits: jax.Array, noise: jax.Array,
+                   tau: Any) -> jax.Array:
+  """The relaxed choice out of n (SNAS; ROME, Eq. 8).
+
+  Args:
+    logits: [..., n].
+    noise: [..., n] Gumbel(0, 1).
+    tau: temperature; towards 0 it becomes one-hot.
+
+  Returns:
+    [..., n], softmax((log p + noise) / tau).
+  """
+  return _perturbed(logits, noise, tau)[1]
+
+
 def gumbel_max(logits: jax.Array, noise: jax.Array, tau: Any) -> jax.Array:
   """One choice out of n by Gumbel-Max, straight-through (Eq. 5-8, 12, 14).
 

@@ -97,12 +97,16 @@ class Objective(NamedTuple):
       had them; differentiable.
     progress: share of the search that is done, as of the present epoch.
       Raises ValueError if nobody said how long the search is.
+    space: the search space.
+    k: K.
   """
 
   gradient: Callable[..., Any]
   cells: Callable[..., Any]
   theta_after: Callable[[Any, State], Any]
   progress: Callable[[], jax.Array]
+  space: Space
+  k: int
 
 
 # ------------------------------------------------------------------- state
@@ -188,7 +192,8 @@ def make_objective(context: '_Context', step: jax.Array) -> Objective:
     epoch = step // options.steps_per_epoch
     return epoch * options.steps_per_epoch / options.steps
 
-  return Objective(gradient, cells, theta_after, progress)
+  return Objective(
+      gradient, cells, theta_after, progress, space, options.k)
 
 
 def _told(loss_fn, name):

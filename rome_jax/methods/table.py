@@ -1,13 +1,18 @@
 """The table of methods, a row each, and how to add one."""
 
 from rome_jax.methods.method import Method
-from rome_jax.methods.rows.darts import darts, pc_darts
+from rome_jax.methods.rows.darts import darts, darts_2nd, pc_darts
+from rome_jax.methods.rows.fair_darts import fair_darts
 from rome_jax.methods.rows.gdas import gdas
 from rome_jax.methods.rows.rome import rome_v1, rome_v2
+from rome_jax.methods.rows.sdarts import sdarts_adv, sdarts_rs
 from rome_jax.methods.rows.single_path import spos
+from rome_jax.methods.rows.snas import snas
 
 METHODS: dict[str, Method] = {
-    row.name: row for row in (rome_v1, rome_v2, gdas, darts, pc_darts, spos)}
+    row.name: row for row in (
+        rome_v1, rome_v2, gdas, darts, darts_2nd, pc_darts, snas, fair_darts,
+        sdarts_rs, sdarts_adv, spos)}
 
 
 def register(method: Method) -> Method:

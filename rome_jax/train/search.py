@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from rome_jax import data
 from rome_jax.devices import hosts
 from rome_jax.devices import mesh as mesh_lib
-from rome_jax.engine import archs
+from rome_jax.engine import archs, drop
 from rome_jax.engine import weights as weights_lib
 from rome_jax.methods import laws
 from rome_jax.methods import step as step_lib
@@ -98,22 +98,52 @@ def num_steps(recipe: SearchRecipe, steps_per_epoch: int) -> int:
       'or set config.genotype to skip the search')
 
 
-def make_loss(network: nn.Module, dtype: str = 'float32') -> Callable[..., Any]:
+def make_loss(network: nn.Module, dtype: str = 'float32',
+              drop_at: Callable[[Any], drop.Drop] | None = None,
+              ) -> Callable[..., Any]:
   """(theta, arch, batch, rng) -> (mean cross entropy, {'accuracy': mean}).
 
   Args:
     network: a supernet.
     dtype: of the activations, which is that of the images.
+    drop_at: step -> what is left out at random; see `make_drop`.
   """
 
-  def loss_fn(theta, arch, batch, rng, want_weight_grads=None):
+  def loss_fn(theta, arch, batch, rng, want_weight_grads=None, step=None):
+    dropped = {'drop': drop_at(step)} if drop_at else {}
     logits = network.apply(
         {'params': theta}, batch['image'].astype(dtype), arch,
-        want_weight_grads, rngs={'noise': rng})
+        want_weight_grads, rngs={'noise': rng}, **dropped)
     loss = optim.cross_entropy(logits, batch['label']).mean()
     return loss, {'accuracy': optim.correct(logits, batch['label']).mean()}
 
   return loss_fn
+
+
+def make_drop(recipe: SearchRecipe, steps: int, steps_per_epoch: int,
+              ) -> Callable[[Any], drop.Drop] | None:
+  """step -> rates of what a supernet leaves out; None if it leaves out nothing.
+
+  Both change once an epoch e of E. Drop path is drop_path * e/(E-1)
+  (RobustDARTS, `train_search.py`). Dropout on identities is skip_dropout *
+  (E-e-1)/E until alpha moves in epoch s, and skip_dropout * exp(-.2 (e-s))
+  from then on (P-DARTS, `train_search.py`).
+  """
+  if not (recipe.drop_path or recipe.skip_dropout):
+    return None
+  epochs = -(-steps // steps_per_epoch)
+
+  def rates(step):
+    epoch, path, skip = step // steps_per_epoch, None, None
+    if recipe.drop_path:
+      path = recipe.drop_path * epoch / max(1, epochs - 1)
+    if recipe.skip_dropout:
+      moves = epoch - recipe.alpha_start
+      skip = recipe.skip_dropout * jnp.where(
+          moves < 0, (epochs - epoch - 1) / epochs, jnp.exp(-.2 * moves))
+    return drop.Drop(path, skip)
+
+  return rates
 
 
 def make_tau(recipe: SearchRecipe, steps: int,
@@ -204,9 +234,10 @@ def build(setup: Setup, recipe: SearchRecipe, dataset: data.Dataset,
   theta_tx = optim.sgd(schedule, recipe)
   arch_tx = optim.arch_adam(recipe)
   update = step_lib.make_step(
-      method, space, make_loss(network, recipe.dtype), theta_tx, arch_tx,
-      make_tau(recipe, steps, per_epoch), _options(recipe, way, per_epoch),
-      mesh_lib.spread(mesh))
+      method, space,
+      make_loss(network, recipe.dtype, make_drop(recipe, steps, per_epoch)),
+      theta_tx, arch_tx, make_tau(recipe, steps, per_epoch),
+      _options(recipe, way, steps, per_epoch), mesh_lib.spread(mesh))
 
   phase = loop.Phase(
       name='search', steps=steps, steps_per_epoch=per_epoch,
@@ -222,13 +253,14 @@ def build(setup: Setup, recipe: SearchRecipe, dataset: data.Dataset,
   return Search(phase, update, state, way)
 
 
-def _options(recipe, way, steps_per_epoch):
+def _options(recipe, way, steps, steps_per_epoch):
   return step_lib.Options(
       k=recipe.k, samples=way, accumulate=recipe.accumulate,
       sampler=recipe.sampler, order=recipe.order,
       theta_reduce=recipe.theta_reduce, alpha_reduce=recipe.alpha_reduce,
       clip_norm=recipe.clip_norm,
-      arch_from=recipe.alpha_start * steps_per_epoch)
+      arch_from=recipe.alpha_start * steps_per_epoch,
+      steps=steps, steps_per_epoch=steps_per_epoch)
 
 
 def _observer(setup, schedule, arch_from):
