@@ -204,6 +204,9 @@ _SEARCH = {
     'alpha_b2': _below_one("Adam's b2 (DARTS)"),
     'alpha_weight_decay': _at_least(
         0, 'L2 of alpha and beta, added to the gradient (DARTS)'),
+    'alpha_clip': _at_least(
+        0, 'largest global norm of the gradient of alpha and beta; 0: not '
+        'clipped (P-DARTS: 5)'),
     'alpha_init': _at_least(
         0, 'standard deviation of alpha at first (DARTS)'),
     'beta_init': _at_least(
@@ -218,9 +221,24 @@ _SEARCH = {
         'share for alpha and beta, disjoint from the other (DARTS)'),
     'augment': _choice('augmentation', AUGMENTATIONS),
     'cutout': _between(-1, 8192, _CUTOUT),
+    'drop_path': _below_one(
+        'chance to drop what an edge of the supernet hands on, image by '
+        'image, rising from 0 linearly, once an epoch (R-DARTS .2 to .6)'),
+    'skip_dropout': _below_one(
+        'dropout on identities of the supernet; it falls linearly until '
+        'alpha moves, and from this value again after that (P-DARTS, which '
+        'has stage_skip_dropout)'),
+    'stage_cells': Field(
+        "cells of the supernet in each stage, with commas; P-DARTS', like the "
+        'next two'),
+    'stage_keep': Field(
+        'candidates that each edge keeps after each stage but the last'),
+    'stage_skip_dropout': Field(
+        "skip_dropout of each stage; the authors' command has .1,.4,.7"),
     'candidates': _between(
-        0, MANY, 'random architectures evaluated on the validation half after '
-        'the search; the best is derived (SPOS). 0: none'),
+        0, MANY, 'random architectures to choose from: evaluated on the '
+        'validation half with the weights of the search (SPOS), or each '
+        'trained alone (random_search). 0: none'),
 }
 
 _RETRAIN = {
@@ -268,6 +286,10 @@ _RETRAIN = {
     'eval_every': _between(1, MANY, 'epochs between two tests'),
     'eval_batch_size': _between(
         0, MANY, 'images of one test batch; 0: as batch_size'),
+    'holdout': _below_one(
+        'share of each class of the training images that is not trained on '
+        'and tested on in place of the test images, to choose between '
+        'searches by it (R-DARTS). 0: none'),
 }
 
 _MESH = {

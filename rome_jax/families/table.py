@@ -30,6 +30,7 @@ class Family(NamedTuple):
     stems: stems it has.
     auxiliary: whether the network can have an auxiliary head.
     partial: whether the supernet can have partial channels.
+    drops: whether it can leave out paths and parts of identities.
     knows: name -> whether its cells can hold the operation.
   """
 
@@ -42,6 +43,7 @@ class Family(NamedTuple):
   stems: tuple[str, ...] = ('cifar',)
   auxiliary: bool = False
   partial: bool = False
+  drops: bool = False
   knows: Callable[[str], bool] = lambda name: name in operations.OPS
 
 
@@ -93,11 +95,12 @@ FAMILIES: dict[str, Family] = {
     'darts': Family(
         _supernet(darts.Supernet), _darts_network, _darts_count,
         counting.supernet, counting.check,
-        stems=('cifar', 'imagenet'), auxiliary=True, partial=True),
+        stems=('cifar', 'imagenet'), auxiliary=True, partial=True,
+        drops=True),
     'nasbench201': Family(
         _supernet(nasbench201.Supernet), _nasbench201_network,
         nasbench201.count, nasbench201.count_supernet, nasbench201.check,
-        partial=True),
+        partial=True, drops=True),
     'nasbench1shot1': Family(
         _supernet(nasbench1shot1.Supernet), _nasbench1shot1_network,
         nasbench1shot1.count, nasbench1shot1.count_supernet,

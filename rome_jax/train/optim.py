@@ -95,8 +95,12 @@ def arch_adam(recipe: SearchRecipe) -> optax.GradientTransformation:
   """Returns Adam with L2 added to the gradient, for alpha and beta (DARTS).
 
   Args:
-    recipe: its alpha_lr, alpha_b1, alpha_b2 and alpha_weight_decay are used.
+    recipe: its alpha_clip, alpha_lr, alpha_b1, alpha_b2 and
+      alpha_weight_decay are used.
   """
+  clip = ([optax.clip_by_global_norm(recipe.alpha_clip)]
+          if recipe.alpha_clip else [])
   return optax.chain(
+      *clip,
       optax.add_decayed_weights(recipe.alpha_weight_decay),
       optax.adam(recipe.alpha_lr, recipe.alpha_b1, recipe.alpha_b2))

@@ -45,6 +45,7 @@ class SearchRecipe(NamedTuple):
   alpha_b1: float = .5
   alpha_b2: float = .999
   alpha_weight_decay: float = 1e-3
+  alpha_clip: float = 0.
   alpha_init: float = 1e-3
   beta_init: float = 1e-3
   scalar_gates: bool = False
@@ -52,6 +53,11 @@ class SearchRecipe(NamedTuple):
   fraction_alpha: float = .5
   augment: str = 'cifar'
   cutout: int = 0
+  drop_path: float = 0.
+  skip_dropout: float = 0.
+  stage_cells: str = '5,11,17'
+  stage_keep: str = '5,3'
+  stage_skip_dropout: str = '0.,0.,0.'
   candidates: int = 0
 
 
@@ -90,3 +96,4 @@ class RetrainRecipe(NamedTuple):
   random_architectures: int = 0
   eval_every: int = 1
   eval_batch_size: int = 0
+  holdout: float = 0.
