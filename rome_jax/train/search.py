@@ -46,6 +46,28 @@ class Halves(NamedTuple):
     return {name: getattr(self, name)(step, rows) for name in self.names}
 
 
+class Part(NamedTuple):
+  """Which search of a run this is, where a plan has several.
+
+  Attributes:
+    name: of its phase.
+    number: 0 for the first, whose random numbers are those of a single
+      search. The others have their own; all divide the images alike.
+  """
+
+  name: str = 'search'
+  number: int = 0
+
+  def seed_of(self, seed: int) -> int:
+    """The seed of everything but the halves, of the run's seed."""
+    if not self.number:
+      return seed
+    return int(np.random.SeedSequence([seed, self.number]).generate_state(1)[0])
+
+
+ONLY = Part()
+
+
 class Search(NamedTuple):
   """A search ready to run.
 
@@ -63,8 +85,11 @@ class Search(NamedTuple):
 
 
 def make_halves(setup: Setup, recipe: SearchRecipe, dataset: data.Dataset,
-                seed: int) -> Halves:
+                seed: int, part: Part = ONLY) -> Halves:
   """The two disjoint streams of a search (Algorithm 1: D_t and D_s).
+
+  Args:
+    setup, recipe, dataset, seed, part: as in `build`.
 
   Raises:
     UserError: a half has too few images for its fraction or batch.
@@ -75,11 +100,12 @@ def make_halves(setup: Setup, recipe: SearchRecipe, dataset: data.Dataset,
   parts = data.halves(dataset.train.labels, recipe.fraction_theta,
                       recipe.fraction_alpha, seed)
   # Two seeds, so that the streams share neither order nor augmentation.
-  seeds = np.random.SeedSequence(seed).generate_state(2, np.uint64)
+  seeds = np.random.SeedSequence(part.seed_of(seed)).generate_state(
+      2, np.uint64)
   train, valid = (
-      data.Batches(dataset.train, part, recipe.batch_size, int(seed),
+      data.Batches(dataset.train, half, recipe.batch_size, int(own),
                    transform)
-      for part, seed in zip(parts, seeds))
+      for half, own in zip(parts, seeds))
   read = {update.batch for update in setup.method.updates}
   return Halves(train, valid, tuple(sorted(read)))
 
@@ -201,7 +227,8 @@ def make_supernet(setup: Setup, recipe: SearchRecipe) -> nn.Module:
 
 
 def build(setup: Setup, recipe: SearchRecipe, dataset: data.Dataset,
-          seed: int, on_checkpoint: Callable | None = None) -> Search:
+          seed: int, on_checkpoint: Callable | None = None,
+          part: Part = ONLY) -> Search:
   """Puts a search together; compiles nothing yet but the initialisation.
 
   Args:
@@ -210,12 +237,14 @@ def build(setup: Setup, recipe: SearchRecipe, dataset: data.Dataset,
     dataset: the images.
     seed: every random number follows from it.
     on_checkpoint: see `loop.Phase`.
+    part: which search of a run it is.
 
   Raises:
     UserError: there are no steps, or too few images.
   """
   space, method, mesh = setup.space, setup.method, setup.mesh
-  batches = make_halves(setup, recipe, dataset, seed)
+  batches = make_halves(setup, recipe, dataset, seed, part)
+  seed = part.seed_of(seed)
   per_epoch = batches.train.steps_per_epoch
   steps = num_steps(recipe, per_epoch)
   network = make_supernet(setup, recipe)
@@ -240,7 +269,7 @@ def build(setup: Setup, recipe: SearchRecipe, dataset: data.Dataset,
       _options(recipe, way, steps, per_epoch), mesh_lib.spread(mesh))
 
   phase = loop.Phase(
-      name='search', steps=steps, steps_per_epoch=per_epoch,
+      name=part.name, steps=steps, steps_per_epoch=per_epoch,
       # Each update sends a batch through K networks.
       images_per_step=len(method.updates) * recipe.k * recipe.batch_size,
       batches=mesh_lib.sharded(
@@ -306,7 +335,7 @@ def _changes(before, after):
 
 def run(setup: Setup, recipe: SearchRecipe, dataset: data.Dataset, seed: int,
         settings: loop.Settings, writer: Any, stop: Any,
-        origin: Mapping[str, Any] | None = None,
+        origin: Mapping[str, Any] | None = None, part: Part = ONLY,
         ) -> tuple[loop.Outcome, Genotype | None]:
   """Searches, or continues a search, in the folder of `settings`.
 
@@ -319,6 +348,7 @@ def run(setup: Setup, recipe: SearchRecipe, dataset: data.Dataset, seed: int,
     writer: `metrics.MetricsWriter`.
     stop: see `loop.run`.
     origin: more JSON values to keep in genotype.json.
+    part: which search of the run it is.
 
   Returns:
     (outcome, genotype); None if the search was stopped before its method
@@ -338,7 +368,7 @@ def run(setup: Setup, recipe: SearchRecipe, dataset: data.Dataset, seed: int,
       save(step, setup.method.derive(setup.space, state.arch))
 
   search, program, carry = prepare(
-      setup, recipe, dataset, seed, on_checkpoint)
+      setup, recipe, dataset, seed, on_checkpoint, part)
   outcome = loop.run(search.phase, program, carry, settings, writer, stop)
   outcome = outcome._replace(
       figures=outcome.figures | {'samples': search.way})
@@ -355,23 +385,25 @@ def run(setup: Setup, recipe: SearchRecipe, dataset: data.Dataset, seed: int,
 
 def prepare(setup: Setup, recipe: SearchRecipe, dataset: data.Dataset,
             seed: int, on_checkpoint: Callable | None = None,
+            part: Part = ONLY,
             ) -> tuple[Search, loop.Program, loop.Carry]:
   """(Search, compiled program, carry), after saying what the run will cost.
 
   Args:
-    setup, recipe, dataset, seed, on_checkpoint: as in `build`.
+    setup, recipe, dataset, seed, on_checkpoint, part: as in `build`.
 
   Raises:
     UserError: the program needs more memory than there is.
   """
-  search = build(setup, recipe, dataset, seed, on_checkpoint)
+  search = build(setup, recipe, dataset, seed, on_checkpoint, part)
   mesh = setup.mesh
   placement = loop.Placement(
       mesh_lib.replicated(mesh), mesh_lib.split_batch(mesh)) if mesh else None
   batch = search.phase.batches(0)
   carry = loop.init_carry(
       search.update, search.state, batch, search.phase.memo, placement)
-  program = loop.compile_step(search.update, carry, batch, 'search', placement)
+  program = loop.compile_step(
+      search.update, carry, batch, part.name, placement)
   size = memory.Size(
       'search', recipe.batch_size, recipe.accumulate, recipe.dtype,
       recipe.channels, setup.sizes.image_size, *mesh_lib.sizes(mesh), recipe.k,
