@@ -10,7 +10,7 @@ from typing import NamedTuple
 import flax.linen as nn
 
 from rome_jax import errors
-from rome_jax.engine import operations
+from rome_jax.engine import operations, weights
 from rome_jax.families import darts, mobile, nasbench1shot1, nasbench201
 from rome_jax.spaces import Sizes, Space, counting, genotypes
 
@@ -32,6 +32,8 @@ class Family(NamedTuple):
     partial: whether the supernet can have partial channels.
     drops: whether it can leave out paths and parts of identities.
     knows: name -> whether its cells can hold the operation.
+    candidates: (theta, space) -> where the supernet keeps the weights of each
+      operation, `weights.Candidate`s.
   """
 
   supernet: Callable[..., nn.Module]
@@ -45,6 +47,7 @@ class Family(NamedTuple):
   partial: bool = False
   drops: bool = False
   knows: Callable[[str], bool] = lambda name: name in operations.OPS
+  candidates: Callable[..., tuple[weights.Candidate, ...]] = weights.candidates
 
 
 def _supernet(module):
@@ -104,11 +107,12 @@ FAMILIES: dict[str, Family] = {
     'nasbench1shot1': Family(
         _supernet(nasbench1shot1.Supernet), _nasbench1shot1_network,
         nasbench1shot1.count, nasbench1shot1.count_supernet,
-        nasbench1shot1.check, knows=nasbench1shot1.knows),
+        nasbench1shot1.check, knows=nasbench1shot1.knows,
+        candidates=nasbench1shot1.candidates),
     'mobile': Family(
         _supernet(mobile.Supernet), _mobile_network, mobile.count,
         mobile.count_supernet, mobile.check, stems=('cifar', 'imagenet'),
-        knows=mobile.knows),
+        knows=mobile.knows, candidates=mobile.candidates),
 }
 
 

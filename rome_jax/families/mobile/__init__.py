@@ -44,13 +44,14 @@ from rome_jax.families.mobile.network import (
     MBConv,
     Network,
     Supernet,
+    candidates,
     extract,
 )
 from rome_jax.families.mobile.published import PROXYLESS, Published
 
 __all__ = [
     'EPSILON', 'MOMENTUM', 'PROXYLESS', 'ZERO', 'Block', 'MBConv', 'Network',
-    'Published', 'Run', 'Supernet', 'Widths', 'blocks', 'chain', 'check',
-    'chosen', 'count', 'count_supernet', 'extract', 'fixed_widths',
+    'Published', 'Run', 'Supernet', 'Widths', 'blocks', 'candidates', 'chain',
+    'check', 'chosen', 'count', 'count_supernet', 'extract', 'fixed_widths',
     'kernel_and_expansion', 'knows', 'runs', 'scaled',
 ]

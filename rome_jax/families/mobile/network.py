@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 
 from rome_jax.engine import layers, operations, switch
-from rome_jax.engine.weights import STACKED
+from rome_jax.engine.weights import STACKED, Candidate
 from rome_jax.families.images import check_images
 from rome_jax.families.mobile import geometry
 from rome_jax.families.mobile.geometry import (
@@ -271,6 +271,20 @@ class Network(nn.Module):
     return _skeleton(
         images, body, channels=self.channels, num_classes=self.num_classes,
         stem=self.stem, norm=norm)
+
+
+def candidates(theta: dict[str, Any], space: Space) -> tuple[Candidate, ...]:
+  """See `engine.weights.candidates`; sites are blocks."""
+  del space
+  found = []
+  for name in theta:
+    if name.startswith('blocks'):
+      start = int(name.removeprefix('blocks'))
+      for op, tree in theta[name][STACKED].items():
+        length = jax.tree.leaves(tree)[0].shape[0]
+        found.append(Candidate((name, STACKED, op), 'normal', op,
+                               tuple(range(start, start + length))))
+  return tuple(found)
 
 
 def extract(params: dict[str, Any], genotype: Genotype) -> dict[str, Any]:

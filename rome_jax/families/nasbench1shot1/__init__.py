@@ -33,7 +33,11 @@ from rome_jax.families.nasbench1shot1.network import (
     Network,
     extract,
 )
-from rome_jax.families.nasbench1shot1.search import SearchCell, Supernet
+from rome_jax.families.nasbench1shot1.search import (
+    SearchCell,
+    Supernet,
+    candidates,
+)
 from rome_jax.families.nasbench1shot1.wiring import (
     OUTPUT_INPUTS,
     STACKS,
@@ -48,7 +52,7 @@ from rome_jax.families.nasbench1shot1.wiring import (
 __all__ = [
     'CONVS', 'NASBENCH101_EDGES', 'NASBENCH101_OPS', 'NASBENCH101_VERTICES',
     'OUTPUT_INPUTS', 'STACKS', 'WIDTHS', 'ConvNormRelu', 'DiscreteCell',
-    'Network', 'SearchCell', 'Supernet', 'check', 'count', 'count_supernet',
-    'extract', 'from_nasbench101', 'knows', 'make_genotype',
+    'Network', 'SearchCell', 'Supernet', 'candidates', 'check', 'count',
+    'count_supernet', 'extract', 'from_nasbench101', 'knows', 'make_genotype',
     'num_architectures', 'output_input', 'to_nasbench101', 'topologies',
 ]

@@ -12,7 +12,7 @@ from jax import lax
 
 from rome_jax.engine import kernels, layers, operations, statistics, switch
 from rome_jax.engine.archs import CellArch
-from rome_jax.engine.weights import STACKED
+from rome_jax.engine.weights import STACKED, Candidate
 from rome_jax.families.images import check_images
 from rome_jax.families.nasbench1shot1.layers import (
     ConvNormRelu,
@@ -344,3 +344,12 @@ def _spread(x, selected, n):
   x = x.reshape(*x.shape[:3], len(selected), -1)
   full = jnp.zeros((*x.shape[:3], n, x.shape[-1]), x.dtype)
   return full.at[..., selected, :].set(x).reshape(*x.shape[:3], -1)
+
+
+def candidates(theta: dict[str, Any], space: Space) -> tuple[Candidate, ...]:
+  """See `engine.weights.candidates`; sites are inner nodes."""
+  sites = tuple(range(space.num_sites))
+  return tuple(
+      Candidate((name, STACKED, op), 'normal', op, sites)
+      for name in theta if name.startswith('cell')
+      for op in theta[name][STACKED] if op in space.ops)
