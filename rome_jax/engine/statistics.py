@@ -1,6 +1,8 @@
 """BatchNorm by the statistics of a batch, on one device or spread over many."""
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,33 @@ from jax import lax
 
 # The mesh axis over which the images of a batch are spread.
 BATCH_AXIS = 'data'
+# An axis whose size is the number of rows that statistics are measured on.
+_CALIBRATION_AXIS = 'calibration'
+
+
+def measured_on(rows: int, function: Callable[..., Any]) -> Callable[..., Any]:
+  """`function`, in which the first images of a batch measure the statistics.
+
+  All images of a batch are normalised by them, so the first are treated as in
+  training and the others by moments that do not depend on them: BatchNorm that
+  is recalibrated for whatever architecture runs.
+
+  Args:
+    rows: how many images measure, at least 1.
+    function: of arrays; applies supernets, forward only.
+  """
+  # The size of a bound axis is all that is wanted: nothing is mapped. JAX
+  # tells traces by it, as it could not by a variable.
+  return jax.vmap(function, in_axes=None, out_axes=None,
+                  axis_name=_CALIBRATION_AXIS, axis_size=rows)
+
+
+def _measuring(x):
+  """The images of x that measure the statistics."""
+  try:
+    return x[:lax.axis_size(_CALIBRATION_AXIS)]
+  except NameError:
+    return x
 
 
 def part_of_batch() -> jax.Array | None:
@@ -36,9 +65,9 @@ def _moments(x):
   little is sent. The variance is the sum of that within the parts and that
   between their means, so that nothing cancels.
   """
-  mean = _mean(x)
+  mean = _mean(_measuring(x))
   centred = x - mean
-  variance = _mean(centred * centred)
+  variance = _mean(_measuring(centred * centred))
   if part_of_batch() is None:
     return centred, variance
   means, variances = lax.all_gather(
@@ -77,6 +106,9 @@ def normalise(x: jax.Array,
 
 def pull_normalised(y: jax.Array, scale: jax.Array, g: jax.Array) -> jax.Array:
   """The cotangent of x; y, scale = normalise(x) and g is y's cotangent."""
+  if _measuring(y) is not y:
+    raise NotImplementedError('statistics of a part of the batch have no '
+                              'gradient; measured_on is forward only')
   wide_y, wide_g = y.astype(scale.dtype), g.astype(scale.dtype)
   # If the batch is in parts, g belongs to the sum of the parts' losses; each
   # part learns of the others' through these means.
