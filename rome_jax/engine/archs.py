@@ -102,6 +102,26 @@ def all_slots(space: Space, gates: jax.Array, cell_type: str = 'normal',
                   jnp.concatenate([edge_gates, chosen]))
 
 
+def gate_groups(space: Space, cell_type: str = 'normal') -> np.ndarray:
+  """Which gates of `all_slots` are shares of one whole, [M] int.
+
+  The candidates of a site; where nodes hold the operations, the edges into a
+  node that leaves some out, too. An edge that always stays is alone.
+
+  >>> from rome_jax.spaces import S2
+  >>> gate_groups(S2)[:4].tolist()
+  [0, 0, 1, 1]
+  """
+  sites = np.nonzero(space.choices(cell_type) >= 0)[0]
+  if space.sites == 'edges':
+    return sites
+  e = space.num_edges
+  edges = np.concatenate([
+      np.full(b - a, a) if d < b - a else np.arange(a, b)
+      for (a, b), d in zip(space.node_edges, space.in_degrees)])
+  return np.unique(np.concatenate([edges, e + sites]), return_inverse=True)[1]
+
+
 def first_cell(space: Space, cell_type: str = 'normal') -> CellArch:
   """An example: the first edges of each node, the first operation on each."""
   edges = np.concatenate([

@@ -105,8 +105,11 @@ def two_strongest(space: Space, arch: ArchParams,
   The strength of an edge is the largest softmax(alpha) among the operations
   that may be derived, so `none` has its share of the softmax and no vote
   (Liu et al., ICLR 2019, `model_search.py: genotype`). As many edges as the
-  space's in-degree, two in DARTS.
+  space's in-degree, two in DARTS. Where nodes hold the operations the edges
+  have weights, and the strongest stay (NAS-Bench-1Shot1).
   """
+  if space.sites == 'nodes':
+    return by_beta(strongest_edges)(space, arch, mask)
   return _two_strongest(space, arch, lambda beta: np.ones(space.num_edges),
                         mask)
 
@@ -120,6 +123,53 @@ def two_strongest_by_beta(space: Space, arch: ArchParams,
   return _two_strongest(
       space, arch, lambda beta: np.asarray(laws.edge_softmax(space, beta)),
       mask)
+
+
+def limited_skips(most: int) -> Callable[..., Genotype]:
+  """P-DARTS: as DARTS, with at most so many skips in the normal cell.
+
+  While it has more, the skip of least softmax(alpha) gets the probability 0,
+  and operations and edges are chosen anew (Chen et al., ICCV 2019,
+  `train_search.py: delete_min_sk_prob, keep_1_on, keep_2_branches`; the paper
+  keeps 2). A skip that nothing can replace stays: one on an edge without
+  another operation, into a node that needs the edge.
+  """
+
+  def derive(space: Space, arch: ArchParams,
+             mask: Mask | None = None) -> Genotype:
+    alpha = jax.tree.map(np.asarray, arch.alpha)
+    cells = {}
+    for t in space.cell_types:
+      shares = _shares(space, alpha, t, mask)
+      edges, ops = _strongest_of(space, t, shares)
+      while t == 'normal' and (skip := _skip_to_drop(
+          space, shares, edges, ops, most)):
+        shares[skip] = 0.
+        edges, ops = _strongest_of(space, t, shares)
+      cells[t] = edges, ops
+    return genotypes.make(space, cells)
+
+  return derive
+
+
+def _skip_to_drop(space, shares, edges, ops, most):
+  """(edge, place) of the weakest skip, if there are too many; else None."""
+  choices = space.choices('normal')
+  skips = [(e, int(np.flatnonzero(
+      choices[e] == space.ops.index('skip_connect'))[0]))
+           for e in edges if ops[e] == 'skip_connect']
+  if len(skips) <= most:
+    return None
+  weakest = min(skips, key=lambda skip: shares[skip])
+  return weakest if shares[weakest] > 0 else None
+
+
+def _strongest_of(space, cell_type, shares):
+  """(edges, operations) by the largest share of each edge."""
+  choices = space.choices(cell_type)
+  places = np.argmax(shares, -1)
+  return strongest_edges(space, shares.max(-1)), [
+      space.ops[choices[i, place]] for i, place in enumerate(places)]
 
 
 def above(threshold: float) -> Callable[..., Genotype]:
@@ -163,13 +213,19 @@ def _two_strongest(space, arch, edge_weights, mask):
   alpha, beta = jax.tree.map(np.asarray, arch)
   cells = {}
   for t in space.cell_types:
-    logits = np.where(_allowed(space, t, mask), np.float64(alpha[t]), -np.inf)
-    p = np.exp(logits - np.logaddexp.reduce(logits, -1, keepdims=True))
-    may = np.isfinite(_derivable(space, alpha, t, mask))
-    strength = np.where(may, p, 0.).max(-1) * edge_weights(beta[t])
+    strength = _shares(space, alpha, t, mask).max(-1) * edge_weights(beta[t])
     cells[t] = (strongest_edges(space, strength),
                 _best_ops(space, alpha, t, mask))
   return genotypes.make(space, cells)
+
+
+def _shares(space, alpha, cell_type, mask):
+  """[S,C] softmax(alpha); -1 where nothing may be derived."""
+  logits = np.where(
+      _allowed(space, cell_type, mask), np.float64(alpha[cell_type]), -np.inf)
+  p = np.exp(logits - np.logaddexp.reduce(logits, -1, keepdims=True))
+  return np.where(
+      np.isfinite(_derivable(space, alpha, cell_type, mask)), p, -1.)
 
 
 def _allowed(space, cell_type, mask):

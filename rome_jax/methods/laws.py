@@ -116,6 +116,16 @@ def sample_all_edges(space: Space, beta: jax.Array, noise: jax.Array,
       for (a, b), d in zip(space.node_edges, space.in_degrees)])
 
 
+def parent_weights(space: Space, beta: jax.Array) -> jax.Array:
+  """[E], the softmax of beta over the parents of a node; 1 where all stay.
+
+  The weights of edges where nodes hold the operations (NAS-Bench-1Shot1).
+  """
+  return jnp.concatenate([
+      jnp.ones(b - a) if d == b - a else jax.nn.softmax(beta[a:b])
+      for (a, b), d in zip(space.node_edges, space.in_degrees)])
+
+
 def pair_sizes(space: Space) -> tuple[int, ...]:
   """Per node, the number of its edge subsets (1, 3, 6, 10 in S0)."""
   return tuple(

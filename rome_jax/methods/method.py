@@ -166,6 +166,26 @@ class RandomSearch(NamedTuple):
   """
 
 
+class Stages(NamedTuple):
+  """A plan: search in stages, each with fewer candidates and more cells.
+
+  P-DARTS (Chen et al., ICCV 2019). Each stage trains fresh weights and a fresh
+  architecture; then every site keeps its strongest candidates. How many cells,
+  candidates and how much dropout a stage has say `search.stage_cells`,
+  `search.stage_keep` and `search.stage_skip_dropout`. The genotype is that of
+  the last stage.
+  """
+
+
+class TrainRandom(NamedTuple):
+  """A plan: train random architectures alone and keep the most accurate.
+
+  Each is trained from scratch on the theta half and tested on the alpha half
+  (random search in DARTS, Liu et al., ICLR 2019). How many is
+  `search.candidates`, how long `search.epochs`.
+  """
+
+
 def any_space(space: Space, section: Any) -> str | None:
   """The check of a method that runs in every space."""
   del space, section
@@ -184,7 +204,7 @@ class Method(NamedTuple):
     noise: see `NoiseLaw`.
     partial: 1/partial of the channels pass the operations (PC-DARTS).
     extra: see `Extra`.
-    plan: `OneSearch` or `RandomSearch`.
+    plan: `OneSearch`, `RandomSearch`, `Stages` or `TrainRandom`.
     recipe: {field of a config: value} where the paper differs from the
       defaults, which are ROME's.
     check: (space, section `search` of a config) -> what is wrong, one sentence
@@ -204,7 +224,7 @@ class Method(NamedTuple):
   noise: NoiseLaw
   partial: int = 1
   extra: Extra = Extra()
-  plan: OneSearch | RandomSearch = OneSearch()
+  plan: OneSearch | RandomSearch | Stages | TrainRandom = OneSearch()
   recipe: Mapping[str, Any] = types.MappingProxyType({})
   check: Callable[[Space, Any], str | None] = any_space
 
@@ -224,6 +244,16 @@ def normal(space: Space, key: jax.Array, beta_size: int,
   return ArchParams(
       table(alpha_std, (space.num_sites, space.num_choices)),
       table(beta_std, (beta_size,)))
+
+
+def alpha_and_parents(space: Space, key: jax.Array, alpha_std: float = 1e-3,
+                      beta_std: float = 1e-3) -> ArchParams:
+  """The `ArchInit` of methods whose edges all stay.
+
+  Edges have weights only where nodes hold the operations.
+  """
+  size = space.num_edges if space.sites == 'nodes' else 0
+  return normal(space, key, size, alpha_std, beta_std)
 
 
 def no_parameters(space: Space, key: jax.Array, alpha_std: float = 1e-3,

@@ -8,13 +8,15 @@ never sees a sample.
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
+from rome_jax.engine import archs
 from rome_jax.methods.method import (
     ArchParams,
     GradientRule,
@@ -186,8 +188,8 @@ def at_random_gates(smallest: float = .03,
   """
 
   def rule(objective, update, state, batches, key):
-    cells = _cells_of_one(objective, state, key, 'at_random_gates')
-    gates = _random(cells, _radius(objective, smallest, largest), key)
+    mixture = _mixture(objective, state, key, 'at_random_gates')
+    gates = _random(mixture, _radius(objective, smallest, largest), key)
     return _gradient_at(
         update.params, gates, objective, update, state, batches, key)
 
@@ -215,7 +217,7 @@ def at_worst_gates(steps: int = 7, smallest: float = .03,
   """
 
   def rule(objective, update, state, batches, key):
-    cells = _cells_of_one(objective, state, key, 'at_worst_gates')
+    mixture = _mixture(objective, state, key, 'at_worst_gates')
     radius = _radius(objective, smallest, largest)
 
     def at(gates):
@@ -226,9 +228,9 @@ def at_worst_gates(steps: int = 7, smallest: float = .03,
     worst = lax.fori_loop(
         0, steps,
         lambda _, gates: _uphill(
-            cells, gates, at(gates)[1], 2 * radius / steps, radius),
-        _random(cells, radius, key))
-    both = {t: jnp.stack([cells[t].gates, worst[t]]) for t in worst}
+            mixture, gates, at(gates)[1], 2 * radius / steps, radius),
+        _random(mixture, radius, key))
+    both = {t: jnp.stack([mixture.gates[t], worst[t]]) for t in worst}
     before, after = lax.map(lambda gates: at(gates)[0], both)
     gates = {t: jnp.where(before > after, *ends) for t, ends in both.items()}
     return _gradient_at(
@@ -237,61 +239,72 @@ def at_worst_gates(steps: int = 7, smallest: float = .03,
   return rule
 
 
-def to_simplex(gates: jax.Array, edges: jax.Array) -> jax.Array:
+def to_simplex(gates: jax.Array, groups: jax.Array) -> jax.Array:
   """The gates of each edge, clamped to 0..1 and divided by their sum.
 
   Where all are clamped to 0 the largest becomes 1 (SDARTS, `clip`).
 
   Args:
     gates: [M].
-    edges: [M] int, all below M: the edge of each.
+    groups: [M] int, all below M: the edge of each.
 
   >>> to_simplex(jnp.array([.25, -.1, .25, -.2, -.1]),
   ...            jnp.array([0, 0, 0, 1, 1])).tolist()
   [0.5, 0.0, 0.5, 0.0, 1.0]
   """
-  number = len(edges)
+  number = len(groups)
   clamped = jnp.clip(gates, 0., 1.)
-  sums = jax.ops.segment_sum(clamped, edges, number)[edges]
-  largest = jax.ops.segment_max(gates, edges, number)[edges]
+  sums = jax.ops.segment_sum(clamped, groups, number)[groups]
+  largest = jax.ops.segment_max(gates, groups, number)[groups]
   places = jnp.arange(number)
   first = jax.ops.segment_min(
-      jnp.where(gates == largest, places, number), edges, number)[edges]
+      jnp.where(gates == largest, places, number), groups, number)[groups]
   alone = (places == first).astype(gates.dtype)
   return jnp.where(sums > 0, clamped / jnp.where(sums > 0, sums, 1.), alone)
 
 
-def _cells_of_one(objective, state, key, name):
+class _Mixture(NamedTuple):
+  """The gates of a mixture as they are, and which sum to 1 together."""
+
+  gates: Gates
+  groups: dict[str, np.ndarray]
+
+
+def _mixture(objective, state, key, name):
   _check_one_sample(objective, name)
-  return objective.cells(state.arch, key, state.mask)
+  cells = objective.cells(state.arch, key, state.mask)
+  return _Mixture(
+      {t: cell.gates for t, cell in cells.items()},
+      {t: archs.gate_groups(objective.space, t) for t in cells})
 
 
 def _radius(objective, smallest, largest):
   return smallest + (largest - smallest) * objective.progress()
 
 
-def _random(cells, radius, key):
-  """Gates within `radius` of those of `cells`, uniform before the clip."""
+def _random(mixture, radius, key):
+  """Gates within `radius` of the mixture's, uniform before the clip."""
   keys = jax.random.split(
-      jax.random.fold_in(key, _OWN_NOISE), len(cells))
-  return _clipped(cells, {
-      t: cell.gates + radius * jax.random.uniform(
-          key, cell.gates.shape, cell.gates.dtype, -1., 1.)
-      for (t, cell), key in zip(sorted(cells.items()), keys)})
+      jax.random.fold_in(key, _OWN_NOISE), len(mixture.gates))
+  return _clipped(mixture, {
+      t: gates + radius * jax.random.uniform(
+          key, gates.shape, gates.dtype, -1., 1.)
+      for (t, gates), key in zip(sorted(mixture.gates.items()), keys)})
 
 
-def _uphill(cells, gates, slope, step, radius):
-  """The gates after one step along `slope`, within `radius` of `cells`."""
-  return _clipped(cells, {
-      t: cell.gates + jnp.clip(
-          gates[t] + step * jnp.sign(slope[t]) - cell.gates, -radius, radius)
-      for t, cell in cells.items()})
+def _uphill(mixture, gates, slope, step, radius):
+  """The gates after a step along `slope`, within `radius` of the mixture's."""
+  return _clipped(mixture, {
+      t: centre + jnp.clip(
+          gates[t] + step * jnp.sign(slope[t]) - centre, -radius, radius)
+      for t, centre in mixture.gates.items()})
 
 
-def _clipped(cells, gates):
+def _clipped(mixture, gates):
   """`to_simplex`, in which a mask's candidates, of gate 0, have no part."""
-  return {t: to_simplex(jnp.where(cell.gates > 0, gates[t], -jnp.inf),
-                        cell.edges) for t, cell in cells.items()}
+  return {t: to_simplex(jnp.where(centre > 0, gates[t], -jnp.inf),
+                        mixture.groups[t])
+          for t, centre in mixture.gates.items()}
 
 
 def _gradient_at(params, gates, objective, update, state, batches, key):

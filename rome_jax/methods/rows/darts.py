@@ -29,6 +29,7 @@ from rome_jax.methods.method import (
     Mask,
     Method,
     Noise,
+    alpha_and_parents,
     full_mask,
     no_noise,
     normal,
@@ -45,9 +46,16 @@ def _softmax(space, arch, mask, cell_type):
 
 def softmax_slots(space: Space, arch: ArchParams, noise: Noise, tau: Any,
                   mask: Mask | None = None) -> dict[str, CellArch]:
-  """DARTS' mixture: every candidate, its gate softmax(alpha) (Eq. 2)."""
+  """DARTS' mixture: every candidate, its gate softmax(alpha) (Eq. 2).
+
+  Where nodes hold the operations the edges have gates of their own, as in
+  NAS-Bench-1Shot1's DARTS; see `laws.parent_weights`.
+  """
   del noise, tau
-  return {t: archs.all_slots(space, _softmax(space, arch, mask, t), t)
+  on_nodes = space.sites == 'nodes'
+  return {t: archs.all_slots(
+      space, _softmax(space, arch, mask, t), t,
+      laws.parent_weights(space, arch.beta[t]) if on_nodes else None)
           for t in space.cell_types}
 
 
@@ -67,29 +75,34 @@ def edge_normalised_slots(space: Space, arch: ArchParams, noise: Noise,
   return cells
 
 
-def _init_alpha(space, key, alpha_std=1e-3, beta_std=1e-3):
-  return normal(space, key, 0, alpha_std, beta_std)
-
-
 def _init_alpha_beta(space, key, alpha_std=1e-3, beta_std=1e-3):
   return normal(space, key, space.num_edges, alpha_std, beta_std)
 
 
-def check_slots(name: str) -> Callable[[Space, Any], str | None]:
-  """A check for methods that evaluate all operations of every edge."""
+def check_slots(name: str, nodes: bool = False,
+                ) -> Callable[[Space, Any], str | None]:
+  """A check for methods that evaluate all operations of every edge.
+
+  Args:
+    name: of the method.
+    nodes: whether nodes may hold the operations, too.
+  """
 
   def check(space, section):
     if section.k != 1:
       return (f'search.k={section.k} must be 1 with method={name!r}, whose '
               'mixture is the same in every sample')
-    return check_space(name, space)
+    return check_space(name, space, nodes)
 
   return check
 
 
-def check_space(name: str, space: Space) -> str | None:
+def check_space(name: str, space: Space, nodes: bool = False) -> str | None:
   """What is wrong with a space for a mixture of all operations, or None."""
-  if space.sites != 'edges' or space.parents != 'all':
+  if space.parents != 'all':
+    return (f'method={name!r} needs a space of cells, such as s0 or '
+            f'nasbench201, not a chain of blocks as space={space.name}')
+  if space.sites != 'edges' and not nodes:
     return (f'method={name!r} needs a space whose edges hold the operations, '
             f'such as s0 or nasbench201, not space={space.name}')
   return None
@@ -105,18 +118,18 @@ def _check_pc_darts(space, section):
 
 darts = Method(
     name='darts',
-    init=_init_alpha,
+    init=alpha_and_parents,
     sample=softmax_slots,
     derive=derive.two_strongest,
     updates=(ARCH, THETA),
     noise=no_noise,
     recipe={'search.k': 1, 'search.lr': .025},
-    check=check_slots('darts'))
+    check=check_slots('darts', nodes=True))
 
 darts_2nd = darts._replace(
     name='darts_2nd',
     updates=(ARCH._replace(rule=rules.unrolled(epsilon=.01)), THETA),
-    check=check_slots('darts_2nd'))
+    check=check_slots('darts_2nd', nodes=True))
 
 pc_darts = darts._replace(
     name='pc_darts',

@@ -13,17 +13,11 @@ from rome_jax.methods.method import (
     Mask,
     Method,
     Noise,
+    alpha_and_parents,
     gumbel_of_arch,
-    normal,
 )
 from rome_jax.methods.rows.rome import hard_cells, op_mask
 from rome_jax.spaces import Space
-
-
-def _init(space, key, alpha_std=1e-3, beta_std=1e-3):
-  # Edges have weights only where nodes hold the operations.
-  size = space.num_edges if space.sites == 'nodes' else 0
-  return normal(space, key, size, alpha_std, beta_std)
 
 
 def _check(space, section):
@@ -38,7 +32,7 @@ def _check(space, section):
 
 gdas = Method(
     name='gdas',
-    init=_init,
+    init=alpha_and_parents,
     sample=hard_cells(laws.sample_all_edges, lambda space: space.fan_ins),
     derive=derive.best_pairs,
     updates=(ARCH, THETA),

@@ -23,9 +23,9 @@ from rome_jax.methods.rows.darts import check_slots, darts
 sdarts_rs = darts._replace(
     name='sdarts_rs',
     updates=(ARCH, THETA._replace(rule=rules.at_random_gates())),
-    check=check_slots('sdarts_rs'))
+    check=check_slots('sdarts_rs', nodes=True))
 
 sdarts_adv = darts._replace(
     name='sdarts_adv',
     updates=(ARCH, THETA._replace(rule=rules.at_worst_gates(steps=7))),
-    check=check_slots('sdarts_adv'))
+    check=check_slots('sdarts_adv', nodes=True))
