@@ -15,7 +15,7 @@ from rome_jax.data import formats
 from rome_jax.devices import hosts
 from rome_jax.engine import operations
 from rome_jax.spaces import genotypes, nasbench201_forms
-from rome_jax.train import checkpoint, memory, retrain, search
+from rome_jax.train import checkpoint, memory, plans, retrain, search
 from rome_jax.train.recipes import RetrainRecipe, SearchRecipe
 from rome_jax.train.setup import Setup
 
@@ -142,18 +142,11 @@ def _check_memory(config, count, image_size, channels, decoded):
 def _check_data(prepared):
   """What can only be checked with the data at hand, before compiling."""
   setup, dataset, given = prepared.setup, prepared.dataset, prepared.given
-  for name, recipe, auxiliary in (
-      ('search', prepared.search, False),
-      ('retrain', prepared.retrain, prepared.retrain.auxiliary)):
-    if name == 'retrain' or given is None:
-      families.check(
-          setup.space, f'config.{name}', setup.sizes_of(recipe), setup.stem,
-          auxiliary=auxiliary)
   if given is None:
-    _check_half(prepared)
-    halves = search.make_halves(
-        setup, prepared.search, dataset, prepared.config.seed)
-    search.num_steps(prepared.search, halves.train.steps_per_epoch)
+    _check_search(prepared)
+  families.check(
+      setup.space, 'config.retrain', setup.sizes_of(prepared.retrain),
+      setup.stem, auxiliary=prepared.retrain.auxiliary)
   if door.retrains(prepared.config):
     _check_batch('retrain', prepared.retrain.batch_size,
                  len(dataset.train.labels), 'the number of training images')
@@ -162,15 +155,39 @@ def _check_data(prepared):
     retrain.count(setup, prepared.retrain, given.genotype)
 
 
+def _check_search(prepared):
+  setup, recipe, dataset = prepared.setup, prepared.search, prepared.dataset
+  trained = plans.supernets(setup.method, recipe)
+  for each in trained:
+    try:
+      families.check(
+          setup.space, 'config.search', setup.sizes_of(each), setup.stem)
+    except errors.UserError as error:
+      if len(trained) == 1:
+        raise
+      raise errors.UserError(str(error).replace(
+          'config.search.cells=', 'config.search.stage_cells: ')) from None
+  _check_half(prepared)
+  if not trained:
+    plans.trainer(
+        setup, recipe, prepared.retrain, dataset, prepared.config.seed)
+    return
+  halves = search.make_halves(setup, recipe, dataset, prepared.config.seed)
+  search.num_steps(recipe, halves.train.steps_per_epoch)
+
+
 def _check_half(prepared):
   """Finds a batch that is larger than a half of the training images."""
   recipe, labels = prepared.search, prepared.dataset.train.labels
+  supernets = plans.supernets(prepared.setup.method, recipe)
+  section, batch = ('search', recipe) if supernets else (
+      'retrain', prepared.retrain)
   parts = data.halves(labels, recipe.fraction_theta, recipe.fraction_alpha,
                       prepared.config.seed)
   sizes = tuple(map(len, parts))
   field = ('fraction_theta', 'fraction_alpha')[int(sizes[1] < sizes[0])]
   _check_batch(
-      'search', recipe.batch_size, min(sizes),
+      section, batch.batch_size, min(sizes),
       f'the share config.search.{field}={getattr(recipe, field)} of the '
       f'{len(labels):,} training images')
 
@@ -189,7 +206,7 @@ def described(prepared: Prepared) -> list[str]:
       f'config: {setup.method.name} in {setup.space.name}, '
       f'{len(fields.FIELDS)} fields', what_was_read(dataset)]
   if given is None:
-    lines.append(_search(prepared))
+    lines += _search(prepared)
   if door.retrains(config):
     lines.append(_retraining(prepared))
   if given is not None:
@@ -207,17 +224,37 @@ def what_was_read(dataset: data.Dataset) -> str:
 
 
 def _search(prepared):
+  """A line for each search of the plan."""
   setup, recipe = prepared.setup, prepared.search
+  if not plans.supernets(setup.method, recipe):
+    return [_candidates(prepared)]
   halves = search.make_halves(
       setup, recipe, prepared.dataset, prepared.config.seed)
   halves(0)
-  found = setup.family.count_supernet(
-      setup.space, setup.sizes_of(recipe), setup.stem)
   steps = search.num_steps(recipe, halves.train.steps_per_epoch)
-  return (f'search: {steps:,} steps of {recipe.batch_size} images, '
-          f'K={recipe.k}; {len(halves.train.indices):,} images for theta, '
-          f'{len(halves.valid.indices):,} for alpha and beta; '
-          f'{_size(recipe, found)}')
+  lines = []
+  for part_setup, each, part in plans.largest(setup, recipe):
+    found = setup.family.count_supernet(
+        part_setup.space, setup.sizes_of(each), setup.stem)
+    lines.append(
+        f'{part.name}: {steps:,} steps of {each.batch_size} images, '
+        f'K={each.k}; {len(halves.train.indices):,} images for theta, '
+        f'{len(halves.valid.indices):,} for alpha and beta; '
+        f'{_size(each, found)}')
+  return lines
+
+
+def _candidates(prepared):
+  setup, recipe = prepared.setup, prepared.search
+  trainer = plans.trainer(setup, recipe, prepared.retrain, prepared.dataset,
+                          prepared.config.seed)
+  trainer.batches(0)(0)
+  train, test = trainer.dataset.train.labels, trainer.dataset.test.labels
+  found = retrain.count(setup, prepared.retrain, prepared.example())
+  return (f'search: {recipe.candidates} random architectures, each trained '
+          f'alone for {trainer.steps:,} steps of {prepared.retrain.batch_size} '
+          f'images; {len(train):,} images to train on, {len(test):,} to test '
+          f'on; {_size(prepared.retrain, found)} in one of them')
 
 
 def _retraining(prepared):

@@ -31,7 +31,7 @@ from rome_jax.devices import hosts, interrupt
 from rome_jax.show import curves, report
 from rome_jax.spaces import genotypes, nasbench201_forms
 from rome_jax.tables import nasbench201
-from rome_jax.train import metrics, retrain, search
+from rome_jax.train import metrics, notes, plans, retrain, search
 
 try:
   import fcntl
@@ -143,16 +143,28 @@ def show_cost(config: ConfigDict,
   """
   checks.validate(config)
   prepared = prepare(config, dataset)
-  setup, seed = prepared.setup, config.seed
+  setup = prepared.setup
   use_compilation_cache(config.compilation_cache)
   if prepared.given is None:
-    search.prepare(setup, prepared.search, prepared.dataset, seed)
+    _show_search(prepared)
   jobs = prepared.jobs(prepared.example())
   if jobs:
     retrain.Trainer(
         setup, prepared.retrain, prepared.dataset).prepare(jobs[0])
     print(f'{len(jobs)} retrainings of that kind', file=sys.stderr)
   return 0
+
+
+def _show_search(prepared):
+  setup, seed = prepared.setup, prepared.config.seed
+  for part_setup, recipe, part in plans.largest(setup, prepared.search):
+    search.prepare(
+        part_setup, recipe, prepared.dataset, seed, part=part)
+  if not plans.supernets(setup.method, prepared.search):
+    jobs = plans.jobs(setup, prepared.search, seed)
+    plans.trainer(setup, prepared.search, prepared.retrain, prepared.dataset,
+                  seed).prepare(jobs[0])
+    print(f'{len(jobs)} candidates of that kind', file=sys.stderr)
 
 
 def _writer(workdir, writers):
@@ -256,6 +268,8 @@ def _run_phases(prepared, workdir, writer, stop):
   if evaluations is None:
     return None
   count = retrain.count(setup, prepared.retrain, genotype)
+  if prepared.retrain.holdout:
+    result['holdout'] = prepared.retrain.holdout
   return result | {
       'evaluations': evaluations, 'summary': report.summarise(evaluations),
       'params': count.params, 'macs': count.macs, **environment()}
@@ -264,18 +278,18 @@ def _run_phases(prepared, workdir, writer, stop):
 def _search(prepared, workdir, writer, stop):
   """The figures of the search; None if stopped."""
   config, setup = prepared.config, prepared.setup
-  note = workdir / 'phases' / 'search.json'
-  if (figures := _read_note(note)) is not None:
+  if (figures := notes.read(workdir, 'search')) is not None:
     hosts.from_first(lambda: _keep_genotype(workdir, config, figures))
-    hosts.from_first(lambda: _warn_of_lost_lines(workdir, 'search', figures))
+    hosts.from_first(lambda: _warn_of_lost_lines(
+        workdir, figures.get('phase', 'search'), figures))
     return figures
-  outcome, genotype = search.run(
-      setup, prepared.search, prepared.dataset, config.seed,
+  found = plans.run(
+      setup, prepared.search, prepared.retrain, prepared.dataset, config.seed,
       door.settings(config, workdir), writer, stop,
       {'dataset': config.dataset})
-  if not outcome.finished:
+  if not found.finished:
     return None
-  return _write_note(note, _search_figures(outcome, genotype, setup.space))
+  return notes.write(workdir, 'search', _search_figures(found, setup.space))
 
 
 def _keep_genotype(workdir, config, figures):
@@ -305,18 +319,6 @@ def _warn_of_lost_lines(workdir, phase, figures):
           file=sys.stderr)
 
 
-def _read_note(path):
-  """The figures of a phase that is done, or None."""
-  return hosts.from_first(
-      lambda: files.read_json(path) if path.exists() else None)
-
-
-def _write_note(path, figures):
-  """Notes that a phase is done; returns its figures."""
-  hosts.from_first(lambda: files.write_json(path, figures))
-  return _read_note(path)
-
-
 def _save_given(path, given, config):
   """Writes the genotype to retrain; a run keeps the one it began with."""
   if path.exists():
@@ -341,13 +343,13 @@ def _origin(given, config):
   return origin
 
 
-def _search_figures(outcome, genotype, space):
+def _search_figures(found, space):
   keep = ('train_loss', 'train_accuracy', 'valid_loss', 'valid_accuracy')
   return {
-      'genotype': genotypes.to_text(genotype),
-      **{k: outcome.scalars.get(k) for k in keep}, **outcome.figures,
+      'genotype': genotypes.to_text(found.genotype),
+      **{k: found.scalars.get(k) for k in keep}, **found.figures,
       'peak_memory_bytes': peak_memory_bytes(),
-      'parameterless': genotypes.parameterless(genotype, space)}
+      'parameterless': genotypes.parameterless(found.genotype, space)}
 
 
 def _tabular(space, genotype):
@@ -361,15 +363,15 @@ def _retrain(prepared, workdir, genotype, writer, stop):
   """One record per retraining; None if stopped."""
   trainer, records = None, []
   for job in prepared.jobs(genotype):
-    note = workdir / 'phases' / f'{job.name}.json'
-    if (figures := _read_note(note)) is None:
+    if (figures := notes.read(workdir, job.name)) is None:
       trainer = trainer or retrain.Trainer(
           prepared.setup, prepared.retrain, prepared.dataset)
       outcome = trainer.run(
           job, door.settings(prepared.config, workdir), writer, stop)
       if not outcome.finished:
         return None
-      figures = _write_note(note, _retrain_figures(prepared, job, outcome))
+      figures = notes.write(
+          workdir, job.name, _retrain_figures(prepared, job, outcome))
     else:
       hosts.from_first(functools.partial(
           _warn_of_lost_lines, workdir, f'retrain/{job.name}', figures))
@@ -481,6 +483,9 @@ def _closing_text(workdir, result):
         f'NAS-Bench-201 table, {name}: {row["test"]:.2f}% test accuracy, rank '
         f'{row["rank"]} of {result["table"]["num_cells"]}, regret '
         f'{row["regret"]:.2f}')
+  if 'holdout' in result:
+    lines.append(f'accuracies are those of the share {result["holdout"]} of '
+                 'the training images, which was held out')
   lines += [report.accuracy(kind, row)
             for kind, row in result['summary'].items()]
   lines.append(f'parameters: {result["params"]:,}; multiply-adds: '

@@ -10,9 +10,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from rome_jax import errors, files, spaces
+from rome_jax import errors, families, files, spaces
 from rome_jax.config import fields
 from rome_jax.methods import table
+from rome_jax.methods.method import Stages
+from rome_jax.train import plans, recipes
 
 
 def from_json(value: Any) -> ConfigDict:
@@ -118,6 +120,9 @@ def _check_search(config):
   searched, method = space(config), table.METHODS[config.method]
   if wrong := method.check(searched, search):
     raise errors.UserError(f'config.{wrong}')
+  recipe = recipes.SearchRecipe(**search.to_dict())
+  plans.check(searched, method, recipe)
+  _check_drops(searched, method, recipe)
   if search.scalar_gates and (
       config.method != table.gdas.name or searched.sites != 'edges'):
     raise errors.UserError(
@@ -147,6 +152,24 @@ def _check_search(config):
     raise errors.UserError(
         f'config.search.alpha_start={search.alpha_start} must be below '
         f'config.search.epochs={search.epochs}, or alpha never moves')
+
+
+def _check_drops(searched, method, recipe):
+  """Refuses to leave out what a supernet cannot."""
+  skip = max((r.skip_dropout for r in plans.supernets(method, recipe)),
+             default=0)
+  staged = isinstance(method.plan, Stages)
+  named = 'stage_skip_dropout' if staged else 'skip_dropout'
+  for name, rate in (('drop_path', recipe.drop_path), (named, skip)):
+    if rate and not families.get(searched).drops:
+      raise errors.UserError(
+          f'config.search.{name}={getattr(recipe, name)!r} must be 0 with '
+          f'space={searched.name}, whose supernets leave out nothing')
+  if skip and method.partial > 1:
+    raise errors.UserError(
+        f'config.search.{named}={getattr(recipe, named)!r} must be 0 with '
+        f'method={method.name!r}, whose identities see only a part of the '
+        'channels')
 
 
 def _check_retrain(config):

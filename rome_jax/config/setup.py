@@ -13,6 +13,7 @@ from rome_jax import data, errors, families
 from rome_jax.config import checks
 from rome_jax.devices import mesh as mesh_lib
 from rome_jax.methods import table
+from rome_jax.methods.method import TrainRandom
 from rome_jax.methods.rows import gdas
 from rome_jax.spaces import Sizes
 from rome_jax.train import loop, recipes
@@ -89,6 +90,8 @@ def retrains(config: ConfigDict) -> bool:
 
 def _check_cuts(config, data_parts, groups):
   searches = not config.genotype
+  alone = searches and isinstance(
+      table.METHODS[config.method].plan, TrainRandom)
   shape = (f'a mesh of config.mesh.data={data_parts} by '
            f'config.mesh.sample={groups} devices')
   if searches and config.search.k % groups:
@@ -96,8 +99,8 @@ def _check_cuts(config, data_parts, groups):
         f'config.search.k={config.search.k} must be a multiple of {groups} on '
         f'{shape}')
   for used, name, devices in (
-      (searches, 'search', data_parts),
-      (retrains(config), 'retrain', data_parts * groups)):
+      (searches and not alone, 'search', data_parts),
+      (retrains(config) or alone, 'retrain', data_parts * groups)):
     size, accumulate = config[name].batch_size, config[name].accumulate
     if used and size % (devices * accumulate):
       also = (f' with config.{name}.accumulate={accumulate}'

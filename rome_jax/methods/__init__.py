@@ -14,7 +14,9 @@ from rome_jax.methods.method import (
     Noise,
     OneSearch,
     RandomSearch,
+    Stages,
     State,
+    TrainRandom,
     Update,
 )
 from rome_jax.methods.step import OneVector, Options
@@ -24,7 +26,9 @@ from rome_jax.methods.table import (
     darts_2nd,
     fair_darts,
     gdas,
+    p_darts,
     pc_darts,
+    random_search,
     register,
     rome_v1,
     rome_v2,
@@ -36,7 +40,8 @@ from rome_jax.methods.table import (
 
 __all__ = [
     'METHODS', 'ArchParams', 'Extra', 'Method', 'Noise', 'OneSearch',
-    'OneVector', 'Options', 'RandomSearch', 'State', 'Update', 'darts',
-    'darts_2nd', 'fair_darts', 'gdas', 'pc_darts', 'register', 'rome_v1',
-    'rome_v2', 'sdarts_adv', 'sdarts_rs', 'snas', 'spos',
+    'OneVector', 'Options', 'RandomSearch', 'Stages', 'State', 'TrainRandom',
+    'Update', 'darts',
+    'darts_2nd', 'fair_darts', 'gdas', 'p_darts', 'pc_darts', 'random_search',
+    'register', 'rome_v1', 'rome_v2', 'sdarts_adv', 'sdarts_rs', 'snas', 'spos',
 ]

@@ -131,18 +131,38 @@ class Update(NamedTuple):
   rule: GradientRule | None = None
 
 
+class Seen(NamedTuple):
+  """What a method may learn from an update of theta.
+
+  Attributes:
+    gradients: of theta, the supernet's tree, not clipped.
+    norms: () -> {cell type: [S,C]}, of each candidate's gradient; see
+      `engine.weights.site_norms`.
+    batch: the batch; with `index` [B], places among the training images, if
+      the method draws them.
+    metrics: of the loss; with `scores` [B], ||softmax - onehot|| of each
+      image, in the same case.
+  """
+
+  gradients: Any
+  norms: Callable[[], dict[str, jax.Array]]
+  batch: Any
+  metrics: dict[str, jax.Array]
+
+
 class Extra(NamedTuple):
   """State of a method's own, and when it changes; by default there is none.
 
   Attributes:
     init: (space, number of training images) -> pytree of arrays.
-    observe: (extra, gradients of theta, batch, metrics) -> extra, inside the
-      step, before the optimiser.
+    observe: (extra, `Seen`) -> extra, inside the step, before the optimiser,
+      after an update that moves theta.
     boundary: (objective, state, batches, epoch, key) -> state, once at the
       end of an epoch, in a program of its own; `epoch` counts those done, and
       `objective` is that of a rule. It may set back the state, `step` too:
       the search then lasts until `step` has come to its end.
-    draw: extra -> [n] weights of the training images in the next epoch.
+    draw: extra -> [n] weights of the training images, by which those of the
+      next epoch are drawn; equal ones mean that each is read once.
     stop: extra -> bool, asked after each boundary: whether the search ends.
   """
 

@@ -4,6 +4,8 @@ from rome_jax.methods.method import Method
 from rome_jax.methods.rows.darts import darts, darts_2nd, pc_darts
 from rome_jax.methods.rows.fair_darts import fair_darts
 from rome_jax.methods.rows.gdas import gdas
+from rome_jax.methods.rows.progressive import p_darts
+from rome_jax.methods.rows.random_search import random_search
 from rome_jax.methods.rows.rome import rome_v1, rome_v2
 from rome_jax.methods.rows.sdarts import sdarts_adv, sdarts_rs
 from rome_jax.methods.rows.single_path import spos
@@ -12,7 +14,7 @@ from rome_jax.methods.rows.snas import snas
 METHODS: dict[str, Method] = {
     row.name: row for row in (
         rome_v1, rome_v2, gdas, darts, darts_2nd, pc_darts, snas, fair_darts,
-        sdarts_rs, sdarts_adv, spos)}
+        sdarts_rs, sdarts_adv, p_darts, spos, random_search)}
 
 
 def register(method: Method) -> Method:

@@ -12,6 +12,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from rome_jax import data
+from rome_jax.data import splits
 from rome_jax.devices import hosts
 from rome_jax.devices import mesh as mesh_lib
 from rome_jax.engine import sums
@@ -27,16 +28,18 @@ class Job(NamedTuple):
   """One retraining.
 
   Attributes:
-    name: 'derived-0', say; its phase is 'retrain/<name>'.
-    kind: 'derived', 'given' or 'random'.
+    name: 'derived-0', say; its phase is '<folder>/<name>'.
+    kind: 'derived', 'given', 'random', or 'candidate' of a search.
     genotype: what is trained.
     seed: of weights, data order, augmentation and drop path.
+    folder: 'retrain', or 'search' for a candidate.
   """
 
   name: str
   kind: str
   genotype: genotypes.Genotype
   seed: int
+  folder: str = 'retrain'
 
 
 class State(NamedTuple):
@@ -78,6 +81,22 @@ def jobs(space: Space, recipe: RetrainRecipe, genotype: Genotype, seed: int,
     found.append(Job(f'random-{i}', 'random', genotypes.random(space, rng),
                      (seed + i) % 2**32))
   return found
+
+
+def held_out(dataset: data.Dataset, share: float) -> data.Dataset:
+  """A data set whose test images are a share of its training images.
+
+  The share is of each class, at least one image where there are two, and the
+  same in every run; the others are trained on. The test images are not
+  touched, so searches may be compared by it.
+
+  Raises:
+    UserError: no class has two images.
+  """
+  train, test = splits.stratified(dataset.train.labels, share, 0)
+  return dataset._replace(
+      train=splits.take(dataset.train, train),
+      test=splits.take(dataset.train, test))
 
 
 def make_network(setup: Setup, recipe: RetrainRecipe,
@@ -246,6 +265,8 @@ class Trainer:
     Raises:
       UserError: there are no steps, or fewer images than a batch has.
     """
+    if recipe.holdout:
+      dataset = held_out(dataset, recipe.holdout)
     self.setup, self.recipe, self.dataset = setup, recipe, dataset
     mesh = setup.mesh
     self.devices = mesh.size if mesh else 1
@@ -332,7 +353,7 @@ class Trainer:
               drop_path_at(recipe, last, self.per_epoch))}, memo
 
     phase = loop.Phase(
-        name=f'retrain/{job.name}', steps=self.steps,
+        name=f'{job.folder}/{job.name}', steps=self.steps,
         steps_per_epoch=self.per_epoch, images_per_step=recipe.batch_size,
         batches=self._placed(self.batches(job.seed)), observe=observe,
         test=test, test_every=recipe.eval_every * self.per_epoch)

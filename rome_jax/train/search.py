@@ -1,5 +1,6 @@
 """The search driver: a setup, a recipe and a data set to a genotype."""
 
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -356,12 +357,7 @@ def run(setup: Setup, recipe: SearchRecipe, dataset: data.Dataset, seed: int,
   """
 
   def save(step, genotype):
-    hosts.compare(f'genotype at step {step}', genotypes.to_text(genotype))
-    if hosts.is_first():
-      genotypes.save(
-          settings.workdir / 'genotype.json', genotype,
-          space=setup.space.name, seed=seed, step=step,
-          method=setup.method.name, **(origin or {}))
+    save_genotype(settings.workdir, setup, seed, step, genotype, origin)
 
   def on_checkpoint(step, state):
     if setup.method.derive is not None:
@@ -381,6 +377,24 @@ def run(setup: Setup, recipe: SearchRecipe, dataset: data.Dataset, seed: int,
       make_halves(setup, recipe, dataset, seed).valid, dataset, seed)
   save(search.phase.steps, genotype)
   return outcome._replace(figures=outcome.figures | figures), genotype
+
+
+def save_genotype(workdir: pathlib.Path, setup: Setup, seed: int, step: int,
+                  genotype: Genotype,
+                  origin: Mapping[str, Any] | None = None) -> None:
+  """Writes genotype.json, once every process has derived the same.
+
+  Args:
+    workdir: folder of the run.
+    setup, seed, origin: as in `run`.
+    step: after which it was derived.
+    genotype: the value.
+  """
+  hosts.compare(f'genotype at step {step}', genotypes.to_text(genotype))
+  if hosts.is_first():
+    genotypes.save(
+        workdir / 'genotype.json', genotype, space=setup.space.name, seed=seed,
+        step=step, method=setup.method.name, **(origin or {}))
 
 
 def prepare(setup: Setup, recipe: SearchRecipe, dataset: data.Dataset,
