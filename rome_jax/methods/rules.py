@@ -204,8 +204,8 @@ def at_worst_gates(steps: int = 7, smallest: float = .03,
 
       p <- clip(p0 + clamp(p + (2 e / steps) sign(dL_train/dp) - p0, -e, e))
 
-  where p0 are the gates of the mixture. If L_train has not risen against p0,
-  the gates stay p0 (Chen and Hsieh, ICML 2020; `attacker/perturb.py`).
+  where p0 are the gates of the mixture. If L_train has fallen against p0, the
+  gates stay p0 (Chen and Hsieh, ICML 2020; `attacker/perturb.py`).
   The published code has BatchNorm use its running statistics meanwhile; here
   a supernet always uses those of the batch.
 

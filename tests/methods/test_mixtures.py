@@ -5,8 +5,6 @@ weight over the slots of its cells, its loss half the squared distance to a
 target. The mixtures' equations are written out here in float64.
 """
 
-import types
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +15,7 @@ from rome_jax import spaces
 from rome_jax.methods import derive, laws, step, table
 from rome_jax.methods.method import ArchParams, Noise, full_mask
 from rome_jax.methods.rows import darts, single_path
-from rome_jax.train import optim
+from rome_jax.train import optim, recipes
 
 SPACE = spaces.Space('tiny', ('a', 'b', 'c'), num_nodes=2)
 CELLS = spaces.CELL_TYPES
@@ -120,10 +118,8 @@ class NumpyDarts:
 
 
 def transformations():
-  section = types.SimpleNamespace(
-      clip_norm=5., weight_decay=3e-4, momentum=.9, nesterov=False,
-      alpha_lr=.5, alpha_b1=.5, alpha_b2=.999, alpha_weight_decay=1e-3)
-  return optim.sgd(lambda step: .01, section), optim.arch_adam(section)
+  recipe = recipes.SearchRecipe(alpha_lr=.5)  # DARTS' else.
+  return optim.sgd(lambda step: .01, recipe), optim.arch_adam(recipe)
 
 
 def make(row, txs, **options):
