@@ -154,7 +154,8 @@ class Extra(NamedTuple):
   """State of a method's own, and when it changes; by default there is none.
 
   Attributes:
-    init: (space, number of training images) -> pytree of arrays.
+    init: (space, number of training images) -> pytree of arrays. If it takes a
+      keyword `state` it is told the rest of the first state.
     observe: (extra, `Seen`) -> extra, inside the step, before the optimiser,
       after an update that moves theta.
     boundary: (objective, state, batches, epoch, key) -> state, once at the
@@ -164,6 +165,10 @@ class Extra(NamedTuple):
     draw: extra -> [n] weights of the training images, by which those of the
       next epoch are drawn; equal ones mean that each is read once.
     stop: extra -> bool, asked after each boundary: whether the search ends.
+    report: extra -> {name: scalar}, for the line that follows a boundary;
+      NaN is not written.
+    hyperparameters: what of theta's optimiser a boundary changes, such as
+      ('weight_decay',), so that it is in the optimiser's state.
   """
 
   init: Callable[[Space, int], Any] | None = None
@@ -171,6 +176,8 @@ class Extra(NamedTuple):
   boundary: Callable[..., State] | None = None
   draw: Callable[[Any], jax.Array] | None = None
   stop: Callable[[Any], Any] | None = None
+  report: Callable[[Any], dict[str, Any]] | None = None
+  hyperparameters: tuple[str, ...] = ()
 
 
 class OneSearch(NamedTuple):

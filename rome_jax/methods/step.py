@@ -127,12 +127,15 @@ def init_state(method: Method, space: Space, theta: Any, arch: Any,
     mask: {cell type: bool [S,C]}, or () for every candidate.
     num_examples: training images, for methods that weigh them.
   """
-  extra = (method.extra.init(space, num_examples)
-           if method.extra.init else ())
   weights = ravel_pytree(theta)[0] if isinstance(
       theta_tx, OneVector) else theta
-  return State(jnp.zeros((), jnp.int32), jnp.uint32(seed), theta, arch,
-               theta_tx.init(weights), arch_tx.init(arch), mask, extra)
+  state = State(jnp.zeros((), jnp.int32), jnp.uint32(seed), theta, arch,
+                theta_tx.init(weights), arch_tx.init(arch), mask)
+  init = method.extra.init
+  if init is None:
+    return state
+  told = {'state': state} if _told(init, 'state') else {}
+  return state._replace(extra=init(space, num_examples, **told))
 
 
 def _move(tx, grads, opt, params):
