@@ -11,10 +11,10 @@ from collections.abc import Callable
 import numpy as np
 
 from rome_jax import errors
-from rome_jax.data import augment, splits
+from rome_jax.data import augment, draws, splits
 
 # Words of Philox's counter; they separate the streams of one key.
-_ORDER, _AUGMENTATION, _HALVES = range(3)
+_ORDER, _AUGMENTATION, _HALVES, _DRAW = range(4)
 
 
 def generator(seed: int, number: int, stream: int) -> np.random.Generator:
@@ -107,12 +107,13 @@ def _class_shares(labels, fraction_theta, fraction_alpha, seed):
 class Batches:
   """Training batches: `batches(step)` is a pure function of (seed, step).
 
-  Each epoch is a new random order of `indices`. The same step always gives the
-  same bytes, whatever was read before, so a resumed run sees the same batches.
+  Each epoch is a new random order of `indices`, or as many draws from them by
+  weight. The same step always gives the same bytes, whatever was read before,
+  so a resumed run sees the same batches.
   """
 
   def __init__(self, split, indices, batch_size, seed, transform,
-               drop_last=True):
+               drop_last=True, weights=None):
     """Stores what batches are made of; reads no image.
 
     Args:
@@ -123,6 +124,8 @@ class Batches:
       transform: function of (images, rng), see `make_transform`.
       drop_last: skip the last images of an epoch if they do not fill a
         batch; otherwise the last batch is smaller.
+      weights: [n] by which images are drawn, with replacement. Batches then
+        say which they hold; equal weights read each image once, as None does.
 
     Raises:
       UserError: batch_size is below 1 or above the number of images.
@@ -139,17 +142,32 @@ class Batches:
     self.transform = transform
     full, rest = divmod(len(self.indices), batch_size)
     self.steps_per_epoch = full + (rest > 0 and not drop_last)
+    self.drop_last = drop_last
+    self.weights = None if weights is None else np.asarray(weights)
     # The cache only saves time: an epoch always has the same order.
     self._order = functools.lru_cache(maxsize=2)(self._draw_order)
 
-  def _draw_order(self, epoch):
-    return generator(self.seed, epoch, _ORDER).permutation(self.indices)
+  def weighted(self, weights: np.ndarray) -> 'Batches':
+    """The same batches, drawn by other weights."""
+    return Batches(self.split, self.indices, self.batch_size, self.seed,
+                   self.transform, self.drop_last, weights)
 
-  def batch_indices(self, step: int) -> np.ndarray:
-    """Returns the images of the split that form batch `step`: [B] int."""
+  def _draw_order(self, epoch):
+    number = len(self.indices)
+    if self.weights is None or np.ptp(self.weights) == 0:
+      return generator(self.seed, epoch, _ORDER).permutation(number)
+    return draws.order(draws.quantised(self.weights), number,
+                       generator(self.seed, epoch, _DRAW))
+
+  def places(self, step: int) -> np.ndarray:
+    """Returns which of `indices` form batch `step`: [B] int."""
     epoch, position = divmod(int(step), self.steps_per_epoch)
     start = position * self.batch_size
     return self._order(epoch)[start:start + self.batch_size]
+
+  def batch_indices(self, step: int) -> np.ndarray:
+    """Returns the images of the split that form batch `step`: [B] int."""
+    return self.indices[self.places(step)]
 
   def __call__(self, step, rows=None):
     """Returns batch `step` (0, 1, ..., across epochs).
@@ -160,15 +178,25 @@ class Batches:
 
     Returns:
       {'image': float32 [B, H, W, C], 'label': int32 [B]}; with `rows`, n
-      instead of B.
+      instead of B. With weights also 'index', int32, the places in `indices`;
+      'row', int32, those in the batch; and 'weight', float32, 1 / (n p) of a
+      draw's probability p.
     """
-    chosen = self.batch_indices(step)
+    places = self.places(step)
     rng = generator(self.seed, int(step), _AUGMENTATION)
+    kept = np.arange(len(places))
     if rows is not None:
-      rng = augment.RowGenerator(rng, len(chosen), rows)
-      chosen = chosen[rows]
-    images = self.transform(self.split.get(chosen), rng)
-    return {'image': images, 'label': self.split.labels[chosen]}
+      rng, kept = augment.RowGenerator(rng, len(places), rows), np.asarray(rows)
+      places = places[rows]
+    chosen = self.indices[places]
+    batch = {'image': self.transform(self.split.get(chosen), rng),
+             'label': self.split.labels[chosen]}
+    if self.weights is None:
+      return batch
+    share = self.weights[places] / self.weights.mean()
+    return batch | {'index': places.astype(np.int32),
+                    'row': kept.astype(np.int32),
+                    'weight': (1 / share).astype(np.float32)}
 
 
 class EvaluationBatches:

@@ -135,6 +135,7 @@ class Seen(NamedTuple):
   """What a method may learn from an update of theta.
 
   Attributes:
+    space: the search space.
     gradients: of theta, the supernet's tree, not clipped.
     norms: () -> {cell type: [S,C]}, of each candidate's gradient; see
       `engine.weights.site_norms`.
@@ -144,6 +145,7 @@ class Seen(NamedTuple):
       image, in the same case.
   """
 
+  space: Space
   gradients: Any
   norms: Callable[[], dict[str, jax.Array]]
   batch: Any

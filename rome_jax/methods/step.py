@@ -21,12 +21,14 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from rome_jax.engine import sums
+from rome_jax.engine import weights as weights_lib
 from rome_jax.methods import laws
 from rome_jax.methods.method import (
     ArchParams,
     Mask,
     Method,
     Noise,
+    Seen,
     State,
     Update,
     full_mask,
@@ -285,7 +287,8 @@ def make_step(method: Method, space: Space, loss_fn: Callable,
               theta_tx: optax.GradientTransformation | OneVector,
               arch_tx: optax.GradientTransformation, tau_fn: Callable,
               options: Options = DEFAULTS,
-              spread: Callable = lambda function: function) -> Callable:
+              spread: Callable = lambda function: function,
+              candidates: Callable = lambda theta: ()) -> Callable:
   """Builds the step of a method.
 
   Args:
@@ -303,6 +306,8 @@ def make_step(method: Method, space: Space, loss_fn: Callable,
     options: see `Options`.
     spread: wraps the sum over K samples, (samples, shared, batch) -> sums, to
       run on many devices; see `devices.mesh.spread`.
+    candidates: theta -> `weights.Candidate`s of the supernet, for methods that
+      observe the gradient of each.
 
   Returns:
     step(state, {'train': batch, 'valid': batch}) -> (state, metrics), to be
@@ -312,7 +317,7 @@ def make_step(method: Method, space: Space, loss_fn: Callable,
   updates = method.updates
   if options.order == 'theta_first':
     updates = tuple(reversed(updates))
-  run = _both_halves if _fits_one_program(updates) else _one_by_one
+  run = _both_halves if _fits_one_program(method, updates) else _one_by_one
 
   def step(state: State, batches: Mapping[str, Any]) -> tuple[State, Metrics]:
     keys = jax.random.split(
@@ -320,7 +325,7 @@ def make_step(method: Method, space: Space, loss_fn: Callable,
         max(2, len(updates)))
     tau = tau_fn(state.step)
     context = _Context(method, space, loss_fn, theta_tx, arch_tx, tau, options,
-                       spread)
+                       spread, candidates)
     state, metrics, norm = run(context, updates, state, batches, keys)
     metrics = {'tau': tau, 'grad_norm': norm,
                'clipped': (norm > options.clip_norm).astype(norm.dtype),
@@ -371,12 +376,15 @@ class _Context(NamedTuple):
   tau: Any
   options: Options
   spread: Callable
+  candidates: Callable = lambda theta: ()
 
 
 def _named(update: Update, values: Any) -> Metrics:
   loss, aux = values
   return {f'{update.batch}_loss': loss,
-          **{f'{update.batch}_{name}': value for name, value in aux.items()}}
+          # What is no number is for `Extra.observe` alone.
+          **{f'{update.batch}_{name}': value for name, value in aux.items()
+             if not jnp.ndim(value)}}
 
 
 def _one_by_one(context, updates, state, batches, keys):
@@ -415,12 +423,16 @@ def _apply_if(condition, apply, state):
 
 
 def _observed(context, update, state, grads, batches, values):
-  observe = context.method.extra.observe
-  if observe is None or update.params == 'arch':
+  if context.method.extra.observe is None or update.params == 'arch':
     return state
   of_theta = grads[0] if update.params == 'both' else grads
-  return state._replace(extra=observe(
-      state.extra, of_theta, batches[update.batch], values[1]))
+  found = context.candidates(state.theta)
+  seen = Seen(
+      context.space, of_theta,
+      lambda: weights_lib.site_norms(of_theta, found, context.space),
+      batches[update.batch], values[1])
+  return state._replace(
+      extra=context.method.extra.observe(state.extra, seen))
 
 
 def _theta_norm(update, grads):
@@ -452,9 +464,10 @@ def _applied(context, update, state, grads):
 # computes no gradient of weights.
 
 
-def _fits_one_program(updates: tuple[Update, ...]) -> bool:
+def _fits_one_program(method: Method, updates: tuple[Update, ...]) -> bool:
   return (sorted(u.params for u in updates) == ['arch', 'theta']
-          and all(u.rule in (None, first_order) for u in updates))
+          and all(u.rule in (None, first_order) for u in updates)
+          and method.extra.observe is None)
 
 
 def _both_halves(context, updates, state, batches, keys):
@@ -478,7 +491,7 @@ def _half(context, state, given):
   def run(state):
     values, grads = _both_gradients(context, state, batch, key, trained)
     norm = optax.tree.norm(grads[0])
-    return _moved(context, state, grads, batch, values, trained), (
+    return _moved(context, state, grads, trained), (
         values, norm)
 
   if not context.options.arch_from:
@@ -536,15 +549,12 @@ def _cells(method, space, arch, sampled, tau, mask, trained):
   return cells
 
 
-def _moved(context, state, grads, batch, values, trained):
+def _moved(context, state, grads, trained):
   vector, unravel = ravel_pytree(state.theta)
   one_vector = isinstance(context.theta_tx, OneVector)
 
   def theta(state):
     of_theta = grads[0] if one_vector else unravel(grads[0])
-    if context.method.extra.observe is not None:
-      state = state._replace(extra=context.method.extra.observe(
-          state.extra, unravel(grads[0]), batch, values[1]))
     updates, opt = context.theta_tx.update(
         of_theta, state.theta_opt, vector if one_vector else state.theta)
     if not one_vector:

@@ -25,20 +25,24 @@ from rome_jax.methods.method import (
 from rome_jax.spaces import Space
 
 
-def uniform_path(space: Space, arch: Any, noise: Noise, tau: Any,
-                 mask: Mask | None = None) -> dict[str, CellArch]:
-  """An architecture of the space, uniform over edge sets and operations.
+def listed_path(space: Space, arch: Any, noise: Noise, tau: Any,
+                mask: Mask | None = None) -> dict[str, CellArch]:
+  """An architecture of the space: edge sets uniform, operations by alpha.
 
-  The largest of equal logits plus Gumbel noise is uniform. Gates are 1.
+  The largest of logits plus Gumbel noise is a draw of their softmax; without
+  architecture parameters the logits are equal. Gates are 1.
   """
-  del arch, tau
+  del tau
   mask = mask or full_mask(space)
   cells = {}
   for t in space.cell_types:
     edges = jnp.concatenate([
         jax.nn.one_hot(jax.lax.top_k(noise.beta[t][a:b], d)[1], b - a).sum(0)
         for (a, b), d in zip(space.node_edges, space.in_degrees)])
-    places = (jnp.argmax(laws.masked_logits(noise.alpha[t], mask[t]), -1)
+    logits = noise.alpha[t]
+    if arch:
+      logits = logits + jax.lax.stop_gradient(arch.alpha[t])
+    places = (jnp.argmax(laws.masked_logits(logits, mask[t]), -1)
               if noise.ops is None else noise.ops[t])
     cells[t] = archs.compact(
         space, edges, jax.nn.one_hot(places, space.num_choices),
@@ -49,7 +53,7 @@ def uniform_path(space: Space, arch: Any, noise: Noise, tau: Any,
 spos = Method(
     name='spos',
     init=no_parameters,
-    sample=uniform_path,
+    sample=listed_path,
     derive=None,
     updates=(THETA,),
     noise=gumbel_of_space,
