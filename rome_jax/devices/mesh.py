@@ -125,6 +125,10 @@ class ShardedBatches(NamedTuple):
   def __len__(self):
     return len(self.batches)
 
+  def weighted(self, weights: np.ndarray) -> 'ShardedBatches':
+    """The same batches, drawn by other weights; see `data.Batches`."""
+    return self._replace(batches=self.batches.weighted(weights))
+
   def __call__(self, step):
     rows = local_rows(self.sharding, self.size)
     return from_rows(

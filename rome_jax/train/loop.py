@@ -83,6 +83,8 @@ class Phase(NamedTuple):
       until `state.step` is `steps`, wherever a boundary has set it.
     stop: state -> bool, or None. Asked after each boundary: whether the phase
       ends here.
+    draw: state -> [n] weights, or None. By them the images of `batches` are
+      drawn up to the next boundary; see `data.Batches`.
   """
 
   name: str
@@ -97,6 +99,7 @@ class Phase(NamedTuple):
   on_checkpoint: Callable | None = None
   boundary: Callable | None = None
   stop: Callable | None = None
+  draw: Callable | None = None
 
 
 class Settings(NamedTuple):
@@ -339,7 +342,10 @@ class _Runner:
     if phase.boundary is not None:
       per_epoch = phase.steps_per_epoch
       last = min(last, (step // per_epoch + 1) * per_epoch)
-    with data.prefetch(phase.batches, step, last) as batches:
+    source = phase.batches
+    if phase.draw is not None:
+      source = source.weighted(np.asarray(phase.draw(carry.state)))
+    with data.prefetch(source, step, last) as batches:
       while step < last and not stopped:
         batch = self._guarded(step, carry, batches.__next__)
         carry = self.program.call(carry, batch)
