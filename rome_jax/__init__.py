@@ -32,6 +32,7 @@ _LAZY = {
     # a search in your own loop
     'make_step': ('api', 'make_step'), 'init': ('api', 'init'),
     'linear': ('api', 'linear'), 'make_mesh': ('devices.mesh', 'make_mesh'),
+    'rank': ('train.ranking', 'rank'),
     # runs
     'config': ('config', ''), 'data': ('data', ''), 'tables': ('tables', ''),
     'run': ('api', 'run'), 'load': ('api', 'load'),

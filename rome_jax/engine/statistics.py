@@ -106,9 +106,6 @@ def normalise(x: jax.Array,
 
 def pull_normalised(y: jax.Array, scale: jax.Array, g: jax.Array) -> jax.Array:
   """The cotangent of x; y, scale = normalise(x) and g is y's cotangent."""
-  if _measuring(y) is not y:
-    raise NotImplementedError('statistics of a part of the batch have no '
-                              'gradient; measured_on is forward only')
   wide_y, wide_g = y.astype(scale.dtype), g.astype(scale.dtype)
   # If the batch is in parts, g belongs to the sum of the parts' losses; each
   # part learns of the others' through these means.
@@ -120,6 +117,9 @@ def pull_normalised(y: jax.Array, scale: jax.Array, g: jax.Array) -> jax.Array:
 
 
 def _batch_norm_fwd(x, epsilon):
+  if _measuring(x) is not x:
+    raise NotImplementedError('statistics of a part of the batch have no '
+                              'gradient; measured_on is forward only')
   y, scale = normalise(x, epsilon)
   return y, (y, scale)
 
