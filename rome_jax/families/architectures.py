@@ -9,8 +9,8 @@ from rome_jax.families import table
 from rome_jax.spaces import Space, genotypes
 
 
-def arch_of(genotype: genotypes.Genotype,
-            space: Space | str) -> dict[str, CellArch]:
+def arch_of(genotype: genotypes.Genotype, space: Space | str,
+            fewer_edges: bool = False) -> dict[str, CellArch]:
   """Where a supernet finds a genotype, for its one-shot accuracy.
 
   `supernet.apply({'params': theta}, images, arch_of(genotype, space))` are
@@ -20,9 +20,12 @@ def arch_of(genotype: genotypes.Genotype,
   Args:
     genotype: of the space.
     space: a `Space`, or the name of one.
+    fewer_edges: whether nodes may have fewer edges than the space keeps, as
+      FairDARTS leaves them.
 
   Returns:
-    {cell type: CellArch} whose gates are all 1.
+    {cell type: CellArch} whose gates are all 1. There are as many slots in any
+    case: the first edge of a node stands, with gate 0, for those it lacks.
 
   Raises:
     UserError: the genotype is none of the space: it has other cells,
@@ -34,26 +37,38 @@ def arch_of(genotype: genotypes.Genotype,
   """
   space = spaces.get_space(space) if isinstance(space, str) else space
   table.check_genotype(space, genotype, 'genotype')
-  cell = _by_nodes if space.sites == 'nodes' else _by_edges
-  return {t: cell(space, genotype, t) for t in space.cell_types}
+  if space.sites == 'nodes':
+    return {t: _by_nodes(space, genotype, t) for t in space.cell_types}
+  return {t: _by_edges(space, genotype, t, fewer_edges)
+          for t in space.cell_types}
 
 
-def _by_edges(space, genotype, cell_type):
+def _by_edges(space, genotype, cell_type, fewer_edges):
   nodes, concat = genotypes.cell_of(genotype, cell_type)
   if len(nodes) != space.num_nodes:
     raise errors.UserError(
         f'genotype: cell {cell_type} has {len(nodes)} nodes, but '
         f'space={space.name} has {space.num_nodes}')
   _check_output(space, cell_type, concat)
-  slots = []
-  for i, node in enumerate(nodes):
+  slots, gates = [], []
+  for i, (node, degree) in enumerate(zip(nodes, space.in_degrees)):
     pairs = [pair for pair in node
              if pair[0] in space.ops or pair[0] != space.absent]
     where = f'genotype: {cell_type} node {i + 1}'
-    _check_degree(space, where, len(pairs), space.in_degrees[i])
+    lacking = degree - len(pairs)
+    if not fewer_edges or lacking < 0:
+      _check_degree(space, where, len(pairs), degree)
+    # In the order of edges, as the engine wants slots.
+    slots += lacking * [_first_slot(space, cell_type, i)]
     slots += sorted(_slot(space, cell_type, i, pair, where) for pair in pairs)
+    gates += lacking * [0.] + len(pairs) * [1.]
   edges, ops = np.array(slots, np.int32).T
-  return _cell_arch(edges, ops, len(edges))
+  return _cell_arch(edges, ops, jnp.array(gates))
+
+
+def _first_slot(space, cell_type, node):
+  edge = space.node_edges[node][0]
+  return edge, space.choices(cell_type)[edge, 0]
 
 
 def _slot(space, cell_type, node, pair, where):
@@ -80,12 +95,12 @@ def _by_nodes(space, genotype, cell_type):
         space, f'genotype: {name}', len(states), space.in_degrees[i])
     edges += [space.node_edges[i][0] + state for state in states]
   ops = [space.ops.index(node[0][0]) for node in nodes]
-  return _cell_arch(edges, ops, len(edges) + len(ops))
+  return _cell_arch(edges, ops, jnp.ones(len(edges) + len(ops)))
 
 
 def _cell_arch(edges, ops, gates):
   return CellArch(jnp.asarray(edges, jnp.int32), jnp.asarray(ops, jnp.int32),
-                  jnp.ones(gates))
+                  gates)
 
 
 def _check_degree(space, where, found, wanted):
