@@ -3,6 +3,8 @@
   python eight_devices.py switch
   python eight_devices.py step DATAxSAMPLE ...
   python eight_devices.py accumulate DATAxSAMPLE ...
+  python eight_devices.py method NAME DATAxSAMPLE ...
+  python eight_devices.py drop DATAxSAMPLE ...
 """
 
 import json
@@ -21,6 +23,7 @@ from jax import lax  # noqa: E402
 
 from rome_jax import families, spaces
 from rome_jax.devices import mesh as mesh_lib
+from rome_jax.engine import drop
 from rome_jax.engine import weights as weights_lib
 from rome_jax.methods import step as step_lib
 from rome_jax.methods import table
@@ -48,7 +51,7 @@ def switched_gradient():
           'expected': (1.5 * counts * np.arange(1, 4)).tolist()}
 
 
-def problem(accumulate=1, name='rome_v2'):
+def problem(accumulate=1, name='rome_v2', drop_at=None):
   """A tiny search: (step of a mesh, state, {half: batch})."""
   space = spaces.Space(
       'tiny', ('skip_connect', 'sep_conv_3x3', 'avg_pool_3x3'), num_nodes=2)
@@ -62,8 +65,8 @@ def problem(accumulate=1, name='rome_v2'):
 
   def update(mesh):
     return step_lib.make_step(
-        method, space, search.make_loss(net), theta_tx, arch_tx,
-        lambda step: 1., step_lib.Options(k=k, accumulate=accumulate),
+        method, space, search.make_loss(net, drop_at=drop_at), theta_tx,
+        arch_tx, lambda step: 1., step_lib.Options(k=k, accumulate=accumulate),
         mesh_lib.spread(mesh))
 
   rng = np.random.default_rng(0)
@@ -120,9 +123,9 @@ def largest_difference(actual, expected):
       if np.size(a))
 
 
-def steps(meshes, accumulate=1, name='rome_v2'):
+def steps(meshes, accumulate=1, name='rome_v2', drop_at=None):
   """{mesh: the largest difference to one device, relative to the largest}."""
-  update, state, batches = problem(accumulate, name)
+  update, state, batches = problem(accumulate, name, drop_at)
   expected = two_steps(update, state, batches, None)
   found = {}
   for text in meshes:
@@ -141,5 +144,8 @@ if __name__ == '__main__':
     print(json.dumps(steps(sys.argv[2:], accumulate=2)))
   elif sys.argv[1] == 'method':
     print(json.dumps(steps(sys.argv[3:], name=sys.argv[2])))
+  elif sys.argv[1] == 'drop':
+    print(json.dumps(steps(
+        sys.argv[2:], accumulate=2, drop_at=lambda step: drop.Drop(.3, .4))))
   else:
     print(json.dumps(steps(sys.argv[2:])))

@@ -14,7 +14,7 @@ import pytest
 import scripts
 
 from rome_jax import families, spaces
-from rome_jax.engine import archs, drop, operations
+from rome_jax.engine import archs, drop, operations, statistics
 from rome_jax.engine import cells as cells_lib
 
 SPACE = spaces.Space(
@@ -200,6 +200,23 @@ def test_partial_identities_are_refused():
               arch=archs.all_slots(SPACE, jnp.ones((3, 3))))
 
 
+def test_masks_follow_the_image_in_the_whole_batch(monkeypatch):
+  key, x = jax.random.key(0), jnp.ones((6, 4, 4, 2))
+
+  def masks(images):
+    path = drop.draw(
+        lambda: key, jnp.arange(5), 5, images, drop.Drop(path=.5), False).path
+    return path, drop.dropout(
+        x[:images], drop.Draws(jnp.uint32(1), None, .5))
+
+  path, kept = masks(6)
+  monkeypatch.setattr(statistics, 'part_of_batch', lambda: 1)
+  of_part = masks(3)
+  np.testing.assert_array_equal(of_part[0], path[:, 3:])
+  np.testing.assert_array_equal(of_part[1], kept[3:])
+
+
+@pytest.mark.slow
 def test_masks_do_not_depend_on_the_devices():
   """State and metrics after two steps on 4 devices, in parts, and on one."""
   found = scripts.printed('eight_devices.py', 'drop', '4x1', timeout=900)
