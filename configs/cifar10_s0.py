@@ -14,8 +14,8 @@ DARTS, PC-DARTS, P-DARTS and SNAS search with `none`, as their authors did
 Retraining: 20 cells, 36 channels, 600 epochs, as DARTS. P-DARTS and PC-DARTS
 retrain with drop path .3, P-DARTS with batch 128.
 
-Hardware: one accelerator. Time: not run. Published: test error in % and
-GPU-days of the search.
+Hardware: one accelerator. Time: not run.
+Published score: test error in % and GPU-days of the search.
 
   method         CIFAR-10                          CIFAR-100            GPU-days
   rome_v2        2.58 +- .07                       17.71 +- .11         0.3

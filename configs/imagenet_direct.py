@@ -13,8 +13,8 @@ Retraining: 14 cells, 48 channels, batch 1024, 250 epochs.
 
 Hardware: one accelerator, more for the retraining. Time: not run (papers: 0.4
 to 0.5 GPU-days for ROME's search, 3.8 for PC-DARTS').
-Published score, top-1 accuracy: ROME-c 75.5 %, PC-DARTS 75.8 % (ROME, Table 5;
-75.4 % when its authors ran it again, ICCV). This code: not run.
+Published score: top-1 accuracy of ROME-c 75.5 %, PC-DARTS 75.8 % (ROME, Table
+5; 75.4 % when its authors ran it again, ICCV). This code: not run.
 
 ROME says cosine. PC-DARTS, whose recipe it follows otherwise, decays linearly
 (`--config.retrain.lr_schedule=linear`, set with method=pc_darts), warms up once

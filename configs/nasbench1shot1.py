@@ -4,16 +4,16 @@
       --config.data_dir=FOLDER
 
 Arguments, the default first: space=1|2|3, variant=original|skip,
-method=rome_v2|rome_v1|gdas|darts|darts_2nd|sdarts_rs|sdarts_adv. `skip` has a skip connection in place of the
-benchmark's 1x1 convolution: the spaces in which GDAS fails and ROME does not
-(ROME, Figures 3, 15 and 16).
+method=rome_v2|rome_v1|gdas|darts|darts_2nd|sdarts_rs|sdarts_adv. `skip` has a
+skip connection in place of the benchmark's 1x1 convolution: the spaces in which
+GDAS fails and ROME does not (ROME, Figures 3, 15 and 16).
 
 Search: 9 cells, 16 channels, batch 96, the benchmark's recipe; 50 epochs of
 K=7 or, at equal cost, 350 of GDAS (the benchmark's GDAS: 100 epochs, with
-alpha's gradient clipped), 50 of mixtures. Retraining: the searched network, 108 epochs of batch
-256 with NAS-Bench-101's augmentation and decay, but SGD in place of RMSProp.
-For cells of `original`, look the accuracy up in NAS-Bench-101 instead
-(docs/nasbench1shot1.md).
+alpha's gradient clipped), 50 of mixtures. Retraining: the searched network, 108
+epochs of batch 256 with NAS-Bench-101's augmentation and decay, but SGD in
+place of RMSProp. For cells of `original`, look the accuracy up in NAS-Bench-101
+instead (docs/nasbench1shot1.md).
 
 Hardware: one accelerator. Time: not run.
 Published score: none; the figures of ROME show cells. The best of the three

@@ -18,7 +18,7 @@ data sets. `--config.retrain.seeds=1` adds one of the benchmark's trainings, 200
 epochs.
 
 Hardware: one accelerator. Time: not run.
-Published score, CIFAR-10, test accuracy in %: darts and darts_2nd 54.30 +- .00,
+Published score: test accuracy on CIFAR-10 in %, darts and darts_2nd 54.30,
 gdas 93.61 +- .09, random search with shared weights (spos here) 87.66 +- 1.69
 (Dong and Yang, ICLR 2020); snas 92.77 +- .83, pc_darts 93.41 +- .30 (as
 reported by DrNAS, ICLR 2021); none of ROME. The best cells have 94.37 % on

@@ -87,7 +87,8 @@ def make_step(method: Method | str, net: nn.Module | Loss,
     tau: temperature, or a function of the step.
     loss: (logits, batch) -> loss or (loss, metrics); default: cross entropy
       of `batch['label']`. Images are `batch['image']`, [B,H,W,C] float.
-    k: architectures drawn for an update; default: the method's own, else 7.
+    k: architectures drawn for an update; 0: as many as a site has operations.
+      Default: the method's own, else 7.
     space: of a network of your own.
     mesh: of `rj.make_mesh`, to spread batch and architectures over devices.
     **options: of `rj.methods.Options`.
@@ -116,6 +117,8 @@ def make_step(method: Method | str, net: nn.Module | Loss,
   _check_partial(method, net)
   if k is None:
     k = method.recipe.get('search.k', 7)
+  if k == 0:  # As many as a site has operations.
+    k = _space_of(net, space).num_choices
   if type(k) is not int or k < 1:
     raise ValueError(f'k={k!r} must be a whole number of at least 1')
   for name in options.keys() - set(step_lib.Options._fields):

@@ -10,7 +10,7 @@ class UserError(ValueError):
   The message names the field or file, its value and what is allowed.
   Subclasses ValueError, so programs can catch it without importing this.
 
-  >>> UserError('config.search.k=0 must be at least 1').exit_code
+  >>> UserError('config.search.cells=0 must be at least 1').exit_code
   2
   """
 

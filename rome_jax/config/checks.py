@@ -123,6 +123,7 @@ def _check_search(config):
   recipe = recipes.SearchRecipe(**search.to_dict())
   plans.check(searched, method, recipe)
   _check_drops(searched, method, recipe)
+  _check_laws(config)
   if search.scalar_gates and (
       config.method != table.gdas.name or searched.sites != 'edges'):
     raise errors.UserError(
@@ -133,12 +134,6 @@ def _check_search(config):
         'config.search.candidates=0 must be at least 1 with '
         f'config.method={config.method!r}, which chooses among them')
   operations = searched.num_choices
-  fair = all((searched.choices(t) >= 0).all() for t in searched.cell_types)
-  if search.sampler == 'strict_fair' and not fair:
-    raise errors.UserError(
-        "config.search.sampler='strict_fair' must be 'iid' with "
-        f'space={config.space}, whose edges have different numbers of '
-        'operations')
   if search.sampler == 'strict_fair' and search.k % operations:
     raise errors.UserError(
         f'config.search.k={search.k} must be a multiple of the {operations} '
@@ -170,6 +165,26 @@ def _check_drops(searched, method, recipe):
         f'config.search.{named}={getattr(recipe, named)!r} must be 0 with '
         f'method={method.name!r}, whose identities see only a part of the '
         'channels')
+
+
+def _check_laws(config):
+  """Fields that PA&DA's rows alone read."""
+  search, row = config.search, table.METHODS[config.method]
+  by_path = config.method in ('pada', 'pa')
+  for name, usual in (('path_law', 'shared'), ('path_delta', 0.)):
+    if getattr(search, name) != usual and not by_path:
+      raise errors.UserError(
+          f'config.search.{name}={getattr(search, name)!r} must be {usual!r} '
+          f"except with method='pada' or 'pa', not {config.method!r}")
+  if search.unbiased and row.extra.draw is None:
+    raise errors.UserError(
+        'config.search.unbiased must be false except with a method that draws '
+        f"images by weight, such as 'pada', not {config.method!r}")
+
+
+def samples(config: ConfigDict) -> int:
+  """K of a search; config.search.k=0 is the most operations of a site."""
+  return config.search.k or space(config).num_choices
 
 
 def _check_retrain(config):

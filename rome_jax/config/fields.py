@@ -159,7 +159,8 @@ _SEARCH = {
         1, MANY, 'images of one step, shared by its K samples (ROME, memory '
         'table)'),
     'k': _between(
-        1, 1000, 'K, architectures sampled in a step (Algorithm 1)'),
+        0, 1000, 'K, architectures sampled in a step (Algorithm 1); 0: as many '
+        'as a site has operations (FairNAS)'),
     'samples': _choice(
         "the K samples one after another in the memory of one ('scan') or "
         "batched ('vmap'); 'auto': as the device and its memory suggest",
@@ -235,6 +236,15 @@ _SEARCH = {
         'candidates that each edge keeps after each stage but the last'),
     'stage_skip_dropout': Field(
         "skip_dropout of each stage; the authors' command has .1,.4,.7"),
+    'path_law': _choice(
+        "PA&DA's probabilities of operations: one vector for all sites (its "
+        "code), or one for each ('site')", ('shared', 'site')),
+    'path_delta': _at_least(
+        0, "PA&DA's score of operations without weights, as a share of the "
+        "others' mean (its code: 0)"),
+    'unbiased': Field(
+        "weigh an image's loss by 1 / (n p) where images are drawn with "
+        'probabilities p (PA&DA: no)'),
     'candidates': _between(
         0, MANY, 'random architectures to choose from: evaluated on the '
         'validation half with the weights of the search (SPOS), or each '

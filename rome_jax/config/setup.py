@@ -14,7 +14,7 @@ from rome_jax.config import checks
 from rome_jax.devices import mesh as mesh_lib
 from rome_jax.methods import table
 from rome_jax.methods.method import TrainRandom
-from rome_jax.methods.rows import gdas
+from rome_jax.methods.rows import gdas, pada
 from rome_jax.spaces import Sizes
 from rome_jax.train import loop, recipes
 from rome_jax.train.setup import Setup
@@ -27,7 +27,8 @@ def search_recipe(config: ConfigDict) -> recipes.SearchRecipe:
   >>> search_recipe(config_lib.defaults()) == recipes.SearchRecipe()
   True
   """
-  return recipes.SearchRecipe(**config.search.to_dict())
+  return recipes.SearchRecipe(**config.search.to_dict())._replace(
+      k=checks.samples(config))
 
 
 def retrain_recipe(config: ConfigDict) -> recipes.RetrainRecipe:
@@ -66,6 +67,10 @@ def make_setup(config: ConfigDict, dataset: data.Dataset,
   method = table.METHODS[config.method]
   if config.search.scalar_gates:
     method = gdas.with_scalar_gates(method)
+  if method.name in pada.ROWS:
+    method = pada.with_options(
+        method, by_site=config.search.path_law == 'site',
+        delta=config.search.path_delta, clip_norm=config.search.clip_norm)
   return Setup(space, families.get(space), method, sizes, stem, mesh)
 
 
@@ -94,9 +99,9 @@ def _check_cuts(config, data_parts, groups):
       table.METHODS[config.method].plan, TrainRandom)
   shape = (f'a mesh of config.mesh.data={data_parts} by '
            f'config.mesh.sample={groups} devices')
-  if searches and config.search.k % groups:
+  if searches and (k := checks.samples(config)) % groups:
     raise errors.UserError(
-        f'config.search.k={config.search.k} must be a multiple of {groups} on '
+        f'config.search.k={k} must be a multiple of {groups} on '
         f'{shape}')
   for used, name, devices in (
       (searches and not alone, 'search', data_parts),

@@ -236,7 +236,7 @@ def _with_norm(preprocessor):
       name: _of_norm(name, shape) for name in ('scale', 'bias')}}
 
 
-# ------------------------------------------------------- whose weights are which
+# ------------------------------------------------------ whose weights are which
 
 
 class Candidate(NamedTuple):

@@ -14,6 +14,7 @@ from rome_jax.methods.method import (
     Noise,
     OneSearch,
     RandomSearch,
+    Seen,
     Stages,
     State,
     TrainRandom,
@@ -22,11 +23,17 @@ from rome_jax.methods.method import (
 from rome_jax.methods.step import OneVector, Options
 from rome_jax.methods.table import (
     METHODS,
+    da,
     darts,
     darts_2nd,
+    darts_ada,
+    darts_es,
     fair_darts,
+    fairnas,
     gdas,
     p_darts,
+    pa,
+    pada,
     pc_darts,
     random_search,
     register,
@@ -40,8 +47,9 @@ from rome_jax.methods.table import (
 
 __all__ = [
     'METHODS', 'ArchParams', 'Extra', 'Method', 'Noise', 'OneSearch',
-    'OneVector', 'Options', 'RandomSearch', 'Stages', 'State', 'TrainRandom',
-    'Update', 'darts',
-    'darts_2nd', 'fair_darts', 'gdas', 'p_darts', 'pc_darts', 'random_search',
-    'register', 'rome_v1', 'rome_v2', 'sdarts_adv', 'sdarts_rs', 'snas', 'spos',
+    'OneVector', 'Options', 'RandomSearch', 'Seen', 'Stages', 'State',
+    'TrainRandom', 'Update', 'da', 'darts', 'darts_2nd', 'darts_ada',
+    'darts_es', 'fair_darts', 'fairnas', 'gdas', 'p_darts', 'pa', 'pada',
+    'pc_darts', 'random_search', 'register', 'rome_v1', 'rome_v2', 'sdarts_adv',
+    'sdarts_rs', 'snas', 'spos',
 ]

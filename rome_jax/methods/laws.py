@@ -221,6 +221,32 @@ def strict_fair_ops(rng: jax.Array, num_samples: int, num_edges: int,
       rng, order, axis=1, independent=True).reshape(num_samples, num_edges)
 
 
+def fair_ops(rng: jax.Array, num_samples: int,
+             counts: np.ndarray) -> jax.Array:
+  """`strict_fair_ops` where sites have different numbers of operations.
+
+  Each site goes through random permutations of its own operations, one after
+  the other, cut off at K: in the K samples of a step their counts differ by
+  one at most, and by none where the site's number divides K.
+
+  Args:
+    rng: PRNG key.
+    num_samples: K.
+    counts: [S] int, operations of each site.
+
+  Returns:
+    [K,S] int32 places in the rows of `Space.choices`.
+  """
+  if (counts == counts[0]).all() and num_samples % counts[0] == 0:
+    return strict_fair_ops(rng, num_samples, len(counts), int(counts[0]))
+  rounds = -(-num_samples // int(counts.min()))
+  scores = jax.random.uniform(rng, (rounds, len(counts), int(counts.max())))
+  there = np.arange(counts.max()) < counts[:, None]
+  orders = jnp.argsort(jnp.where(there, scores, 2.), -1).astype(jnp.int32)
+  turn, place = np.divmod(np.arange(num_samples)[:, None], counts)
+  return orders[turn, np.arange(len(counts)), place]
+
+
 # ------------------------------------------------------ laws and diagnostics
 
 

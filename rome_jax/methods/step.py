@@ -260,8 +260,7 @@ def _fair(space: Space, options: Options, key: jax.Array,
     return noise
   keys = jax.random.split(key, len(space.cell_types))
   return noise._replace(ops={
-      t: laws.strict_fair_ops(
-          key, options.k, space.num_sites, space.num_choices)
+      t: laws.fair_ops(key, options.k, (space.choices(t) >= 0).sum(-1))
       for t, key in zip(space.cell_types, keys)})
 
 

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.sharding import Mesh
 
 from rome_jax import data
@@ -43,6 +44,10 @@ class Halves(NamedTuple):
     """The split both read; tells `data.prefetch` how to read ahead."""
     return self.train.split
 
+  def weighted(self, weights: np.ndarray) -> 'Halves':
+    """The same batches, those for theta drawn by other weights."""
+    return self._replace(train=self.train.weighted(weights))
+
   def __call__(self, step, rows=None):
     return {name: getattr(self, name)(step, rows) for name in self.names}
 
@@ -77,12 +82,15 @@ class Search(NamedTuple):
     update: (state, {'train': batch, 'valid': batch}) -> (state, metrics).
     state: before the first step.
     way: how the K samples are evaluated, a name of sums.WAYS.
+    boundary: (state, batches) -> state at the end of an epoch, or None; not
+      compiled.
   """
 
   phase: loop.Phase
   update: Callable[..., Any]
   state: State
   way: str
+  boundary: Callable[..., Any] | None = None
 
 
 def make_halves(setup: Setup, recipe: SearchRecipe, dataset: data.Dataset,
@@ -107,6 +115,8 @@ def make_halves(setup: Setup, recipe: SearchRecipe, dataset: data.Dataset,
       data.Batches(dataset.train, half, recipe.batch_size, int(own),
                    transform)
       for half, own in zip(parts, seeds))
+  if setup.method.extra.draw is not None:
+    train = train.weighted(np.ones(len(train.indices)))
   read = {update.batch for update in setup.method.updates}
   return Halves(train, valid, tuple(sorted(read)))
 
@@ -127,13 +137,20 @@ def num_steps(recipe: SearchRecipe, steps_per_epoch: int) -> int:
 
 def make_loss(network: nn.Module, dtype: str = 'float32',
               drop_at: Callable[[Any], drop.Drop] | None = None,
+              batch_size: int = 0, unbiased: bool = False,
               ) -> Callable[..., Any]:
   """(theta, arch, batch, rng) -> (mean cross entropy, {'accuracy': mean}).
+
+  Where images are drawn by weight the metrics have `scores`, ||softmax -
+  onehot|| of each image of the whole batch, [B] (PA&DA).
 
   Args:
     network: a supernet.
     dtype: of the activations, which is that of the images.
     drop_at: step -> what is left out at random; see `make_drop`.
+    batch_size: B, where images are drawn by weight.
+    unbiased: whether the loss of an image counts 1 / (n p), p the probability
+      of its draw, so that the mean over draws is that over all images.
   """
 
   def loss_fn(theta, arch, batch, rng, want_weight_grads=None, step=None):
@@ -141,10 +158,27 @@ def make_loss(network: nn.Module, dtype: str = 'float32',
     logits = network.apply(
         {'params': theta}, batch['image'].astype(dtype), arch,
         want_weight_grads, rngs={'noise': rng}, **dropped)
-    loss = optim.cross_entropy(logits, batch['label']).mean()
-    return loss, {'accuracy': optim.correct(logits, batch['label']).mean()}
+    losses = optim.cross_entropy(logits, batch['label'])
+    if unbiased:
+      losses = losses * batch['weight']
+    metrics = {'accuracy': optim.correct(logits, batch['label']).mean()}
+    if 'row' in batch:
+      metrics['scores'] = _scores(logits, batch, batch_size)
+    return losses.mean(), metrics
 
   return loss_fn
+
+
+def _scores(logits, batch, batch_size):
+  """[B], those of a part of the batch in their places, the others 0.
+
+  So large that their mean over equal parts is the scores of all.
+  """
+  onehot = jax.nn.one_hot(batch['label'], logits.shape[-1])
+  error = jax.nn.softmax(lax.stop_gradient(logits)) - onehot
+  parts = batch_size // len(logits)
+  return jnp.zeros(batch_size).at[batch['row']].set(
+      parts * jnp.sqrt(jnp.square(error).sum(-1)))
 
 
 def make_drop(recipe: SearchRecipe, steps: int, steps_per_epoch: int,
@@ -261,13 +295,16 @@ def build(setup: Setup, recipe: SearchRecipe, dataset: data.Dataset,
   schedule = optim.cosine(
       recipe.lr, recipe.lr_end, steps,
       steps_per_epoch=per_epoch if recipe.lr_per == 'epoch' else 1)
-  theta_tx = optim.sgd(schedule, recipe)
+  theta_tx = optim.sgd(schedule, recipe, method.extra.hyperparameters)
   arch_tx = optim.arch_adam(recipe)
-  update = step_lib.make_step(
+  parts: tuple[Any, ...] = (
       method, space,
-      make_loss(network, recipe.dtype, make_drop(recipe, steps, per_epoch)),
+      make_loss(network, recipe.dtype, make_drop(recipe, steps, per_epoch),
+                recipe.batch_size, recipe.unbiased),
       theta_tx, arch_tx, make_tau(recipe, steps, per_epoch),
       _options(recipe, way, steps, per_epoch), mesh_lib.spread(mesh))
+  update = step_lib.make_step(
+      *parts, lambda theta: setup.family.candidates(theta, space))
 
   phase = loop.Phase(
       name=part.name, steps=steps, steps_per_epoch=per_epoch,
@@ -276,11 +313,20 @@ def build(setup: Setup, recipe: SearchRecipe, dataset: data.Dataset,
       batches=mesh_lib.sharded(
           batches, mesh_lib.split_batch(mesh) if mesh else None,
           recipe.batch_size),
-      observe=_observer(setup, schedule, recipe.alpha_start * per_epoch),
-      memo=jax.tree.map(jnp.copy, arch), on_checkpoint=on_checkpoint)
+      observe=_observer(
+          setup, schedule, recipe.alpha_start * per_epoch, per_epoch),
+      memo=jax.tree.map(jnp.copy, arch), on_checkpoint=on_checkpoint,
+      stop=_of_extra(method.extra.stop), draw=_of_extra(method.extra.draw))
   state = step_lib.init_state(
-      method, space, theta, arch, theta_tx, arch_tx, seed)
-  return Search(phase, update, state, way)
+      method, space, theta, arch, theta_tx, arch_tx, seed,
+      num_examples=len(batches.train.indices))
+  return Search(phase, update, state, way, method.extra.boundary and (
+      step_lib.make_boundary(*parts)))
+
+
+def _of_extra(function):
+  """What asks a method's own state, as a function of the whole; or None."""
+  return function and (lambda state: function(state.extra))
 
 
 def _options(recipe, way, steps, steps_per_epoch):
@@ -293,7 +339,7 @@ def _options(recipe, way, steps, steps_per_epoch):
       steps=steps, steps_per_epoch=steps_per_epoch)
 
 
-def _observer(setup, schedule, arch_from):
+def _observer(setup, schedule, arch_from, per_epoch):
   """(state, means, architecture logged last) -> (scalars, architecture)."""
 
   def observe(state, means, logged):
@@ -306,12 +352,21 @@ def _observer(setup, schedule, arch_from):
         'clip_rate': means['clipped'],
         'lr': float(schedule(int(state.step) - 1)),
         **_of_genotype(setup, state.arch, logged),
+        **_reported(setup.method, state, per_epoch),
         **{k: float(v) for k, v in step_lib.diagnostics(
             setup.space, state.arch, state.mask).items()}}
     # A copy: the state's own arrays are donated to the next step.
     return scalars, jax.tree.map(jnp.copy, state.arch)
 
   return observe
+
+
+def _reported(method, state, per_epoch):
+  """What a method says of its own state, at the end of an epoch."""
+  report = method.extra.report
+  if report is None or int(state.step) % per_epoch:
+    return {}
+  return {name: float(value) for name, value in report(state.extra).items()}
 
 
 def _of_genotype(setup, arch, logged):
@@ -422,5 +477,12 @@ def prepare(setup: Setup, recipe: SearchRecipe, dataset: data.Dataset,
       'search', recipe.batch_size, recipe.accumulate, recipe.dtype,
       recipe.channels, setup.sizes.image_size, *mesh_lib.sizes(mesh), recipe.k,
       search.way)
+  if search.boundary is not None:
+    end = loop.compile_boundary(
+        search.boundary, carry.state, batch, placement)
+    memory.check_memory('the end of an epoch of the search', end, size)
+    search = search._replace(phase=search.phase._replace(boundary=end.call))
+    program = program._replace(
+        compile_seconds=program.compile_seconds + end.compile_seconds)
   memory.announce('the search', search.phase, program, carry, batch, size)
   return search, program, carry

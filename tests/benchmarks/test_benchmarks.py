@@ -120,7 +120,7 @@ def test_both_networks_are_equal():
 
 
 @pytest.mark.parametrize('flag,message', [
-    ('--k=0', 'config.search.k=0'),
+    ('--k=-1', 'config.search.k=-1'),
     ('--parallel=scam', "config.search.samples='scam'"),
     ('--space=s9', "space='s9'"),
     ('--image-size=5', 'multiple of 2'),

@@ -69,7 +69,7 @@ def test_it_says_what_it_checked(flags, more, words, capsys, tmp_path):
 
 
 @pytest.mark.parametrize('more, words', [
-    (['--config.search.k=0'], 'search.k=0'),
+    (['--config.search.k=-1'], 'search.k=-1'),
     (['--config.genotype=DARTS_V3'], 'DARTS_V3'),
     (['--config.search.batch_size=720'], 'batch_size=720'),
     (['--config.retrain.batch_size=1439'], 'batch_size=1439'),

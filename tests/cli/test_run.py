@@ -416,7 +416,7 @@ def test_a_genotype_of_no_known_space(config_file, tmp_path, tiny_registered):
 
 @pytest.mark.parametrize('flags, words', [
     (['--config.search.kk=3'], ['search.kk', 'did you mean']),
-    (['--config.search.k=0'], ['search.k', '0', 'at least 1']),
+    (['--config.search.k=-1'], ['search.k', '-1', 'at least 0']),
     (['--config.search.tau_end=0'], ['search.tau_end', '0']),
     (['--config.search.k=x'], ['search.k', 'x', 'whole number']),
     (['--config.method=rome_v3'], ['method', 'rome_v3', 'rome_v2']),

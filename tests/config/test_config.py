@@ -87,7 +87,7 @@ def test_every_config_says_what_it_costs_and_reaches(path):
   for words in ('python -m rome_jax.main --config=configs/', 'Hardware:',
                 'Time:', 'Published score:', 'This code:'):
     assert words in docstring
-  assert len(text.splitlines()) < 80
+  assert len(text.splitlines()) < 100
 
 
 def test_imagenet_recipe():
@@ -242,7 +242,7 @@ def test_bad_command_lines(flags, words, monkeypatch):
 
 
 @pytest.mark.parametrize('name, value, words', [
-    ('search.k', 0, 'at least 1'),
+    ('search.k', -1, 'at least 0'),
     ('search.k', True, 'a whole number'),
     ('search.tau_start', 0., 'above 0'),
     ('search.tau_end', -1., 'above 0'),
@@ -273,7 +273,7 @@ def test_bad_command_lines(flags, words, monkeypatch):
     ('search.alpha_start', 50, 'below config.search.epochs=50'),
     ('search.candidates', -1, 'at least 0'),
     ('image_size', 100_000, 'at least 0 and at most 8192'),
-    ('search.k', 10**20, 'at least 1 and at most 1000'),
+    ('search.k', 10**20, 'at least 0 and at most 1000'),
     ('space', 's00', "did you mean 's0'?"),
     ('stem', 'resnet', 'auto, cifar, imagenet'),
     ('seed', -1, 'at least 0'),
@@ -366,7 +366,7 @@ def test_fields_of_the_wrong_set_or_type_are_found():
      "mine.py, line 4: field cels is unknown; did you mean 'search.cells' or"),
     ('config.sed = 3', "field sed is unknown; did you mean 'seed'?"),
     ('config.search.k = 1.5', 'mine.py, line 4: TypeError'),
-    ('config.search.k = 0', 'config.search.k=0 must be a whole number at'),
+    ('config.search.k = -1', 'config.search.k=-1 must be a whole number at'),
     ('config = {}', 'must return a ConfigDict, not a dict'),
     ('config =', 'mine.py, line 4: invalid syntax'),
     ('1 / 0', 'mine.py, line 4: ZeroDivisionError: division by zero'),
@@ -629,7 +629,7 @@ def test_a_runs_own_config_is_read_as_json(tmp_path):
 
 @pytest.mark.parametrize('content, words', [
     ('{"hidden": 3}', 'mine.json: config field hidden is unknown'),
-    ('{"search": {"k": 0}}', 'mine.json: config.search.k=0 must be'),
+    ('{"search": {"k": -1}}', 'mine.json: config.search.k=-1 must be'),
     ('{"evaluate": {"seeds": 1}}', 'mine.json: config.evaluate.seeds of'),
     ('[]', 'mine.json: a config is a JSON object'),
     ('{"seed": ', 'mine.json is not valid JSON: it ends too early')])

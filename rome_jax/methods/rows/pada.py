@@ -229,8 +229,8 @@ def _with_floor(scores, there, delta):
   return jnp.where(there & ~positive, delta * mean, scores)
 
 
-# What each row leaves out.
-_HALVES: dict[str, dict[str, bool]] = {
+# The rows, and what each leaves out.
+ROWS: dict[str, dict[str, bool]] = {
     'pada': {}, 'pa': {'images': False}, 'da': {'paths': False}}
 
 
@@ -240,7 +240,7 @@ def with_options(method: Method, **options: Any) -> Method:
   >>> with_options(pada, by_site=True).name
   'pada'
   """
-  return method._replace(extra=extra(**_HALVES[method.name], **options))
+  return method._replace(extra=extra(**ROWS[method.name], **options))
 
 
 pada = with_options(spos._replace(

@@ -1,7 +1,13 @@
-"""SPOS (Guo et al., ECCV 2020): uniform single paths, no architecture weights.
+"""SPOS and FairNAS: uniform single paths, no architecture weights.
 
-The supernet is trained along paths drawn uniformly; architectures are compared
-afterwards, with its weights.
+SPOS (Guo et al., ECCV 2020): the supernet is trained along paths drawn
+uniformly; architectures are compared afterwards, with its weights.
+
+FairNAS (Chu et al., ICCV 2021): a step draws a random permutation of each
+site's operations, trains the paths that these make on one batch, each operation
+exactly once, and makes one update of the summed gradient, clipped after the
+sum. Where sites have different numbers of operations, a step has as many paths
+as the largest, and the counts at a smaller site differ by one at most.
 """
 
 from typing import Any
@@ -60,3 +66,8 @@ spos = Method(
     plan=RandomSearch(),
     recipe={'search.k': 1, 'search.lr': .025, 'search.fraction_theta': .9,
             'search.fraction_alpha': .1, 'search.candidates': 1000})
+
+fairnas = spos._replace(
+    name='fairnas',
+    recipe={**spos.recipe, 'search.k': 0, 'search.sampler': 'strict_fair',
+            'search.theta_reduce': 'sum'})
