@@ -11,8 +11,8 @@ and the eigenvalue comes from the Lanczos method, whose basis Q is made
 orthogonal again at every iteration. With W = H Q the best values in its span
 are the eigenvalues of Q' W (made symmetric). For the largest of them, theta,
 and its vector s, the residual |W s - theta Q s| is a bound: H has an eigenvalue
-no farther from theta. In exact arithmetic the residual is Lanczos' |beta_m s_m|;
-this form also counts what the differences get wrong.
+no farther from theta. In exact arithmetic the residual is Lanczos'
+|beta_m s_m|; this form also counts what the differences get wrong.
 
 The step h. Three errors meet: h^2/6 |d3 L| of the difference, eps |g| / h of
 rounding, and the kinks of ReLU and max pooling, at each of which the gradient
@@ -36,7 +36,6 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from rome_jax.methods.method import ArchParams, State, full_mask
-from rome_jax.spaces import Space
 
 ITERATIONS = 20
 STEP = .05  # h, in logits
@@ -131,9 +130,8 @@ def _rayleigh_ritz(basis, images):
   return Eigenvalue(values[-1], jnp.linalg.norm(residual))
 
 
-def dominant(objective: Any, space: Space, state: State,
-             batch: Mapping[str, Any], key: jax.Array,
-             iterations: int = ITERATIONS,
+def dominant(objective: Any, state: State, batch: Mapping[str, Any],
+             key: jax.Array, iterations: int = ITERATIONS,
              step: float = STEP) -> Eigenvalue:
   """The dominant eigenvalue of a search at its present state.
 
@@ -141,8 +139,6 @@ def dominant(objective: Any, space: Space, state: State,
 
   Args:
     objective: `step.Objective`.
-    space: the search space; entries of alpha past a site's candidates are
-      padding.
     state: of the search, with `ArchParams`.
     batch: of the validation half.
     key: of the first vector, and of operations that draw noise; these draw
@@ -159,11 +155,14 @@ def dominant(objective: Any, space: Space, state: State,
 
   return largest(
       lambda vector: hessian_vector(gradient, point, vector, step), key,
-      _free(space, state.arch, state.mask, point.dtype), iterations)
+      _free(objective.space, state.arch, state.mask, point.dtype), iterations)
 
 
 def _free(space, arch, mask, dtype):
-  """[n], 1 for candidates and edge weights, 0 for padding."""
+  """[n], 1 for candidates and edge weights.
+
+  0 for entries of alpha past a site's candidates, which are padding.
+  """
   masks = mask or full_mask(space)
   free = ArchParams(
       {t: jnp.asarray(masks[t]) for t in arch.alpha},

@@ -1,5 +1,7 @@
 """Losses, schedules and optimiser chains, shared by search and retraining."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -77,17 +79,22 @@ def _decay(start, end, steps, steps_per_epoch, warmup_steps, shape):
   return schedule
 
 
-def sgd(schedule: optax.Schedule,
-        recipe: SearchRecipe | RetrainRecipe) -> OneVector:
+def sgd(schedule: optax.Schedule, recipe: SearchRecipe | RetrainRecipe,
+        hyperparameters: tuple[str, ...] = ()) -> OneVector:
   """Returns PyTorch's SGD with clipping: clip, add L2, momentum.
 
   Args:
     schedule: learning rate as a function of the step.
     recipe: its clip_norm, weight_decay, momentum and nesterov are used.
+    hyperparameters: what becomes part of the optimiser's state, where
+      `optax.tree.set` changes it: () or ('weight_decay',).
   """
+  decay: Any = optax.add_decayed_weights
+  if 'weight_decay' in hyperparameters:
+    decay = optax.inject_hyperparams(decay)
   return OneVector(*optax.chain(
       optax.clip_by_global_norm(recipe.clip_norm),
-      optax.add_decayed_weights(recipe.weight_decay),
+      decay(recipe.weight_decay),
       optax.sgd(schedule, recipe.momentum, recipe.nesterov)))
 
 

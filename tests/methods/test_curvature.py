@@ -127,7 +127,7 @@ def dominant(space, theta, arch, loss, iterations, jit=jax.jit, **options):
   def boundary(objective, state, batches, epoch, key):
     del epoch
     return state._replace(extra=tuple(curvature.dominant(
-        objective, space, state, batches['valid'], key, iterations,
+        objective, state, batches['valid'], key, iterations,
         **options)))
 
   row = row._replace(extra=row.extra._replace(boundary=boundary))
