@@ -20,6 +20,7 @@ from rome_jax.config import checks, command_line, fields
 from rome_jax.config import setup as door
 from rome_jax.data import augment
 from rome_jax.families import mobile
+from rome_jax.methods import table
 from rome_jax.show import curves as curves_module
 from rome_jax.spaces import genotypes, nasbench201_forms
 from rome_jax.tables import nasbench201
@@ -29,27 +30,48 @@ ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted(ROOT.glob('configs/*.py'))
 SHAPES = {'digits': (8, 1, 10), 'cifar10': (32, 3, 10), 'svhn': (32, 3, 10),
           'cifar100': (32, 3, 100), 'imagenet': (224, 3, 1000)}
-METHODS = ('rome_v2', 'rome_v1', 'gdas')
+ROME = ('rome_v2', 'rome_v1')
+SAMPLED = (*ROME, 'gdas')
 # Every value of every argument, the defaults first.
 ARGUMENTS = {
+    'cifar10_s0': dict(
+        method=(*SAMPLED, 'darts', 'darts_2nd', 'pc_darts', 'p_darts', 'snas',
+                'fair_darts', 'sdarts_rs', 'sdarts_adv', 'random_search',
+                'spos'),
+        dataset=('cifar10', 'cifar100')),
+    'imagenet_direct': dict(method=('rome_v2', 'pc_darts')),
     'robustdarts': dict(
         space=('s1', 's2', 's3', 's4'),
-        dataset=('cifar10', 'cifar100', 'svhn'), method=METHODS,
+        dataset=('cifar10', 'cifar100', 'svhn'),
+        method=(*SAMPLED, 'darts', 'darts_2nd', 'darts_es', 'darts_ada',
+                'pc_darts', 'sdarts_rs', 'sdarts_adv', 'random_search'),
         evaluation=('robustdarts', 'sdarts')),
     'nasbench201': dict(
-        method=METHODS, dataset=('cifar10', 'cifar100'),
-        topology=('auto', 'edges', 'none')),
+        method=(*SAMPLED, 'darts', 'darts_2nd', 'pc_darts', 'snas',
+                'sdarts_rs', 'sdarts_adv', 'spos'),
+        dataset=('cifar10', 'cifar100'), topology=('auto', 'edges', 'none')),
     'nasbench1shot1': dict(
-        space=('1', '2', '3'), variant=('original', 'skip'), method=METHODS)}
-# What the run of two steps takes; the other files run without arguments.
-RUN = {'robustdarts': ':space=s2,dataset=cifar100,method=rome_v2',
-       'nasbench1shot1': ':space=2,variant=skip'}
+        space=('1', '2', '3'), variant=('original', 'skip'),
+        method=(*SAMPLED, 'darts', 'darts_2nd', 'sdarts_rs', 'sdarts_adv')),
+    'every_method': dict(
+        space=('s2', 'nasbench201'),
+        method=(*SAMPLED, 'darts', 'darts_2nd', 'darts_es', 'darts_ada',
+                'pc_darts', 'p_darts', 'snas', 'fair_darts', 'sdarts_rs',
+                'sdarts_adv', 'random_search', 'spos'))}
+# What else the run of two steps takes; the other files run as they are.
+RUN = {'robustdarts': ('space=s2', 'dataset=cifar100'),
+       'nasbench1shot1': ('space=2', 'variant=skip')}
+# Epochs times K of methods that sample.
+EQUAL_COST = {'robustdarts': 350, 'nasbench1shot1': 350, 'nasbench201': 250}
 # Of the same kind, and compiled in a fraction of the time.
 SMALL = {
     's0': spaces.S0.restrict(
         ops=('max_pool_3x3', 'skip_connect', 'dil_conv_3x3'), num_nodes=1,
         in_degree=1),
     's2': spaces.S2.restrict(num_nodes=1, in_degree=1),
+    'darts': spaces.SPACES['darts'].restrict(
+        ops=('none', 'skip_connect', 'dil_conv_3x3'), num_nodes=1,
+        in_degree=1),
     'nasbench1shot1_2_skip': spaces.SPACES['nasbench1shot1_2_skip'].restrict(
         num_nodes=3, in_degree=(1, 1, 2)),
     'mobile': spaces.mobile('mobile', ((24, 2, 2),), (
@@ -59,6 +81,27 @@ SMALL_CELL = (
     "normal_concat=[2], reduce=[('max_pool_3x3', 0), ('skip_connect', 1)], "
     'reduce_concat=[2])')
 EVERY_FILE = pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
+
+
+def given(path):
+  """The argument of a file's default run."""
+  words = RUN.get(path.stem, ())
+  return f':{",".join(words)}' if words else ''
+
+
+def runs():
+  """(path, argument) of every file, with every method that it knows.
+
+  In the usual tests every file runs with its default, and every method once.
+  """
+  for path in FILES:
+    methods = ARGUMENTS.get(path.stem, {}).get('method', (None,))
+    for i, method in enumerate(methods):
+      words = [*RUN.get(path.stem, ()), *([f'method={method}'] * bool(method))]
+      argument = f':{",".join(words)}' if words else ''
+      slow = i > 0 and path.stem != 'every_method'
+      yield pytest.param(path, argument, id=f'{path.stem}-{method}',
+                         marks=[pytest.mark.slow] if slow else [])
 
 
 def load(path, argument=''):
@@ -116,9 +159,8 @@ def in_the_repository(monkeypatch):
 
 
 @pytest.mark.usefixtures('quick_compiles')
-@EVERY_FILE
-def test_config_runs_two_steps(path, tmp_path, monkeypatch):
-  argument = RUN.get(path.stem, '')
+@pytest.mark.parametrize('path, argument', list(runs()))
+def test_config_runs_two_steps(path, argument, tmp_path, monkeypatch):
   if path.stem == 'imagenet_retrain':
     (tmp_path / 'cell.txt').write_text(SMALL_CELL)
     argument = f':genotype={tmp_path / "cell.txt"}'
@@ -132,10 +174,16 @@ def test_config_runs_two_steps(path, tmp_path, monkeypatch):
   search_part, retrain_part = config.search, config.retrain
   search_part.cells = retrain_part.cells = (
       2 if config.space == 'mobile' else 3)
-  search_part.channels = retrain_part.channels = 2
+  partial = table.METHODS[config.method].partial
+  search_part.channels = retrain_part.channels = 2 * partial
+  search_part.stage_cells = '3,3,3'
+  search_part.alpha_start = 0
+  search_part.candidates = min(2, search_part.candidates)
   search_part.batch_size = retrain_part.batch_size = 4
   search_part.fraction_theta = search_part.fraction_alpha = .5
   search_part.max_steps = 2
+  if config.method == 'random_search':  # It has no supernet to limit.
+    search_part.epochs = 2
   retrain_part.epochs = 1
   retrain_part.warmup_epochs = 0
   retrain_part.seeds = min(1, retrain_part.seeds)
@@ -164,17 +212,21 @@ def test_every_argument_gives_a_config_of_its_own(stem):
     for name in ('search', 'retrain'):
       part = config[name]
       families.check(
-          space, name, spaces.Sizes(part.cells, part.channels, 10), 'cifar',
+          space, name, spaces.Sizes(
+              part.cells, part.channels, 10, config.image_size or 32),
+          'imagenet' if config.dataset == 'imagenet' else 'cifar',
           auxiliary=name == 'retrain' and part.auxiliary)
     assert config.method == args['method']
-    assert config.dataset == args.get('dataset', 'cifar10')
-    assert config.search.k * config.search.epochs == (
-        250 if stem == 'nasbench201' else 350)
+    assert config.dataset == args.get('dataset', (
+        'imagenet' if stem == 'imagenet_direct' else 'cifar10'))
+    if args['method'] in SAMPLED and stem in EQUAL_COST:
+      assert config.search.k * config.search.epochs == EQUAL_COST[stem]
     if args.get('topology') != 'auto':  # The same as one of the others.
       known.append(json.dumps(fields.to_json(config) | {'name': ''}))
   repeated = len(known) - len(set(known))
   # The two evaluations of S1 and S3 on CIFAR-10 are the same.
-  assert repeated == (2 * len(METHODS) if stem == 'robustdarts' else 0)
+  methods = ARGUMENTS[stem]['method']
+  assert repeated == (2 * len(methods) if stem == 'robustdarts' else 0)
 
 
 @pytest.mark.parametrize('stem', ARGUMENTS)
@@ -183,7 +235,7 @@ def test_defaults_are_the_first_values_and_documented(stem):
   plain = load(f'configs/{stem}.py')
   assert plain == load(f'configs/{stem}.py:{texts(stem)[0]}')
   docstring = pathlib.Path(f'configs/{stem}.py').read_text().split('"""')[1]
-  words = ' '.join(docstring.split())
+  words = ' '.join(docstring.split()).replace('| ', '|')
   assert 'the default first' in words
   for name, allowed in values.items():
     assert f'{name}={"|".join(allowed)}' in words
@@ -256,9 +308,11 @@ def test_nasbench201_recipe():
   for args, config in combinations('nasbench201'):
     search_part, part = config.search, config.retrain
     assert (search_part.cells, search_part.channels, search_part.batch_size,
-            search_part.lr_end, search_part.weight_decay,
-            search_part.nesterov) == (15, 16, 64, .001, 5e-4, True)
-    assert search_part.lr == (.025 if args['method'] == 'gdas' else .05)
+            search_part.weight_decay, search_part.nesterov) == (
+                15, 16, 64, 5e-4, True)
+    assert (search_part.lr, search_part.lr_end) == {
+        'pc_darts': (.1, 0.), **dict.fromkeys(ROME, (.05, .001))}.get(
+            args['method'], (.025, .001))
     assert (part.seeds, part.cells, part.channels, part.epochs,
             part.batch_size, part.lr, part.lr_end, part.nesterov,
             part.weight_decay) == (
@@ -266,7 +320,7 @@ def test_nasbench201_recipe():
     assert (part.auxiliary, part.cutout, part.drop_path) == (False, 0, 0.)
     space = checks.space(config)
     searches_edges = args['topology'] == 'edges' or (
-        args['topology'] == 'auto' and args['method'] != 'gdas')
+        args['topology'] == 'auto' and args['method'] in ROME)
     assert space.has_topology == searches_edges
     assert ('none' in space.ops) != searches_edges
   config = load('configs/nasbench201.py')
@@ -435,7 +489,7 @@ def reachable(degree):
 @pytest.mark.slow
 @EVERY_FILE
 def test_full_size_search_runs_two_steps(path):
-  config = load(path, RUN.get(path.stem, ''))
+  config = load(path, given(path))
   if config.genotype:
     pytest.skip('does not search')
   part, classes = config.search, SHAPES[config.dataset][2]
@@ -463,7 +517,7 @@ def test_full_size_search_runs_two_steps(path):
 @EVERY_FILE
 def test_full_size_retraining_runs_two_steps(path):
   """At the config's depth, width and image size, and a batch of 4."""
-  config = load(path, RUN.get(path.stem, ''))
+  config = load(path, given(path))
   config.retrain.batch_size = 4
   dataset = fake(config, 8)
   setup, recipe = door.make_setup(config, dataset), door.retrain_recipe(config)
