@@ -105,7 +105,8 @@ def main(argv=None, program=sweep.PROGRAM) -> int:
     runs = sweep.plan(args, flags)
     ray = _import_ray()
     _connect(ray, args.address)
-    return sweep.finish(runs, at_once(ray, runs, args, program), args.workdir)
+    return sweep.finish(runs, at_once(ray, runs, args, program), args.workdir,
+                        args.choose)
   except errors.UserError as error:
     print(f'rome_jax: {error}', file=sys.stderr)
     return error.exit_code

@@ -11,6 +11,16 @@ prints a table. `--vary=config=A.py,B.py` varies the config file. Commas inside
 brackets or quotes do not separate values, so `--vary=genotype=` takes the
 texts of genotypes; all are checked before the first run starts.
 
+`--choose=derived` chooses the values of the largest mean accuracy of derived
+networks, over seeds and retrainings, and prints the command that retrains what
+was found with them. It needs config.retrain.holdout, the share of the training
+images that the accuracies are then of. R-DARTS (Zela et al., ICLR 2020) is such
+a sweep of DARTS:
+
+  python -m rome_jax sweep --config=configs/robustdarts.py:method=darts \
+      --workdir=DIR --config.retrain.holdout=.2 --choose=derived \
+      --vary=search.weight_decay=3e-4,9e-4,27e-4,81e-4,243e-4
+
 Exit codes: 0 if every run is done, or stopped on request with everything
 saved; else the exit code of the first run that failed.
 """
@@ -22,6 +32,7 @@ import operator
 import os
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -71,6 +82,10 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
   parser.add_argument('--seeds', metavar='N,N', help='the same as --vary=seed=')
   parser.add_argument('--vary', action='append', default=[],
                       metavar='FIELD=A,B', help='runs with each of the values')
+  parser.add_argument(
+      '--choose', default='', choices=('', 'derived', 'given'),
+      help='choose the values of the largest mean accuracy of these networks, '
+      'on the images that config.retrain.holdout holds out')
   return parser
 
 
@@ -78,12 +93,13 @@ def plan(args: argparse.Namespace, flags: list[str]) -> list[Run]:
   """The runs of a sweep, the config of each checked.
 
   Args:
-    args: workdir, seeds, vary; see `make_parser`.
+    args: workdir, seeds, vary, choose; see `make_parser`.
     flags: all other flags, given to every run.
 
   Raises:
     UserError: nothing is varied, a field is varied twice, two runs would
-      share a folder, or a run's config is wrong.
+      share a folder, a run's config is wrong, or it holds out no images to
+      choose by.
   """
   seeds = [f'seed={args.seeds}'] if args.seeds else []
   varied = {}
@@ -97,7 +113,7 @@ def plan(args: argparse.Namespace, flags: list[str]) -> list[Run]:
   if not varied:
     raise errors.UserError('--seeds=0,1,2 or --vary=FIELD=A,B is missing')
   folder = checks.local_path('--workdir', args.workdir)
-  runs = [_run(folder, dict(zip(varied, values)), flags)
+  runs = [_run(folder, dict(zip(varied, values)), flags, args.choose)
           for values in itertools.product(*varied.values())]
   for run, other in itertools.combinations(runs, 2):
     if run.name == other.name:
@@ -150,7 +166,7 @@ def _with_arguments(values):
   return joined
 
 
-def _run(folder, texts, flags):
+def _run(folder, texts, flags, choose):
   """One run, from {varied field: text}."""
   argv = flags + [
       f'--{"" if field == "config" else "config."}{field}={text}'
@@ -162,6 +178,10 @@ def _run(folder, texts, flags):
       raise errors.UserError(
           f'--{flag} is for one run: python -m rome_jax run --{flag}')
   prepare.given_genotype(loaded.config)
+  if choose and not loaded.config.retrain.holdout:
+    raise errors.UserError(
+        f'--choose={choose} needs config.retrain.holdout above 0: without '
+        'images that are held out, the test images would choose')
   values = {
       field: text if field == 'config'
       else operator.attrgetter(field)(loaded.config)
@@ -253,13 +273,51 @@ def collect(runs: list[Run], codes: dict[str, int]) -> dict:
   rows = [_row(run, codes.get(run.name)) for run in runs]
   groups = {}
   for row in rows:
-    label = ', '.join(f'{field}={value}' for field, value in
-                      row['values'].items() if field != 'seed')
-    groups.setdefault(label, []).extend(
+    groups.setdefault(_label(row['values']), []).extend(
         {'kind': kind, 'test_accuracy': value}
         for kind, value in row['accuracies'].items())
   return {'format': 1, 'runs': rows, 'summary': {
       label: report.summarise(group) for label, group in groups.items()}}
+
+
+def _label(values):
+  """Values but the seed, as text."""
+  return ', '.join(f'{field}={value}' for field, value in values.items()
+                   if field != 'seed')
+
+
+def chosen(runs: list[Run], found: dict, kind: str,
+           folder: str) -> dict | None:
+  """The values of the largest mean accuracy; None until every run is done.
+
+  Args:
+    runs: all of them.
+    found: see `collect`.
+    kind: of the networks that count.
+    folder: of the sweep.
+
+  Returns:
+    'kind', 'label' (see 'summary' of `collect`), 'mean', and 'commands': per
+    run with these values the command that retrains its genotype on all
+    training images and tests it on the test images.
+  """
+  means = {label: kinds[kind]['mean']
+           for label, kinds in found['summary'].items() if kind in kinds}
+  if not means or any(row['state'] != 'done' for row in found['runs']):
+    return None
+  label = max(means, key=means.__getitem__)
+  return {'kind': kind, 'label': label, 'mean': means[label], 'commands': [
+      _retraining(run, folder) for run in runs if _label(run.values) == label]}
+
+
+def _retraining(run, folder):
+  own = ('--config.retrain.holdout=', '--config.genotype=')
+  return shlex.join([
+      'python', '-m', 'rome_jax', 'run',
+      *(word for word in run.argv if not word.startswith(own)),
+      f'--config.genotype={pathlib.Path(run.workdir, "genotype.json")}',
+      '--config.retrain.holdout=0.',
+      f'--workdir={pathlib.Path(folder, "chosen", run.name)}'])
 
 
 def _row(run, code):
@@ -295,17 +353,34 @@ def to_text(found: dict) -> str:
     lines.append('; '.join(parts))
     if row['genotype']:
       lines.append(f'  {row["genotype"]}')
+  choice = found.get('chosen') or {}
   for label, kinds in found['summary'].items():
+    mark = ' <- chosen' * (label == choice.get('label'))
     lines += [f'{label}{": " if label else ""}{report.accuracy(kind, part)}'
+              f'{mark * (kind == choice.get("kind"))}'
               for kind, part in kinds.items()]
+  if choice:
+    lines += ['these are accuracies on held out training images; to retrain '
+              'on all of them and test:', *choice['commands']]
+  elif 'chosen' in found:
+    lines.append('nothing is chosen before every run is done')
   return '\n'.join(lines)
 
 
 def finish(runs: list[Run], codes: dict[str, int],
-           folder: str | os.PathLike) -> int:
-  """Writes sweep.json, prints the table; returns the exit code."""
+           folder: str | os.PathLike, choose: str = '') -> int:
+  """Writes sweep.json, prints the table; returns the exit code.
+
+  Args:
+    runs: all of them.
+    codes: {name: exit code} of those that were started.
+    folder: of the sweep.
+    choose: the kind of `chosen`; '' chooses nothing.
+  """
   folder = checks.local_path('--workdir', os.fspath(folder))
   found = collect(runs, codes)
+  if choose:
+    found['chosen'] = chosen(runs, found, choose, folder)
   files.write_json(pathlib.Path(folder, FILENAME), found)
   print(f'\n{to_text(found)}\n{pathlib.Path(folder, FILENAME)}')
   return next((code for code in codes.values() if code), 0)
@@ -318,7 +393,8 @@ def main(argv: Sequence[str] | None = None,
   try:
     args, flags = make_parser('python -m rome_jax sweep').parse_known_args(argv)
     runs = plan(args, flags)
-    return finish(runs, one_by_one(runs, program), args.workdir)
+    return finish(
+        runs, one_by_one(runs, program), args.workdir, args.choose)
   except errors.UserError as error:
     print(f'rome_jax: {error}', file=sys.stderr)
     return error.exit_code

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import shlex
 import signal
 import statistics
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 from launch import sweep_ray
 from rome_jax import errors
 from rome_jax.cli import sweep
+from rome_jax.config import command_line
 from rome_jax.spaces import genotypes
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -311,3 +313,58 @@ def test_the_folder_of_a_sweep_may_be_in_the_home(stub, tmp_path, monkeypatch):
   assert (tmp_path / 'runs' / 'sweep.json').exists()
   assert (tmp_path / 'runs' / 'seed-0' / 'result.json').exists()
   assert not (tmp_path / '~').exists()
+
+
+HELD = '--config.retrain.holdout=.2'
+
+
+def test_the_best_values_are_chosen_by_their_mean(stub, tmp_path, capsys):
+  """rome_v1 is .01 better in each seed; its two runs are retrained."""
+  folder = tmp_path / 'runs'
+  assert sweep.main([
+      CONFIG, f'--workdir={folder}', '--seeds=0,1', HELD, '--choose=derived',
+      '--vary=method=rome_v2,rome_v1'], program=(stub,)) == 0
+  found = json.loads((folder / 'sweep.json').read_text())['chosen']
+  assert found['label'] == 'method=rome_v1' and found['kind'] == 'derived'
+  assert found['mean'] == pytest.approx(.56)
+  assert [shlex.split(command) for command in found['commands']] == [
+      ['python', '-m', 'rome_jax', 'run', CONFIG, '--config.method=rome_v1',
+       f'--config.seed={seed}',
+       f'--config.genotype={folder}/method-rome_v1_seed-{seed}/genotype.json',
+       '--config.retrain.holdout=0.',
+       f'--workdir={folder}/chosen/method-rome_v1_seed-{seed}']
+      for seed in (0, 1)]
+  out = capsys.readouterr().out
+  marked = [line for line in out.splitlines() if '<- chosen' in line]
+  assert len(marked) == 1 and marked[0].startswith(
+      'method=rome_v1: test accuracy, derived: 56.00%')
+  assert all(command in out.splitlines() for command in found['commands'])
+
+
+def test_the_command_is_one_of_the_program(tmp_path):
+  """As it is printed, apart from the file of the genotype."""
+  [run] = planned(CONFIG, '--vary=search.weight_decay=9e-4', HELD,
+                  '--choose=derived')
+  found = {'runs': [{'state': 'done'}],
+           'summary': {'search.weight_decay=0.0009': {'derived': {'mean': .5}}}}
+  command = sweep.chosen([run], found, 'derived', 'runs')['commands'][0]
+  words = [word.replace(f'{run.workdir}/genotype.json', 'DARTS_V2')
+           for word in shlex.split(command)]
+  config = command_line.load(words[4:]).config
+  assert (config.genotype, config.retrain.holdout) == ('DARTS_V2', 0.)
+  assert config.search.weight_decay == 9e-4
+
+
+def test_nothing_is_chosen_before_every_run_is_done(stub, tmp_path, capsys):
+  assert sweep.main([
+      CONFIG, f'--workdir={tmp_path / "runs"}', '--seeds=0,3', HELD,
+      '--choose=derived'], program=(stub,)) == 3
+  found = json.loads((tmp_path / 'runs' / 'sweep.json').read_text())
+  assert found['chosen'] is None
+  assert 'nothing is chosen' in capsys.readouterr().out
+
+
+def test_test_images_choose_nothing():
+  with pytest.raises(errors.UserError, match='--choose=derived needs '
+                     'config.retrain.holdout above 0'):
+    planned(CONFIG, '--seeds=0,1', '--choose=derived')
