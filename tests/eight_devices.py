@@ -59,24 +59,32 @@ def problem(accumulate=1, name='rome_v2', drop_at=None):
   net = families.supernet(
       space, spaces.Sizes(2, 8 if method.partial > 1 else 4, 3),
       partial=method.partial)
-  k = method.recipe.get('search.k', 4)
+  k = method.recipe.get('search.k', 4) or space.num_choices
   theta_tx = optim.sgd(lambda step: .05, recipe)
   arch_tx = optim.arch_adam(recipe)
 
   def update(mesh):
     return step_lib.make_step(
-        method, space, search.make_loss(net, drop_at=drop_at), theta_tx,
-        arch_tx, lambda step: 1., step_lib.Options(k=k, accumulate=accumulate),
-        mesh_lib.spread(mesh))
+        method, space, search.make_loss(net, drop_at=drop_at, batch_size=8),
+        theta_tx, arch_tx, lambda step: 1., step_lib.Options(
+            k=k, accumulate=accumulate, steps=4,
+            sampler=method.recipe.get('search.sampler', 'iid')),
+        mesh_lib.spread(mesh),
+        lambda theta: families.get(space).candidates(theta, space))
 
   rng = np.random.default_rng(0)
   batches = {half: {
       'image': rng.normal(size=(8, 8, 8, 3)).astype(np.float32),
       'label': rng.integers(0, 3, 8).astype(np.int32)
       } for half in ('train', 'valid')}
+  if method.extra.draw:  # An image that comes twice, too.
+    index = np.array([3, 0, 7, 3, 1, 6, 2, 4], np.int32)
+    batches['train'] |= {'index': index, 'row': np.arange(8, dtype=np.int32),
+                         'weight': np.ones(8, np.float32)}
   state = step_lib.init_state(
       method, space, weights_lib.init_supernet(net, 0, 8, 3),
-      method.init(space, jax.random.key(0)), theta_tx, arch_tx)
+      method.init(space, jax.random.key(0)), theta_tx, arch_tx,
+      num_examples=8)
   return update, state, batches
 
 
