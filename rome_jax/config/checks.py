@@ -151,6 +151,9 @@ def _check_search(config):
 
 def _check_drops(searched, method, recipe):
   """Refuses to leave out what a supernet cannot."""
+  if recipe.cutout_ramp and not recipe.cutout:
+    raise errors.UserError(
+        'config.search.cutout_ramp must be false with config.search.cutout=0')
   skip = max((r.skip_dropout for r in plans.supernets(method, recipe)),
              default=0)
   staged = isinstance(method.plan, Stages)

@@ -222,6 +222,9 @@ _SEARCH = {
         'share for alpha and beta, disjoint from the other (DARTS)'),
     'augment': _choice('augmentation', AUGMENTATIONS),
     'cutout': _between(-1, 8192, _CUTOUT),
+    'cutout_ramp': Field(
+        'cut an image with a chance that rises from 0 to 1 linearly, once an '
+        'epoch (R-DARTS, with drop_path)'),
     'drop_path': _below_one(
         'chance to drop what an edge of the supernet hands on, image by '
         'image, rising from 0 linearly, once an epoch (R-DARTS .2 to .6)'),

@@ -14,7 +14,7 @@ from rome_jax import errors
 from rome_jax.data import augment, draws, splits
 
 # Words of Philox's counter; they separate the streams of one key.
-_ORDER, _AUGMENTATION, _HALVES, _DRAW = range(4)
+_ORDER, _AUGMENTATION, _HALVES, _DRAW, CUTOUT = range(5)
 
 
 def generator(seed: int, number: int, stream: int) -> np.random.Generator:

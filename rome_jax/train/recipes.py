@@ -53,6 +53,7 @@ class SearchRecipe(NamedTuple):
   fraction_alpha: float = .5
   augment: str = 'cifar'
   cutout: int = 0
+  cutout_ramp: bool = False
   drop_path: float = 0.
   skip_dropout: float = 0.
   stage_cells: str = '5,11,17'

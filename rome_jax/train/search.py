@@ -1,5 +1,6 @@
 """The search driver: a setup, a recipe and a data set to a genotype."""
 
+import functools
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from jax import lax
 from jax.sharding import Mesh
 
 from rome_jax import data
+from rome_jax.data import augment
 from rome_jax.devices import hosts
 from rome_jax.devices import mesh as mesh_lib
 from rome_jax.engine import archs, drop
@@ -104,21 +106,34 @@ def make_halves(setup: Setup, recipe: SearchRecipe, dataset: data.Dataset,
     UserError: a half has too few images for its fraction or batch.
   """
   transform = data.make_transform(
-      recipe.augment, dataset, train=True, cutout=recipe.cutout,
+      recipe.augment, dataset, train=True,
+      cutout=0 if recipe.cutout_ramp else recipe.cutout,
       field='config.search.cutout')
   parts = data.halves(dataset.train.labels, recipe.fraction_theta,
                       recipe.fraction_alpha, seed)
   # Two seeds, so that the streams share neither order nor augmentation.
   seeds = np.random.SeedSequence(part.seed_of(seed)).generate_state(
       2, np.uint64)
+  make = _batches(recipe, dataset, len(parts[0]) // recipe.batch_size)
   train, valid = (
-      data.Batches(dataset.train, half, recipe.batch_size, int(own),
-                   transform)
+      make(dataset.train, half, recipe.batch_size, int(own), transform)
       for half, own in zip(parts, seeds))
   if setup.method.extra.draw is not None:
     train = train.weighted(np.ones(len(train.indices)))
   read = {update.batch for update in setup.method.updates}
   return Halves(train, valid, tuple(sorted(read)))
+
+
+def _batches(recipe, dataset, steps_per_epoch):
+  """What makes the batches of a half."""
+  if not (recipe.cutout_ramp and steps_per_epoch):
+    return data.Batches
+  last = -(-num_steps(recipe, steps_per_epoch) // steps_per_epoch) - 1
+  return functools.partial(
+      data.RampedBatches,
+      side=augment.cutout_side(
+          recipe.cutout, dataset.image_size, 'config.search.cutout'),
+      chance=lambda step: step // steps_per_epoch / max(1, last))
 
 
 def num_steps(recipe: SearchRecipe, steps_per_epoch: int) -> int:
