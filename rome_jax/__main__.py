@@ -11,6 +11,7 @@ COMMANDS = {
     'run': 'search, derive, retrain and report, as a config says',
     'sweep': 'repeat a run over seeds and values of fields',
     'describe': 'count and draw a genotype',
+    'rank': "how well a run's supernet ranks architectures",
 }
 HELP = '\n'.join([
     'usage: python -m rome_jax COMMAND ...   (installed: rome-jax COMMAND ...)',

@@ -16,11 +16,10 @@ benchmark's table. Nothing is run: the counts are exact and need no
 accelerator. A mistake gives one sentence on stderr and exit code 2.
 """
 
-import argparse
 import json
 import sys
 
-from rome_jax import errors, spaces
+from rome_jax import cli, errors, spaces
 from rome_jax.spaces import Sizes, Space, counting, genotypes, nasbench201_forms
 from rome_jax.tables import nasbench201
 
@@ -49,25 +48,8 @@ _HELP = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
-
-  def error(self, message):
-    raise errors.UserError(message)
-
-
-def _at_least_one(text):
-  try:
-    value = int(text)
-  except ValueError:
-    value = 0
-  if value < 1:
-    raise argparse.ArgumentTypeError(
-        f'{text!r} must be an integer of at least 1')
-  return value
-
-
 def _parser():
-  parser = _Parser(
+  parser = cli.Parser(
       prog='python -m rome_jax describe', allow_abbrev=False,
       description='Draws and counts a genotype without running it.')
   parser.add_argument(
@@ -91,10 +73,10 @@ def _parser():
         for family, stems in RECIPES.items()
         for stem, sizes in stems.items())
     parser.add_argument(
-        f'--{name}', type=_at_least_one, metavar='N',
+        f'--{name}', type=cli.at_least(1), metavar='N',
         help=f'{text} ({defaults})')
   parser.add_argument(
-      '--image_channels', type=_at_least_one, metavar='N',
+      '--image_channels', type=cli.at_least(1), metavar='N',
       help='1 for grey images, 3 for colour (default)')
   parser.add_argument(
       '--list', action='store_true', help='list the published genotypes')
@@ -104,18 +86,7 @@ def _parser():
 
 def _parse(argv):
   """Arguments; UserError for unknown flags."""
-  parser = _parser()
-  given = sys.argv[1:] if argv is None else argv
-  flags = [text.split('=')[0] for text in given if text.startswith('--')]
-  twice = [name for name in flags if flags.count(name) > 1]
-  if twice:
-    raise errors.UserError(f'{twice[0]} is given twice')
-  args, unknown = parser.parse_known_args(given)
-  if unknown:
-    flags = [f'--{name}' for name in vars(args) if name != 'target']
-    name = unknown[0].split('=')[0]
-    raise errors.UserError(
-        f'unknown argument {unknown[0]!r}{errors.near_miss(name, flags)}')
+  args = cli.parse(_parser(), sys.argv[1:] if argv is None else argv)
   if args.target is None and not args.list:
     raise errors.UserError(
         'name a genotype file or a published genotype, or give --list')

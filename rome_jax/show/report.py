@@ -394,6 +394,7 @@ def write_report(workdir: str | os.PathLike[str]) -> pathlib.Path:
           _picture(workdir, name) for name in curves.PICTURES[2:])),
       _diagnostics(record, rows),
       _search(result),
+      _architectures(workdir),
       _environment(result),
       _section('Configuration', _table((), [
           (name, json.dumps(value, ensure_ascii=False))
@@ -405,3 +406,24 @@ def write_report(workdir: str | os.PathLike[str]) -> pathlib.Path:
       f'<title>{html.escape(title)}</title>\n<style>{_CSS}</style>\n</head>\n'
       f'<body>\n{body}</body>\n</html>\n'))
   return workdir / FILENAME
+
+
+def _architectures(workdir):
+  """A ranking of architectures, and the rounds of a search over them."""
+  found = _optional_json(workdir / 'ranking.json')
+  table = found.get('table') or {}
+  facts = table.get('by_accuracy') or {}
+  percent = [(f'{name}, {_words(kind)} of the scores', (
+      _percent(value) if kind == 'precision' else f'{value:.2f} points'))
+             for kind in ('precision', 'regret_at')
+             for name, value in (facts.get(kind) or {}).items()]
+  names = ('cells', 'step', 'images', 'norm', 'cells_per_second', 'best',
+           'best_accuracy', 'mean_accuracy')
+  return _section(
+      'Ranking', _picture(workdir, 'ranking'), _facts([
+          *((_words(name), _value(name, found.get(name))) for name in names),
+          ('compared with', table and f'{table["name"]}, {table["dataset"]}'),
+          *((_words(name), _value(name, facts.get(name))) for name in (
+              'kendall_tau', 'kendall_tau_better_half', 'spearman')),
+          *percent])) + _section(
+              'Search over architectures', _picture(workdir, 'evolution'))

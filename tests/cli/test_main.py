@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from rome_jax import __main__ as door
-from rome_jax.cli import describe, run, sweep
+from rome_jax.cli import describe, rank, run, sweep
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -24,9 +24,10 @@ def test_help_names_every_command_and_nothing_is_left_out(capsys):
 
 
 @pytest.mark.parametrize('argv, message', [
-    ([], 'a command is missing; use one of run, sweep, describe'),
+    ([], 'a command is missing; use one of run, sweep, describe, '
+     'rank'),
     (['descibe', 'DARTS_V2'], "unknown command 'descibe'; use one of run, "
-     "sweep, describe; did you mean 'describe'?"),
+     "sweep, describe, rank; did you mean 'describe'?"),
     (['--config=quickstart'], "unknown command '--config=quickstart'"),
 ])
 def test_no_such_command_is_one_sentence(argv, message, capsys):
@@ -37,7 +38,7 @@ def test_no_such_command_is_one_sentence(argv, message, capsys):
 
 
 @pytest.mark.parametrize('name, module', [
-    ('run', run), ('sweep', sweep), ('describe', describe)])
+    ('run', run), ('sweep', sweep), ('describe', describe), ('rank', rank)])
 def test_a_command_gets_its_flags_and_gives_its_code(name, module, monkeypatch):
   monkeypatch.setattr(module, 'main', lambda argv: (argv, 3))
   assert door.main([name, '--seeds=0', 'x']) == (['--seeds=0', 'x'], 3)
