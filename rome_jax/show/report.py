@@ -422,7 +422,8 @@ def _architectures(workdir):
   return _section(
       'Ranking', _picture(workdir, 'ranking'), _facts([
           *((_words(name), _value(name, found.get(name))) for name in names),
-          ('compared with', table and f'{table["name"]}, {table["dataset"]}'),
+          ('compared with', ', '.join(table[name] for name in (
+              'name', 'dataset') if name in table)),
           *((_words(name), _value(name, facts.get(name))) for name in (
               'kendall_tau', 'kendall_tau_better_half', 'spearman')),
           *percent])) + _section(
