@@ -125,10 +125,15 @@ def retraining(mesh):
 
 
 def largest_difference(actual, expected):
-  return max(
-      float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-6))
-      for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected))
-      if np.size(a))
+  """Relative to the largest of each array; NaN, which is no value, is 0."""
+  found = []
+  for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected)):
+    a, b = np.float64(a), np.float64(b)
+    assert (np.isnan(a) == np.isnan(b)).all()
+    a, b = np.nan_to_num(a), np.nan_to_num(b)
+    if a.size:
+      found.append(float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-6)))
+  return max(found)
 
 
 def steps(meshes, accumulate=1, name='rome_v2', drop_at=None):
