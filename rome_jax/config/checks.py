@@ -14,7 +14,7 @@ from rome_jax import errors, families, files, spaces
 from rome_jax.config import fields
 from rome_jax.methods import table
 from rome_jax.methods.method import Stages
-from rome_jax.train import plans, recipes
+from rome_jax.train import diagnostics, plans, recipes
 
 
 def from_json(value: Any) -> ConfigDict:
@@ -129,6 +129,11 @@ def _check_search(config):
     raise errors.UserError(
         "config.search.scalar_gates must be false except with method='gdas' "
         'in a space whose edges hold the operations')
+  if search.eigenvalue_every and not diagnostics.has_eigenvalue(method):
+    raise errors.UserError(
+        f'config.search.eigenvalue_every={search.eigenvalue_every} must be 0 '
+        f'with config.method={config.method!r}, whose validation loss is no '
+        'function of alpha')
   if method.derive is None and not search.candidates:
     raise errors.UserError(
         'config.search.candidates=0 must be at least 1 with '

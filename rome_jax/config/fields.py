@@ -252,6 +252,15 @@ _SEARCH = {
         0, MANY, 'random architectures to choose from: evaluated on the '
         'validation half with the weights of the search (SPOS), or each '
         'trained alone (random_search). 0: none'),
+    'gap_batches': _between(
+        -1, MANY, 'validation batches on which the derived network is tested '
+        "with the supernet's weights after each epoch, which shows how far it "
+        'falls behind the supernet; 0: never; -1: 16, in searches of 5,000 '
+        'steps or more, where its compiling does not count'),
+    'eigenvalue_every': _between(
+        0, MANY, 'epochs between two measurements of the dominant eigenvalue '
+        "of the validation loss' Hessian in alpha, which rises before a "
+        'collapse (RobustDARTS: 2); for mixtures. 0: never'),
 }
 
 _RETRAIN = {

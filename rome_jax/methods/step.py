@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 from jax.flatten_util import ravel_pytree
@@ -574,20 +575,24 @@ def _moved(context, state, grads, trained):
 
 
 def diagnostics(space: Space, arch: Any,
-                mask: Mask | tuple = ()) -> dict[str, jax.Array]:
-  """Entropy (nats) and top-1 margin of alpha and beta, means per cell type.
+                mask: Mask | tuple = ()) -> dict[str, Any]:
+  """Entropy (nats) and top-1 margin of alpha and beta, as scalars.
 
-  alpha's mean is over sites; beta's over nodes with a choice. Methods without
-  beta have no beta entries, methods without parameters none at all.
+  `alpha_entropy_normal` is the mean over sites, `alpha_entropy_normal/03` that
+  of site 3; beta's are means over nodes with a choice. Methods without beta
+  have no beta entries, methods without parameters none at all.
   """
   if not isinstance(arch, ArchParams):
     return {}
-  scalars: dict[str, jax.Array] = {}
+  scalars: dict[str, Any] = {}
   masks: Any = mask or full_mask(space)
   for t in space.cell_types:
     alpha = laws.masked_logits(arch.alpha[t], masks[t])
-    scalars[f'alpha_entropy_{t}'] = laws.entropy(alpha).mean()
-    scalars[f'alpha_margin_{t}'] = laws.margin(alpha).mean()
+    for name, values in (('entropy', laws.entropy(alpha)),
+                         ('margin', laws.margin(alpha))):
+      scalars[f'alpha_{name}_{t}'] = values.mean()
+      scalars |= {f'alpha_{name}_{t}/{site:02d}': value
+                  for site, value in enumerate(np.asarray(values))}
     groups = _beta_groups(space, arch.beta[t])
     if groups:
       scalars[f'beta_entropy_{t}'] = jnp.stack(

@@ -60,6 +60,8 @@ class SearchRecipe(NamedTuple):
   stage_keep: str = '5,3'
   stage_skip_dropout: str = '0.,0.,0.'
   candidates: int = 0
+  gap_batches: int = -1
+  eigenvalue_every: int = 0
   path_law: str = 'shared'
   path_delta: float = 0.
   unbiased: bool = False

@@ -23,7 +23,14 @@ from rome_jax.methods import step as step_lib
 from rome_jax.methods.method import State
 from rome_jax.spaces import genotypes
 from rome_jax.spaces.genotypes import Genotype
-from rome_jax.train import candidates, loop, memory, optim
+from rome_jax.train import (
+    candidates,
+    diagnostics,
+    loop,
+    memory,
+    metrics,
+    optim,
+)
 from rome_jax.train.recipes import SearchRecipe
 from rome_jax.train.setup import Setup
 
@@ -321,15 +328,21 @@ def build(setup: Setup, recipe: SearchRecipe, dataset: data.Dataset,
   update = step_lib.make_step(
       *parts, lambda theta: setup.family.candidates(theta, space))
 
+  placed = mesh_lib.sharded(
+      batches, mesh_lib.split_batch(mesh) if mesh else None,
+      recipe.batch_size)
+  test, test_every = diagnostics.make_test(
+      setup, recipe, network, batches.valid, dataset,
+      diagnostics.make_eigenvalue(parts, mesh) if recipe.eigenvalue_every
+      else None, placed, steps, per_epoch)
   phase = loop.Phase(
       name=part.name, steps=steps, steps_per_epoch=per_epoch,
       # Each update sends a batch through K networks.
       images_per_step=len(method.updates) * recipe.k * recipe.batch_size,
-      batches=mesh_lib.sharded(
-          batches, mesh_lib.split_batch(mesh) if mesh else None,
-          recipe.batch_size),
+      batches=placed, test=test, test_every=test_every,
       observe=_observer(
-          setup, schedule, recipe.alpha_start * per_epoch, per_epoch),
+          setup, schedule, recipe.alpha_start * per_epoch, per_epoch,
+          diagnostics.Watch(space, part.name)),
       memo=jax.tree.map(jnp.copy, arch), on_checkpoint=on_checkpoint,
       stop=_of_extra(method.extra.stop), draw=_of_extra(method.extra.draw))
   state = step_lib.init_state(
@@ -354,7 +367,7 @@ def _options(recipe, way, steps, steps_per_epoch):
       steps=steps, steps_per_epoch=steps_per_epoch)
 
 
-def _observer(setup, schedule, arch_from, per_epoch):
+def _observer(setup, schedule, arch_from, per_epoch, watch):
   """(state, means, architecture logged last) -> (scalars, architecture)."""
 
   def observe(state, means, logged):
@@ -366,7 +379,8 @@ def _observer(setup, schedule, arch_from, per_epoch):
     scalars |= {
         'clip_rate': means['clipped'],
         'lr': float(schedule(int(state.step) - 1)),
-        **_of_genotype(setup, state.arch, logged),
+        **_gap(scalars),
+        **_of_genotype(setup, state, logged, per_epoch, watch),
         **_reported(setup.method, state, per_epoch),
         **{k: float(v) for k, v in step_lib.diagnostics(
             setup.space, state.arch, state.mask).items()}}
@@ -374,6 +388,18 @@ def _observer(setup, schedule, arch_from, per_epoch):
     return scalars, jax.tree.map(jnp.copy, state.arch)
 
   return observe
+
+
+def _gap(scalars):
+  """How far the derived network falls behind the supernet, in accuracy.
+
+  The supernet's is that of the validation batches since the last line.
+  """
+  names = ('valid_accuracy', 'derived_accuracy')
+  if not all(name in scalars for name in names):
+    return {}
+  supernet, derived = (scalars[name] for name in names)
+  return {'discretisation_gap': supernet - derived}
 
 
 def _reported(method, state, per_epoch):
@@ -384,16 +410,17 @@ def _reported(method, state, per_epoch):
   return {name: float(value) for name, value in report(state.extra).items()}
 
 
-def _of_genotype(setup, arch, logged):
+def _of_genotype(setup, state, logged, per_epoch, watch):
   """What is logged of the derived genotype and of the last one logged."""
   space, method = setup.space, setup.method
   if method.derive is None:
     return {}
-  genotype = method.derive(space, arch)
+  genotype = method.derive(space, state.arch)
   free = genotypes.parameterless(genotype, space)
   return {
       'genotype_changes': _changes(method.derive(space, logged), genotype),
-      **{f'parameterless_{t}': n for t, n in free.items()}}
+      **{f'parameterless_{t}': n for t, n in free.items()},
+      **watch(genotype, int(state.step) / per_epoch)}
 
 
 def _changes(before, after):
@@ -439,7 +466,10 @@ def run(setup: Setup, recipe: SearchRecipe, dataset: data.Dataset, seed: int,
   outcome = outcome._replace(
       figures=outcome.figures | {'samples': search.way})
   if setup.method.derive is not None:
-    return outcome, setup.method.derive(setup.space, outcome.state.arch)
+    genotype = setup.method.derive(setup.space, outcome.state.arch)
+    found = hosts.from_first(lambda: diagnostics.figures(
+        metrics.read(settings.workdir), part.name, genotype, setup.space))
+    return outcome._replace(figures=outcome.figures | found), genotype
   if not outcome.finished:
     return outcome, None
   genotype, figures = candidates.best(
