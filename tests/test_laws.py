@@ -25,7 +25,9 @@ QUICK = {('s1', 'rome_v2'), ('s4', 'rome_v1'), ('s4', 'gdas'),
          ('nasbench201', 'gdas'), ('nasbench201_two', 'rome_v2'),
          ('nasbench1shot1_2', 'rome_v1'), ('nasbench1shot1_2', 'gdas'),
          ('mobile_tiny', 'rome_v2'), ('s1', 'darts'), ('s2', 'pc_darts'),
-         ('nasbench201', 'spos')}
+         ('nasbench201', 'spos'), ('nasbench201', 'darts_2nd'),
+         ('nasbench201', 'snas'), ('s3', 'fair_darts'),
+         ('nasbench201', 'sdarts_rs'), ('nasbench1shot1_2', 'sdarts_adv')}
 LARGE = ('mobile',)
 TWO_EDGES = dict(in_degree=2, drop_none=True)
 
@@ -50,14 +52,16 @@ def recipe_of(name):
   """The part of a search that a row's own check reads."""
   row = table.METHODS[name]
   return types.SimpleNamespace(k=row.recipe.get('search.k', 2),
-                               channels=C * row.partial)
+                               channels=C * row.partial, alpha_start=0)
 
 
 def allowed(space, name):
   return table.METHODS[name].check(space, recipe_of(name)) is None
 
 
-SLOTS = ('darts', 'pc_darts')  # every candidate, weighed
+# Every candidate, weighed.
+SLOTS = ('darts', 'darts_2nd', 'pc_darts', 'snas', 'fair_darts', 'sdarts_rs',
+         'sdarts_adv', 'darts_es', 'darts_ada', 'p_darts')
 
 
 def test_what_rows_refuse():
@@ -66,7 +70,9 @@ def test_what_rows_refuse():
              for name in table.METHODS if not allowed(space, name)}
   nodes = [n for n in spaces.SPACES if '1shot1' in n]
   chains = [n for n in spaces.SPACES if n.startswith('mobile')]
-  assert refused == {(n, name) for n in nodes + chains for name in SLOTS}
+  on_edges = ('pc_darts', 'snas', 'fair_darts', 'p_darts')
+  assert refused == {(n, name) for n in chains for name in SLOTS} | {
+      (n, name) for n in nodes for name in on_edges}
   two = spaces.get_space('nasbench201', **TWO_EDGES)
   assert not allowed(two, 'gdas') and allowed(two, 'rome_v1')
 
@@ -130,16 +136,29 @@ def test_samples_are_of_the_space(space, name):
 
 
 def check_slots(space, name, cell, names):
-  """Each candidate once, in order; gates sum to 1 per edge (or node)."""
-  listed = [(e, space.ops.index(op)) for e, row in enumerate(names)
-            for op in row]
-  np.testing.assert_array_equal(
-      np.stack([cell.edges[0], cell.ops[0]], 1), listed)
-  by_edge = [cell.gates[0][cell.edges[0] == e].sum()
-             for e in range(space.num_edges)]
+  """Each candidate once, in order; gates sum to 1 per site (or node).
+
+  Those of FairDARTS sum to nothing in particular. Where nodes hold the
+  operations every edge is listed too, its gates a softmax over the parents.
+  """
+  sites, ops = np.array([(site, space.ops.index(op))
+                         for site, row in enumerate(names) for op in row]).T
+  gates, edges = cell.gates, cell.edges[0]
+  assert ((gates > 0) & (gates < 1 + 1e-6)).all()
+  np.testing.assert_array_equal(cell.ops[0], ops)
+  if space.sites == 'nodes':
+    of_edges, gates = np.split(gates, [space.num_edges], 1)
+    np.testing.assert_array_equal(edges, np.arange(space.num_edges))
+    for (a, b), d in zip(space.node_edges, space.in_degrees):
+      np.testing.assert_allclose(
+          of_edges[:, a:b].sum(-1), b - a if d == b - a else 1, rtol=1e-5)
+  else:
+    np.testing.assert_array_equal(edges, sites)
+  totals = [gates[:, sites == site].sum(-1) for site in range(len(names))]
   if name == 'pc_darts':
-    by_edge = [sum(by_edge[a:b]) for a, b in space.node_edges]
-  np.testing.assert_allclose(by_edge, np.ones(len(by_edge)), rtol=1e-5)
+    totals = [sum(totals[a:b]) for a, b in space.node_edges]
+  if name != 'fair_darts':
+    np.testing.assert_allclose(totals, np.ones_like(totals), rtol=1e-5)
 
 
 @EVERY_METHOD
@@ -149,7 +168,7 @@ def test_derived_genotypes_are_of_the_space(space, name):
     pytest.skip('refused, or left to a plan')
   for seed in range(5):
     genotype = table.METHODS[name].derive(space, params_of(space, name, seed))
-    check_genotype(space, genotype)
+    check_genotype(space, genotype, fewer_edges=name == 'fair_darts')
     text = genotypes.to_text(genotype)
     assert genotypes.from_text(text) == genotype
     assert genotypes.from_json(genotypes.to_json(genotype)) == genotype
@@ -162,7 +181,7 @@ def test_random_genotypes_are_of_the_space(space):
     check_genotype(space, genotypes.random(space, rng))
 
 
-def check_genotype(space, genotype):
+def check_genotype(space, genotype, fewer_edges=False):
   genotypes.validate(genotype, space.ops + ((space.absent,) * bool(
       space.absent)))
   families.check_genotype(space, genotype, 'here')
@@ -180,7 +199,8 @@ def check_genotype(space, genotype):
         assert len(node) == space.node_edges[i][1] - space.node_edges[i][0]
         assert len(kept) <= degree
       else:
-        assert len(node) == degree
+        assert len(node) == degree or (
+            fewer_edges and 1 <= len(node) < degree)
       for op, pred in kept:
         assert op not in space.not_derived
         start = space.node_edges[i][0]
