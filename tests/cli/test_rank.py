@@ -3,6 +3,7 @@
 import itertools
 import json
 import pathlib
+import re
 import shutil
 import signal
 
@@ -217,3 +218,23 @@ def test_a_folder_that_cannot_be_ranked(capsys, workdir, tmp_path):
   code, _, err = ranked(capsys, workdir)
   assert code == 2 and 'has no supernet' in err
   assert 'Traceback' not in err and pathlib.Path(workdir).exists()
+
+
+def test_the_page_runs(capsys):
+  """docs/ranking.md, block after block."""
+  page = (pathlib.Path(__file__).parents[2] / 'docs' / 'ranking.md').read_text()
+  blocks = re.findall(r'```python\n(.*?)```', page, re.S)
+  assert len(blocks) == 2
+  session = {}
+  for block in blocks:
+    exec(compile(block, 'docs/ranking.md', 'exec'), session)
+  tau, found = capsys.readouterr().out.splitlines()
+  assert -1 <= float(tau) <= 1
+  # The best cell of at most a million parameters, by going through all.
+  table = nasbench201.load()
+  small = table.cost_values('params') <= 1_000_000
+  best = table.values('cifar10')[small].max()
+  accuracy, params = re.fullmatch(
+      r'([\d.]+) % with ([\d,]+) parameters', found).groups()
+  assert best - .1 < float(accuracy) <= round(best, 2)
+  assert int(params.replace(',', '')) <= 1_000_000
