@@ -135,10 +135,11 @@ def zero_one(arch: ArchParams, mask: Mask) -> jax.Array:
   >>> round(float(zero_one(arch, mask)), 3)
   -0.167
   """
-  squares = {t: (jax.nn.sigmoid(alpha) - .5) ** 2
-             for t, alpha in arch.alpha.items()}
-  total = sum(jnp.where(mask[t], a, 0.).sum() for t, a in squares.items())
-  return -total / sum(jnp.sum(mask[t]) for t in squares)
+  totals = [jnp.array([
+      jnp.where(mask[t], (jax.nn.sigmoid(alpha) - .5) ** 2, 0.).sum(),
+      jnp.sum(mask[t])]) for t, alpha in arch.alpha.items()]
+  squares, number = jnp.stack(totals).sum(0)
+  return -squares / number
 
 
 def penalised(penalty: Penalty, weight: float,

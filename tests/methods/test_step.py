@@ -164,7 +164,8 @@ class NumpyStep:
 def transformations(lr=.01, clip=5.):
   section = types.SimpleNamespace(
       clip_norm=clip, weight_decay=3e-4, momentum=.9, nesterov=False,
-      alpha_lr=.5, alpha_b1=.5, alpha_b2=.999, alpha_weight_decay=1e-3)
+      alpha_lr=.5, alpha_b1=.5, alpha_b2=.999, alpha_weight_decay=1e-3,
+      alpha_clip=0.)
   return (optim.sgd(lambda step: lr, section),
           optim.arch_adam(section))
 

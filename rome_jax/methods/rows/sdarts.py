@@ -8,9 +8,9 @@ that the loss becomes smooth in them:
 
 where p = softmax(alpha), the sum is brought back to gates of 0..1 that sum to
 1 on each edge, and the maximum is sought by 7 signed steps (`rules`). e grows
-from .03 towards .3 over the epochs. Alpha moves as in `darts`, first order;
-the authors ran both orders. A step of SDARTS-ADV costs nine gradients, two of
-them of the gates alone in the forward direction, in place of two.
+from .03 towards .3, once an epoch. Alpha moves as in `darts`, first order; the
+authors ran both orders. A step of SDARTS-ADV has, besides the two gradients of
+DARTS, seven of the gates and two forward passes.
 
 Departure from the authors' code (xiangning-chen/SmoothDARTS): BatchNorm uses
 the statistics of the batch in the search for the worst gates too.
