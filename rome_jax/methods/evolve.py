@@ -4,8 +4,8 @@ A strategy proposes architectures and is told how good they are: with a trained
 supernet's weights, by a table, or in any other way.
 
 >>> from rome_jax import spaces
->>> strategy = evolution(spaces.NASBENCH201, Options(population=4, rounds=2,
-...                                                  crossover=2, mutation=2))
+>>> strategy = evolution(spaces.NASBENCH201, Options(
+...     candidates=8, population=4, crossover=2, mutation=2))
 >>> state = strategy.init(0)
 >>> while found := strategy.ask(state):
 ...   state = strategy.tell(state, [len(set(g.normal[2])) for g in found])
@@ -35,25 +35,26 @@ class Options(NamedTuple):
   """How to search; the defaults are those of SPOS (Guo et al., ECCV 2020).
 
   Attributes:
-    population: architectures in a round.
-    rounds: population * rounds architectures are scored in all.
+    candidates: architectures that are scored in all.
+    population: those of a round.
     parents: where evolution takes parents from. 'top_k': any of the `select`
       best so far. 'tournament': the best of `select` that are drawn from the
       last `population` scored (Real et al., AAAI 2019).
     select: see `parents`.
     crossover, mutation: children of either kind in a round; what is missing
       to the population is random.
-    rate: probability with which a mutation draws an edge or operation anew.
+    mutation_rate: probability with which a mutation draws an edge or an
+      operation anew.
     max_params, max_macs: budgets on parameters and multiply-adds; 0: none.
   """
 
+  candidates: int = 1000
   population: int = 50
-  rounds: int = 20
   parents: str = 'top_k'
   select: int = 10
   crossover: int = 25
   mutation: int = 25
-  rate: float = .1
+  mutation_rate: float = .1
   max_params: int = 0
   max_macs: int = 0
 
@@ -236,14 +237,13 @@ def _strategy(space, options, cost, propose):
 
   propose(space, options, state, rng, round) offers to the round.
   """
-  _check(options)
+  check(options)
   allowed = _within(options, cost)
-  budget = options.population * options.rounds
 
   def proposed(state):
     seen = [genotype for genotype, _ in scored(state)]
     this = _Round(seen, allowed,
-                  min(options.population, budget - len(seen)))
+                  min(options.population, options.candidates - len(seen)))
     rng = np.random.Generator(np.random.Philox(
         key=[state.seed, len(state.rounds)]))
     if seen:
@@ -298,8 +298,17 @@ def _within(options, cost):
   return allowed
 
 
-def _check(options):
-  for name in ('population', 'rounds', 'select'):
+def check(options: Options) -> None:
+  """Checks the options of a search.
+
+  Raises:
+    UserError: naming the first wrong one, its value and what is allowed.
+
+  >>> check(Options(select=0))
+  Traceback (most recent call last):
+  rome_jax.errors.UserError: select=0 must be at least 1
+  """
+  for name in ('candidates', 'population', 'select'):
     if getattr(options, name) < 1:
       raise errors.UserError(
           f'{name}={getattr(options, name)} must be at least 1')
@@ -315,9 +324,9 @@ def _check(options):
     raise errors.UserError(
         f'parents={options.parents!r} must be one of {", ".join(PARENTS)}'
         f'{errors.near_miss(options.parents, PARENTS)}')
-  if not 0 < options.rate <= 1:
+  if not 0 < options.mutation_rate <= 1:
     raise errors.UserError(
-        f'rate={options.rate} must be above 0 and at most 1')
+        f'mutation_rate={options.mutation_rate} must be above 0 and at most 1')
 
 
 # --- Evolution
@@ -326,7 +335,7 @@ def _check(options):
 def _breed(space, options, state, rng, this):
   parent = _parents(options, state, rng)
   this.fill(options.mutation,
-            lambda: mutate(space, parent(), options.rate, rng))
+            lambda: mutate(space, parent(), options.mutation_rate, rng))
   this.fill(options.crossover,
             lambda: crossover(space, parent(), parent(), rng))
 

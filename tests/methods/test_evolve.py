@@ -16,7 +16,7 @@ SPACES = [
     spaces.S1, spaces.S3, spaces.MOBILE_TINY,
     spaces.get_space('nasbench1shot1_3'), spaces.NASBENCH201,
     spaces.get_space('nasbench201', in_degree=1, drop_none=True)]
-SMALL = evolve.Options(population=12, rounds=4, select=4, crossover=5,
+SMALL = evolve.Options(candidates=48, population=12, select=4, crossover=5,
                        mutation=5)
 by_space = pytest.mark.parametrize(
     'space', SPACES, ids=lambda s: f'{s.name}-{s.in_degree}')
@@ -128,8 +128,8 @@ def chosen(space, genotype):
 def test_children_are_of_the_best():
   """Crossovers only: a child has nothing that none of the two best has."""
   space = spaces.S2
-  options = evolve.Options(population=8, rounds=2, select=2, crossover=8,
-                           mutation=0)
+  options = evolve.Options(candidates=16, population=8, select=2,
+                           crossover=8, mutation=0)
   strategy = evolve.evolution(space, options)
   state = strategy.init(3)
   first = state.pending
@@ -144,8 +144,8 @@ def test_a_tournament_draws_from_the_last_round():
   """Of one contender each and no mutation to speak of: all of the last 8 may
   be parents, also the worst, and none before them."""
   space = spaces.NASBENCH201
-  options = evolve.Options(population=8, rounds=3, parents='tournament',
-                           select=1, crossover=8, mutation=0)
+  options = evolve.Options(population=8, parents='tournament', select=1,
+                           crossover=8, mutation=0)
   state = evolve.State(0, (), (tuple(enumeration.distinct(
       space.restrict(ops=('none',)), 1, np.random.default_rng(0))),
       tuple(enumeration.distinct(
@@ -241,7 +241,7 @@ def test_neighbours_where_nodes_hold_the_operations():
 
 
 SEEDS = range(20)
-BUDGET = evolve.Options(rounds=10)  # of 50: 500 of 15,625 cells
+BUDGET = evolve.Options(candidates=500)  # of 15,625 cells
 
 
 @functools.cache
@@ -284,7 +284,7 @@ def test_random_search_is_beaten_at_equal_budget(name):
     ({'mutation': -1}, 'mutation=-1 must be at least 0'),
     ({'mutation': 40}, 'crossover=25 and mutation=40 must add up to at most'),
     ({'parents': 'topk'}, "did you mean 'top_k'"),
-    ({'rate': 0.}, r'rate=0\.0 must be above 0')])
+    ({'mutation_rate': 0.}, r'mutation_rate=0\.0 must be above 0')])
 def test_options_are_checked(options, sentence):
   with pytest.raises(errors.UserError, match=sentence):
     evolve.evolution(spaces.S2, evolve.Options(**options))
