@@ -87,24 +87,11 @@ def rank(network: Any, theta: Any, found: Sequence[Arch],
   """Scores architectures with the weights of a supernet.
 
   Args:
-    network: the supernet.
-    theta: its weights.
-    found: N genotypes of its space, or {cell type: CellArch} of each.
-    batches: of {'image': [B,H,W,C] normalised floats, 'label': [B]}, all of
-      one size; iterated once for each block.
-    norm: where BatchNorm's mean and variance are from. 'batch': from each
-      batch, as in training. 'recalibrated': from the images in `calibration`,
-      anew for every architecture (Guo et al., ECCV 2020); then no image's
-      prediction depends on the others of its batch.
-    calibration: [n,H,W,C] training images. They run as one batch beside each
-      of `batches` and cost as much as n more images in it.
+    network, theta, batches, norm, calibration, dtype, mesh: see `Scorer`.
+    found: N genotypes of the network's space, or {cell type: CellArch} each.
     block: architectures in a call of the program; the last block is padded,
       and on a mesh blocks are multiples of its devices.
-    dtype: of the activations.
-    mesh: devices to spread a block over; None for one.
-    record: where to keep the scores of finished blocks.
-    progress: whether to show a bar on stderr.
-    stop: an object whose `requested` ends the ranking after a block.
+    record, progress, stop: see `Scorer.__call__`.
 
   Returns:
     Scores; of fewer than N if `stop` was requested.
@@ -125,25 +112,112 @@ def rank(network: Any, theta: Any, found: Sequence[Arch],
   >>> rj.rank(net, theta, found, [batch]).accuracy.shape
   (3,)
   """
-  evaluate = _Evaluator(
-      network, theta, _calibration(norm, calibration), dtype, mesh, batches)
-  devices = 1 if mesh is None else mesh.size
-  block = -(-min(block, max(len(found), 1)) // devices) * devices
-  rows = _known(record, found, network.space)
-  first = start = sum(map(len, rows))
-  with metrics.Progress(
-      len(found), unit='cell', label='rank', initial=start,
-      stream=None if progress else io.StringIO()) as bar:
-    while start < len(found) and not getattr(stop, 'requested', False):
-      part = found[start:start + block]
-      rows.append(evaluate(_stacked(part, network.space, block))[:len(part)])
-      if record is not None:
-        _append(record.path, rows[-1])
-      start += len(part)
-      bar.update(start)
-  scores = np.concatenate([np.zeros((0, 2)), *rows])
-  rate = (start - first) / evaluate.seconds if start > first else math.nan
-  return Scores(scores[:, 0], scores[:, 1], rate)
+  scorer = Scorer(
+      network, theta, batches, norm=norm, calibration=calibration,
+      block=min(block, max(len(found), 1)), dtype=dtype, mesh=mesh)
+  return scorer(found, record=record, progress=progress, stop=stop)
+
+
+class Scorer:
+  """Scores architectures; compiles at the first block and never again."""
+
+  def __init__(self, network: Any, theta: Any, batches: Iterable[Batch], *,
+               norm: str = 'batch', calibration: Any = None,
+               block: int = BLOCK, dtype: str = 'float32',
+               mesh: Mesh | None = None):
+    """Checks the arguments and puts the weights on the devices.
+
+    Args:
+      network: the supernet.
+      theta: its weights.
+      batches: of {'image': [B,H,W,C] normalised floats, 'label': [B]}, all of
+        one size; iterated once for each block.
+      norm: where BatchNorm's mean and variance are from. 'batch': from each
+        batch, as in training. 'recalibrated': from the images in
+        `calibration`, anew for every architecture (Guo et al., ECCV 2020);
+        then no image's prediction depends on the others of its batch.
+      calibration: [n,H,W,C] training images. They run as one batch beside
+        each of `batches` and cost as much as n more images in it.
+      block, dtype: architectures in a call of the program; of the
+        activations.
+      mesh: devices to spread a block over; None for one.
+
+    Raises:
+      UserError: an unknown norm, or images missing for it.
+    """
+    self._calibration = _calibration(norm, calibration)
+    self._space, self._batches, self._mesh = network.space, batches, mesh
+    devices = 1 if mesh is None else mesh.size
+    self._block = -(-block // devices) * devices
+    calibrated = 0 if calibration is None else len(calibration)
+    self._function = jax.jit(make_program(network, calibrated, dtype, mesh))
+    self._theta = self._put(jax.tree.map(jnp.asarray, theta))
+    self._program = None
+    self._seconds = 0.  # without compilation
+
+  def __call__(self, found: Sequence[Arch], *, record: Record | None = None,
+               progress: bool = False, stop: Any = None) -> Scores:
+    """Scores N architectures.
+
+    Args:
+      found: genotypes of the space, or {cell type: CellArch} of each.
+      record: where to keep the scores of finished blocks.
+      progress: whether to show a bar on stderr.
+      stop: an object whose `requested` ends it after a block.
+
+    Returns:
+      Scores; of fewer than N if `stop` was requested.
+
+    Raises:
+      UserError, ValueError: as `rank`.
+    """
+    rows, began = _known(record, found, self._space), self._seconds
+    first = start = sum(map(len, rows))
+    with metrics.Progress(
+        len(found), unit='cell', label='rank', initial=start,
+        stream=None if progress else io.StringIO()) as bar:
+      while start < len(found) and not getattr(stop, 'requested', False):
+        part = found[start:start + self._block]
+        rows.append(self._scores_of(part)[:len(part)])
+        if record is not None:
+          _append(record.path, rows[-1])
+        start += len(part)
+        bar.update(start)
+    scores = np.concatenate([np.zeros((0, 2)), *rows])
+    seconds = self._seconds - began
+    return Scores(scores[:, 0], scores[:, 1],
+                  (start - first) / seconds if seconds else math.nan)
+
+  def _scores_of(self, part):
+    """[block,2] of a block, means over all batches."""
+    total, number = np.zeros(()), 0
+    cells = self._put(_stacked(part, self._space, self._block))
+    for step, batch in enumerate(self._batches):
+      args = (self._theta, cells, *self._put(self._arrays(batch, step)))
+      self._program = self._program or self._function.lower(*args).compile()
+      began = time.perf_counter()
+      total = total + np.asarray(self._program(*args), np.float64)
+      self._seconds += time.perf_counter() - began
+      number += 1
+    if not number:
+      raise ValueError('batches is empty')
+    return total / number
+
+  def _arrays(self, batch, step):
+    """(images, labels, key data)."""
+    if not np.all(batch.get('mask', 1)):
+      raise ValueError('a batch is padded, which would change the statistics '
+                       'of BatchNorm; give whole batches')
+    images = batch['image']
+    if self._calibration is not None:
+      images = np.concatenate([self._calibration, images])
+    key = jax.random.fold_in(jax.random.key(0), step)
+    return images, batch['label'], np.asarray(jax.random.key_data(key))
+
+  def _put(self, tree):
+    if self._mesh is None:
+      return tree
+    return mesh_lib.place(tree, mesh_lib.replicated(_line(self._mesh)))
 
 
 def _calibration(norm, images):
@@ -218,53 +292,6 @@ def make_program(network: Any, calibrated: int = 0, dtype: str = 'float32',
 def _line(mesh):
   """The devices of a mesh in a row."""
   return Mesh(mesh.devices.reshape(-1), (_AXIS,), axis_types=(AxisType.Auto,))
-
-
-class _Evaluator:
-  """Scores blocks; compiles at the first.
-
-  Attributes:
-    seconds: spent so far, compilation not included.
-  """
-
-  def __init__(self, network, theta, calibration, dtype, mesh, batches):
-    self._calibration, self._batches, self._mesh = calibration, batches, mesh
-    calibrated = 0 if calibration is None else len(calibration)
-    self._function = jax.jit(make_program(network, calibrated, dtype, mesh))
-    self._theta = self._put(jax.tree.map(jnp.asarray, theta))
-    self._program = None
-    self.seconds = 0.
-
-  def _put(self, tree):
-    if self._mesh is None:
-      return tree
-    return mesh_lib.place(tree, mesh_lib.replicated(_line(self._mesh)))
-
-  def __call__(self, cells):
-    """[K,2] of a block, means over all batches."""
-    total, number = 0., 0
-    cells = self._put(cells)
-    for step, batch in enumerate(self._batches):
-      args = (self._theta, cells, *self._put(self._arrays(batch, step)))
-      self._program = self._program or self._function.lower(*args).compile()
-      began = time.perf_counter()
-      total = total + np.asarray(self._program(*args), np.float64)
-      self.seconds += time.perf_counter() - began
-      number += 1
-    if not number:
-      raise ValueError('batches is empty')
-    return total / number
-
-  def _arrays(self, batch, step):
-    """(images, labels, key data)."""
-    if not np.all(batch.get('mask', 1)):
-      raise ValueError('a batch is padded, which would change the statistics '
-                       'of BatchNorm; give whole batches')
-    images = batch['image']
-    if self._calibration is not None:
-      images = np.concatenate([self._calibration, images])
-    key = jax.random.fold_in(jax.random.key(0), step)
-    return images, batch['label'], np.asarray(jax.random.key_data(key))
 
 
 # --- The record
