@@ -1,0 +1,309 @@
+"""Diagnostics of collapse: what they measure, when, and what they say."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rome_jax import config as config_lib
+from rome_jax import data, errors, families, spaces
+from rome_jax.engine import weights as weights_lib
+from rome_jax.methods import step, table
+from rome_jax.methods.method import ArchParams
+from rome_jax.spaces import collapse, genotypes
+from rome_jax.train import diagnostics, loop, metrics, search
+from rome_jax.train.recipes import SearchRecipe
+from rome_jax.train.setup import Setup
+
+TIMES = ('time', 'seconds', 'images_per_second', 'step_ms', 'input_wait_ms')
+SKIP, SEP, MAX, AVG, DIL = (
+    'skip_connect', 'sep_conv_3x3', 'max_pool_3x3', 'avg_pool_3x3',
+    'dil_conv_3x3')
+TINY = spaces.Space('watched', (SKIP, SEP), num_nodes=1)
+
+
+class Never:
+  requested = False
+
+
+# ---------------------------------------------------- entropy of each edge
+
+
+@pytest.mark.parametrize('space', [spaces.S1, spaces.S3, spaces.NASBENCH201],
+                         ids=lambda space: space.name)
+def test_entropy_and_margin_of_each_edge(space):
+  """Of the candidates of the edge alone; the means are those of before."""
+  rng = np.random.default_rng(0)
+  alpha = {t: np.float32(rng.normal(size=(space.num_sites, space.num_choices)))
+           for t in space.cell_types}
+  found = step.diagnostics(space, ArchParams(
+      alpha, {t: np.zeros(0, np.float32) for t in space.cell_types}))
+  for t in space.cell_types:
+    entropies, margins = [], []
+    for row, names in zip(alpha[t], space.site_ops(t)):
+      p = np.exp(np.float64(row[:len(names)]))
+      p = np.sort(p / p.sum())
+      entropies.append(-(p * np.log(p)).sum())
+      margins.append(p[-1] - p[-2])
+    for name, values in (('entropy', entropies), ('margin', margins)):
+      for site, value in enumerate(values):
+        assert float(found[f'alpha_{name}_{t}/{site:02d}']) == pytest.approx(
+            value, rel=1e-4, abs=1e-6)
+      assert float(found[f'alpha_{name}_{t}']) == pytest.approx(
+          np.mean(values), rel=1e-4)
+  assert len(found) == len(space.cell_types) * 2 * (space.num_sites + 1)
+
+
+# ------------------------------------------------------------------ collapse
+
+
+def darts_cells(normal, reduce=None):
+  """A genotype whose nodes read states 0 and 1, by the operations given."""
+
+  def cell(ops):
+    return tuple(((a, 0), (b, 1)) for a, b in zip(ops[::2], ops[1::2]))
+
+  concat = tuple(range(2, 2 + len(normal) // 2))
+  return genotypes.Genotype(
+      cell(normal), concat, cell(reduce or normal), concat)
+
+
+@pytest.mark.parametrize('free, collapsed', [(8, True), (6, True), (5, False)])
+def test_three_quarters_without_weights(free, collapsed):
+  genotype = darts_cells(free * [SKIP] + (8 - free) * [SEP], 8 * [SEP])
+  found = collapse.cells(genotype, spaces.S2)
+  assert found['normal'] == collapse.Cell(free, 8)
+  assert found['normal'].collapsed is collapsed
+  assert found['reduce'] == collapse.Cell(0, 8)
+
+
+def test_only_places_that_offer_weights_count():
+  """S1's reduction cell has edges of two poolings: e0, e2, e3, e5 and e9.
+
+  Here nodes read states 0 and 1, by the edges e0 and e1, e2 and e3, e5 and e6,
+  e9 and e10; weights are on offer on e1 and e6 alone.
+  """
+  ops = [MAX, DIL, AVG, MAX, MAX, SEP, AVG, MAX]
+  found = collapse.cells(darts_cells(8 * [SKIP], ops), spaces.S1)
+  assert found['reduce'] == collapse.Cell(0, 2)
+  ops = [MAX, MAX, AVG, MAX, MAX, MAX, AVG, MAX]
+  found = collapse.cells(darts_cells(8 * [SKIP], ops), spaces.S1)
+  assert found['reduce'] == collapse.Cell(2, 2) and found['reduce'].collapsed
+  # e5 and e10 of the normal cell offer a pooling and a skip: 6 count.
+  assert found['normal'] == collapse.Cell(6, 6)
+
+
+def test_a_published_collapse():
+  """RobustDARTS' results_arch.yaml: S1, CIFAR-10, seven skips and a dil3."""
+  ops = [SKIP, SKIP, SKIP, SKIP, SKIP, SKIP, DIL, SKIP]
+  found = collapse.cells(darts_cells(ops, 8 * [MAX]), spaces.S1)
+  assert found['normal'].collapsed
+
+
+def test_noise_none_and_nodes_with_operations():
+  found = collapse.cells(darts_cells(8 * ['noise']), spaces.S4)
+  assert found['normal'] == collapse.Cell(8, 8)
+  rng = np.random.default_rng(0)
+  for name in ('nasbench201', 'nasbench1shot1_1', 'mobile_tiny'):
+    space = spaces.SPACES[name]
+    for _ in range(20):
+      genotype = genotypes.random(space, rng)
+      chosen = genotypes.operations(genotype, space)['normal']
+      assert collapse.cells(genotype, space)['normal'] == (
+          genotypes.parameterless(genotype, space)['normal'], len(chosen))
+
+
+def test_a_sentence_once_per_cell_type(capsys):
+  watch = diagnostics.Watch(spaces.S2, 'search')
+  good, bad = darts_cells(8 * [SEP]), darts_cells(8 * [SKIP], 8 * [SEP])
+  assert watch(good, 1.) == {'collapsed_normal': 0, 'collapsed_reduce': 0}
+  assert capsys.readouterr().err == ''
+  assert watch(bad, 7.5) == {'collapsed_normal': 1, 'collapsed_reduce': 0}
+  assert capsys.readouterr().err == (
+      'search: warning: the normal cell has collapsed: 8 of its 8 operations '
+      'that could have weights have none, at epoch 7.5\n')
+  watch(bad, 8.)
+  watch(good, 9.)
+  watch(bad, 10.)
+  assert capsys.readouterr().err == ''
+  watch(darts_cells(8 * [SEP], 8 * [SKIP]), 11.)
+  assert 'the reduction cell has collapsed' in capsys.readouterr().err
+
+
+def test_the_figures_say_since_when():
+  rows = [{'phase': phase, 'epoch': e, 'collapsed_normal': c} for phase, e, c in
+          (('search', 1, 1), ('search', 2, 0), ('search', 3, 1),
+           ('retrain/a', 4, 0), ('search', 5, 1))]
+  bad = darts_cells(6 * [SKIP] + 2 * [SEP], 8 * [SEP])
+  assert diagnostics.figures(rows, 'search', bad, spaces.S2) == {'collapse': {
+      'normal': {'without_weights': 6, 'of': 8, 'epoch': 3}}}
+  assert diagnostics.figures(
+      rows, 'search', darts_cells(8 * [SEP]), spaces.S2) == {}
+
+
+# ------------------------------------------------- the derived network's gap
+
+
+@functools.cache
+def dataset():
+  return data.load('digits', '')
+
+
+def setup_of(method, space=TINY):
+  return Setup(space, families.get(space), table.METHODS[method],
+               spaces.Sizes(3, 4, 10, 8, 1), 'cifar')
+
+
+# 43 images to a half: 2 steps of 16 in an epoch.
+RECIPE = SearchRecipe(
+    cells=3, channels=4, epochs=3, batch_size=16, k=1, samples='scan', lr=.025,
+    fraction_theta=.03, fraction_alpha=.03, augment='shift', alpha_lr=.1)
+
+
+def with_alpha(table_of, beta=0):
+  """A state with alpha alone, which is all that `derive` reads."""
+  arch = ArchParams({t: np.float32(a) for t, a in table_of.items()},
+                    {t: np.zeros(beta, np.float32) for t in table_of})
+  return step.State(jnp.int32(2), jnp.uint32(0), None, arch, (), ())
+
+
+def test_the_derived_networks_accuracy(quick_jit):
+  """Against the network itself on images read by hand; one compilation.
+
+  FairDARTS leaves edges out, whose slots then have gate 0.
+  """
+  setup = setup_of('fair_darts')
+  recipe = RECIPE._replace(cells=1)
+  halves = search.make_halves(setup, recipe, dataset(), 0)
+  net = search.make_supernet(setup, recipe)
+  apply = quick_jit(net.apply)
+  theta = weights_lib.init_supernet(net, 0, 8, 1)
+  measure = diagnostics.Derived(
+      setup, recipe, net, halves.valid, dataset(), number=9)
+  images = dataset().train
+  plain = data.make_transform('shift', dataset(), train=False)
+  found = []
+  for alpha in ([[9., 0.], [9., 0.]], [[0., 9.], [9., 0.]],
+                [[9., 0.], [0., 0.]]):
+    state = with_alpha({t: alpha for t in spaces.CELL_TYPES})._replace(
+        theta=theta)
+    genotype = setup.method.derive(TINY, state.arch)
+    # The edges that are kept, with gate 1.
+    edges = [pred for _, pred in genotype.normal[0]]
+    ops = [TINY.ops.index(op) for op, _ in genotype.normal[0]]
+    cell = families.arch_of(
+        darts_cells([SKIP, SKIP]), TINY)['normal']._replace(
+            edges=jnp.array(edges, jnp.int32), ops=jnp.array(ops, jnp.int32),
+            gates=jnp.ones(len(edges)))
+    right = []
+    for number in range(2):  # The half has two whole batches.
+      chosen = halves.valid.batch_indices(number)
+      logits = apply(
+          {'params': theta}, plain(images.get(chosen), None),
+          {'normal': cell, 'reduce': cell})
+      right.append(np.asarray(logits).argmax(-1) == images.labels[chosen])
+    scalars = measure(state)
+    assert scalars == {'derived_accuracy': pytest.approx(np.mean(right))}
+    found.append((len(edges), scalars['derived_accuracy']))
+  assert [n for n, _ in found] == [2, 2, 1]
+  assert measure._score._cache_size() == 1
+
+
+def test_when_it_is_measured():
+  of = diagnostics.gap_batches
+  assert of(SearchRecipe(gap_batches=3), 10) == 3
+  assert of(SearchRecipe(gap_batches=0), 10**5) == 0
+  assert of(SearchRecipe(), 4_999) == 0 and of(SearchRecipe(), 5_000) == 16
+
+
+def test_the_eigenvalue_needs_a_function_of_alpha():
+  config = config_lib.defaults()
+  config.search.eigenvalue_every = 2
+  with pytest.raises(errors.UserError, match=(
+      r"config\.search\.eigenvalue_every=2 must be 0 with config\.method="
+      "'rome_v2', whose validation loss is no function of alpha$")):
+    config_lib.validate(config)
+  config.method, config.search.k = 'darts', 1
+  config_lib.validate(config)
+
+
+# ----------------------------------------------------------- whole searches
+
+
+class StopAfter:
+  def __init__(self, count):
+    self.count = count
+
+  @property
+  def requested(self):
+    self.count -= 1
+    return self.count <= 0
+
+
+def run(method, recipe, workdir, stop=None):
+  settings = loop.Settings(workdir, 3, 4, 2)
+  with metrics.MetricsWriter(workdir, tensorboard=False) as writer:
+    return search.run(setup_of(method), recipe, dataset(), 0, settings, writer,
+                      stop or Never())
+
+
+def lines(workdir):
+  return [{k: v for k, v in row.items() if k not in TIMES}
+          for row in metrics.read(workdir)]
+
+
+@pytest.mark.slow
+def test_a_search_with_all_of_them(tmp_path):
+  """At each epoch's end and the last step; the same when it is resumed."""
+  recipe = RECIPE._replace(gap_batches=2, eigenvalue_every=2, max_steps=5)
+  outcome, _ = run('darts', recipe, tmp_path / 'whole')
+  assert outcome.finished
+  rows = {row['step']: row for row in lines(tmp_path / 'whole')}
+  assert set(rows) == {2, 3, 4, 5}  # Every 3 steps besides.
+  assert {s for s, row in rows.items() if 'derived_accuracy' in row} == {
+      2, 4, 5}
+  assert {s for s, row in rows.items() if 'dominant_eigenvalue' in row} == {
+      4, 5}
+  for row in rows.values():
+    if 'derived_accuracy' in row:
+      assert row['discretisation_gap'] == pytest.approx(
+          row['valid_accuracy'] - row['derived_accuracy'])
+    if 'dominant_eigenvalue' in row:
+      assert np.isfinite(row['dominant_eigenvalue'])
+      assert row['eigenvalue_bound'] >= 0
+    assert {f'alpha_margin_reduce/{i:02d}' for i in range(2)} <= set(row)
+  for count in (2, 1):
+    assert not run('darts', recipe, tmp_path / 'cut',
+                   StopAfter(count))[0].finished
+  again, _ = run('darts', recipe, tmp_path / 'cut')
+  assert lines(tmp_path / 'cut') == lines(tmp_path / 'whole')
+  jax.tree.map(np.testing.assert_array_equal, again.state, outcome.state)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('method', ['darts_es', 'darts_ada'])
+def test_a_robust_search(method, tmp_path, monkeypatch):
+  """With a rule that fires at once, from the first step to the genotype."""
+  from rome_jax.methods.rows import darts, robust
+  always = robust.Rule(every=1, factor=0., start=0)
+  wrap = robust.early_stop if method == 'darts_es' else robust.raise_decay
+  monkeypatch.setitem(
+      table.METHODS, method, wrap(darts.darts, always))
+  recipe = RECIPE._replace(epochs=9)
+  outcome, genotype = run(method, recipe, tmp_path)
+  rows = lines(tmp_path)
+  measured = [row['step'] for row in rows if 'dominant_eigenvalue' in row]
+  assert outcome.finished
+  assert genotypes.load(str(tmp_path / 'genotype.json')) == genotype
+  if method == 'darts_es':
+    assert outcome.figures['steps'] == rows[-1]['step'] == 14
+    assert measured == list(range(2, 15, 2))
+    assert int(outcome.state.step) == 14 and bool(outcome.state.extra.stop)
+  else:
+    assert outcome.figures['steps'] == rows[-1]['step'] == 2 * (9 + 2 * 6)
+    decays = [row['weight_decay'] for row in rows if 'weight_decay' in row]
+    np.testing.assert_allclose(sorted(set(decays)), [3e-4, 3e-3, 3e-2],
+                               rtol=1e-5)
+    assert int(outcome.state.step) == 18
