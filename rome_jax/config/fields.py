@@ -249,9 +249,31 @@ _SEARCH = {
         "weigh an image's loss by 1 / (n p) where images are drawn with "
         'probabilities p (PA&DA: no)'),
     'candidates': _between(
-        0, MANY, 'random architectures to choose from: evaluated on the '
+        0, MANY, 'architectures to choose from: evaluated on the '
         'validation half with the weights of the search (SPOS), or each '
         'trained alone (random_search). 0: none'),
+    'evolution': _choice(
+        'how to search among them with the weights of the search (SPOS: '
+        'evolution)', ('random', 'evolution', 'local')),
+    'population': _between(
+        1, MANY, 'architectures in a round of that (SPOS)'),
+    'parents': _choice(
+        "evolution's parents: any of the `select` best (SPOS), or the best of "
+        '`select` drawn from the last population', ('top_k', 'tournament')),
+    'select': _between(1, MANY, 'see `parents` (SPOS)'),
+    'crossover': _between(0, MANY, 'children of two parents in a round (SPOS)'),
+    'mutation': _between(
+        0, MANY, 'mutated parents in a round; the rest is random (SPOS)'),
+    'mutation_rate': _share(
+        'chance of each edge and operation to be drawn anew (SPOS)'),
+    'max_params': _between(
+        0, 2**32 - 1, 'most parameters of a network with one of them, at the '
+        'size of the retraining; 0: any number'),
+    'max_macs': _between(
+        0, 2**32 - 1, 'most multiply-adds of that network; 0: any number'),
+    'calibration': _between(
+        0, MANY, "images of the theta half that measure BatchNorm's moments "
+        'for each of them (SPOS: 25,600); 0: each batch has its own'),
     'gap_batches': _between(
         -1, MANY, 'validation batches on which the derived network is tested '
         "with the supernet's weights after each epoch, which shows how far it "

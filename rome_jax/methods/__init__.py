@@ -9,11 +9,11 @@ True
 
 from rome_jax.methods.method import (
     ArchParams,
+    Evolve,
     Extra,
     Method,
     Noise,
     OneSearch,
-    RandomSearch,
     Seen,
     Stages,
     State,
@@ -46,10 +46,9 @@ from rome_jax.methods.table import (
 )
 
 __all__ = [
-    'METHODS', 'ArchParams', 'Extra', 'Method', 'Noise', 'OneSearch',
-    'OneVector', 'Options', 'RandomSearch', 'Seen', 'Stages', 'State',
-    'TrainRandom', 'Update', 'da', 'darts', 'darts_2nd', 'darts_ada',
-    'darts_es', 'fair_darts', 'fairnas', 'gdas', 'p_darts', 'pa', 'pada',
-    'pc_darts', 'random_search', 'register', 'rome_v1', 'rome_v2', 'sdarts_adv',
-    'sdarts_rs', 'snas', 'spos',
+    'METHODS', 'ArchParams', 'Evolve', 'Extra', 'Method', 'Noise', 'OneSearch',
+    'OneVector', 'Options', 'Seen', 'Stages', 'State', 'TrainRandom', 'Update',
+    'da', 'darts', 'darts_2nd', 'darts_ada', 'darts_es', 'fair_darts',
+    'fairnas', 'gdas', 'p_darts', 'pa', 'pada', 'pc_darts', 'random_search',
+    'register', 'rome_v1', 'rome_v2', 'sdarts_adv', 'sdarts_rs', 'snas', 'spos',
 ]

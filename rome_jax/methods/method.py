@@ -186,12 +186,13 @@ class OneSearch(NamedTuple):
   """A plan: train the supernet once, then derive."""
 
 
-class RandomSearch(NamedTuple):
-  """A plan: train the supernet, then choose among random architectures.
+class Evolve(NamedTuple):
+  """A plan: train the supernet, then choose among architectures.
 
-  Each is evaluated with the supernet's weights on the validation half, with
-  statistics of the batch (Li and Talwalkar, UAI 2019: random search with
-  weight sharing). How many is `search.candidates`.
+  Each is evaluated with the supernet's weights on the validation half.
+  `search.evolution` says how they are found: by evolution (Guo et al., ECCV
+  2020), at random (Li and Talwalkar, UAI 2019: random search with weight
+  sharing) or by local search; `search.candidates` how many.
   """
 
 
@@ -233,7 +234,7 @@ class Method(NamedTuple):
     noise: see `NoiseLaw`.
     partial: 1/partial of the channels pass the operations (PC-DARTS).
     extra: see `Extra`.
-    plan: `OneSearch`, `RandomSearch`, `Stages` or `TrainRandom`.
+    plan: `OneSearch`, `Evolve`, `Stages` or `TrainRandom`.
     recipe: {field of a config: value} where the paper differs from the
       defaults, which are ROME's.
     check: (space, section `search` of a config) -> what is wrong, one sentence
@@ -253,7 +254,7 @@ class Method(NamedTuple):
   noise: NoiseLaw
   partial: int = 1
   extra: Extra = Extra()
-  plan: OneSearch | RandomSearch | Stages | TrainRandom = OneSearch()
+  plan: OneSearch | Evolve | Stages | TrainRandom = OneSearch()
   recipe: Mapping[str, Any] = types.MappingProxyType({})
   check: Callable[[Space, Any], str | None] = any_space
 

@@ -1,25 +1,24 @@
-"""Random search over a trained supernet, for methods that learn no alpha.
+"""Choosing among architectures with a trained supernet's weights.
 
-Uniform architectures of the space are evaluated with the supernet's weights
-on the validation half; the most accurate is derived (Guo et al., ECCV 2020,
-with random search in place of evolution; Li and Talwalkar, UAI 2019).
+For methods that learn no alpha: evolution (Guo et al., ECCV 2020), random
+search (Li and Talwalkar, UAI 2019) or local search over the space, scored on
+the validation half.
 """
 
-import sys
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
 import numpy as np
-from jax.sharding import Mesh
 
-from rome_jax import data, families
-from rome_jax.devices import mesh as mesh_lib
+from rome_jax import data, files
+from rome_jax.devices import hosts
+from rome_jax.methods import evolve
 from rome_jax.spaces import Space, genotypes
 from rome_jax.spaces.genotypes import Genotype
-from rome_jax.train import optim
-from rome_jax.train.recipes import SearchRecipe
+from rome_jax.train import checkpoint, metrics, ranking, retrain, search
+from rome_jax.train.recipes import RetrainRecipe, SearchRecipe
 from rome_jax.train.setup import Setup
+
+FILENAME = 'evolution.json'
 
 
 def draw(space: Space, number: int, seed: int) -> list[Genotype]:
@@ -30,80 +29,107 @@ def draw(space: Space, number: int, seed: int) -> list[Genotype]:
   return [genotypes.random(space, rng) for _ in range(number)]
 
 
-def accuracies(network: Any, theta: Any, found: list[Genotype],
-               batches: Callable[[int], Any], number: int,
-               dtype: str = 'float32',
-               mesh: Mesh | None = None) -> np.ndarray:
-  """One-shot accuracy of each genotype, with statistics of the batch.
+def options(recipe: SearchRecipe) -> evolve.Options:
+  """The part of a recipe that says how architectures are chosen.
 
-  Args:
-    network: the supernet.
-    theta: its weights.
-    found: N genotypes of its space.
-    batches: step -> {'image': [B,H,W,C], 'label': [B]}.
-    number: batches to evaluate.
-    dtype: of the activations.
-    mesh: devices, or None for one.
-
-  Returns:
-    [N] shares of the images that are classified correctly.
+  >>> options(SearchRecipe(candidates=1000)) == evolve.SPOS
+  True
   """
-  rows = [families.arch_of(genotype, network.space) for genotype in found]
-  cells = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
-
-  def correct(theta, cells, batch, key):
-    images = batch['image'].astype(dtype)
-
-    def of_one(cell):
-      logits = network.apply(
-          {'params': theta}, images, cell,
-          rngs={'noise': jax.random.wrap_key_data(key)})
-      return optim.correct(logits, batch['label']).mean()
-
-    return jax.lax.map(of_one, cells)
-
-  shardings: dict[str, Any] = {}
-  if mesh is not None:
-    one = mesh_lib.replicated(mesh)
-    shardings = dict(
-        in_shardings=(one, one, mesh_lib.split_batch(mesh), one),
-        out_shardings=one)
-  program = jax.jit(correct, **shardings)
-  total = np.zeros(len(found))
-  for step in range(number):
-    key = np.asarray(jax.random.key_data(
-        jax.random.fold_in(jax.random.key(0), step)))
-    total += np.asarray(program(theta, cells, batches(step), key))
-  return total / number
+  return evolve.Options(
+      *(getattr(recipe, name) for name in evolve.Options._fields))
 
 
-def best(network: Any, setup: Setup, recipe: SearchRecipe, theta: Any,
-         valid: data.Batches, dataset: data.Dataset,
-         seed: int) -> tuple[Genotype, dict[str, float]]:
-  """The most accurate of `recipe.candidates` random architectures.
+def strategy(setup: Setup, recipe: SearchRecipe,
+             retraining: RetrainRecipe) -> evolve.Strategy:
+  """The strategy of a recipe; budgets count the network to be retrained.
 
   Args:
-    network: the supernet.
+    setup, recipe: of the search.
+    retraining: the recipe of the network that is trained in the end.
+
+  Raises:
+    UserError: an option is wrong.
+  """
+  return evolve.STRATEGIES[recipe.evolution](
+      setup.space, options(recipe),
+      lambda genotype: retrain.count(setup, retraining, genotype))
+
+
+class Chosen(NamedTuple):
+  """The outcome of a choice.
+
+  Attributes:
+    genotype: the most accurate.
+    figures: {'candidates': how many were scored, 'candidate_accuracy': of the
+      best, 'candidate_accuracy_mean': of all}.
+  """
+
+  genotype: Genotype
+  figures: dict[str, Any]
+
+
+def choose(setup: Setup, recipe: SearchRecipe, retraining: RetrainRecipe,
+           theta: Any, dataset: data.Dataset, seed: int, workdir: Any,
+           stop: Any) -> Chosen | None:
+  """Chooses an architecture, or continues to, in a run's folder.
+
+  Every finished round is kept in evolution.json.
+
+  Args:
     setup, recipe, dataset, seed: of the search.
+    retraining: see `strategy`.
     theta: trained weights.
-    valid: batches of the validation half.
+    workdir: of the run.
+    stop: an object whose `requested` ends it after a round.
 
   Returns:
-    (genotype, {'candidates': N, 'candidate_accuracy': of the best,
-    'candidate_accuracy_mean': of all}).
+    None if it was stopped.
   """
-  print(f'search: evaluating {recipe.candidates} architectures',
-        file=sys.stderr, flush=True)
-  plain = data.Batches(
-      valid.split, valid.indices, valid.batch_size, valid.seed,
-      data.make_transform(recipe.augment, dataset, train=False))
-  mesh = setup.mesh
-  batches = mesh_lib.sharded(
-      plain, mesh_lib.split_batch(mesh) if mesh else None, plain.batch_size)
-  found = draw(setup.space, recipe.candidates, seed)
-  scores = accuracies(network, theta, found, batches, plain.steps_per_epoch,
-                      recipe.dtype, mesh)
-  place = int(np.argmax(scores))
-  return found[place], {
-      'candidates': len(found), 'candidate_accuracy': float(scores[place]),
-      'candidate_accuracy_mean': float(scores.mean())}
+  searcher = strategy(setup, recipe, retraining)
+  path, weights = workdir / FILENAME, checkpoint.digest(theta)
+  kept = hosts.from_first(lambda: _kept(path, weights))
+  state = evolve.from_json(kept) if kept else searcher.init(seed)
+  scorer = _scorer(setup, recipe, theta, dataset, seed)
+  done = len(evolve.scored(state))
+  with metrics.Progress(recipe.candidates, unit='architecture', initial=done,
+                        label=f'search: {recipe.evolution}') as bar:
+    while found := searcher.ask(state):
+      if stop.requested:
+        return None
+      state = searcher.tell(state, scorer(found).accuracy)
+      hosts.from_first(lambda state=state: files.write_json(path, {
+          'weights': weights, 'history': evolve.history(state),
+          'state': evolve.to_json(state)}))
+      done += len(found)
+      bar.update(done, best=evolve.best(state)[1])
+  genotype, accuracy = evolve.best(state)
+  mean = np.mean([score for _, score in evolve.scored(state)])
+  return Chosen(genotype, {
+      'candidates': done, 'candidate_accuracy': accuracy,
+      'candidate_accuracy_mean': float(mean)})
+
+
+def _kept(path, weights):
+  """The state of a choice with these weights, or None."""
+  found = files.read_json(path) if path.exists() else {}
+  return found['state'] if found.get('weights') == weights else None
+
+
+def _scorer(setup, recipe, theta, dataset, seed):
+  """Scores rounds on all whole batches of the validation half."""
+  halves = search.make_halves(setup, recipe, dataset, seed)
+  plain = data.make_transform(recipe.augment, dataset, train=False)
+
+  def batches(half, size):
+    return data.Batches(half.split, half.indices, size, half.seed, plain)
+
+  valid = batches(halves.valid, recipe.batch_size)
+  calibration = None
+  if recipe.calibration:
+    calibration = batches(halves.train, recipe.calibration)(0)['image']
+  return ranking.Scorer(
+      search.make_supernet(setup, recipe), theta,
+      ranking.FirstBatches(valid, valid.steps_per_epoch),
+      norm='recalibrated' if recipe.calibration else 'batch',
+      calibration=calibration, dtype=recipe.dtype, mesh=setup.mesh,
+      block=min(recipe.population, recipe.candidates))

@@ -13,8 +13,10 @@ import numpy as np
 
 from rome_jax import data, errors
 from rome_jax.data import splits
+from rome_jax.methods import evolve
 from rome_jax.methods.method import (
     ArchParams,
+    Evolve,
     Method,
     Stages,
     TrainRandom,
@@ -73,6 +75,8 @@ def run(setup: Setup, recipe: SearchRecipe, retraining: RetrainRecipe,
     return _in_stages(setup, recipe, *common)
   if isinstance(plan, TrainRandom):
     return _random(setup, recipe, retraining, *common)
+  if isinstance(plan, Evolve) or setup.method.derive is None:
+    return _choose(setup, recipe, retraining, *common)
   outcome, genotype = search.run(setup, recipe, *common)
   return Searched(
       outcome.finished, genotype, outcome.scalars,
@@ -93,6 +97,26 @@ def supernets(method: Method, recipe: SearchRecipe) -> tuple[SearchRecipe, ...]:
   if isinstance(method.plan, Stages):
     return tuple(stage.recipe for stage in stages(recipe))
   return (recipe,)
+
+
+# ------------------------------------------------ choosing with a supernet
+
+
+def _choose(setup, recipe, retraining, dataset, seed, settings, writer, stop,
+            origin):
+  outcome, _ = search.run(
+      setup, recipe, dataset, seed, settings, writer, stop, origin)
+  chosen = candidates.choose(
+      setup, recipe, retraining, outcome.state.theta, dataset, seed,
+      settings.workdir, stop) if outcome.finished else None
+  if chosen is None:
+    return Searched(False, None, outcome.scalars, outcome.figures)
+  search.save_genotype(
+      settings.workdir, setup, seed, outcome.figures['steps'],
+      chosen.genotype, origin)
+  return Searched(
+      True, chosen.genotype, outcome.scalars,
+      outcome.figures | chosen.figures | {'phase': search.ONLY.name})
 
 
 # ------------------------------------------------------------------ P-DARTS
@@ -151,6 +175,11 @@ def check(space: Space, method: Method, recipe: SearchRecipe) -> None:
   Raises:
     UserError: naming the field, its value and what is allowed.
   """
+  if isinstance(method.plan, Evolve) and recipe.candidates:
+    try:
+      evolve.check(candidates.options(recipe))
+    except errors.UserError as error:
+      raise errors.UserError(f'config.search.{error}') from None
   if isinstance(method.plan, Stages):
     most = len(space.not_derived)
     for stage in stages(recipe):

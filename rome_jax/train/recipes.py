@@ -60,6 +60,16 @@ class SearchRecipe(NamedTuple):
   stage_keep: str = '5,3'
   stage_skip_dropout: str = '0.,0.,0.'
   candidates: int = 0
+  evolution: str = 'random'
+  population: int = 50
+  parents: str = 'top_k'
+  select: int = 10
+  crossover: int = 25
+  mutation: int = 25
+  mutation_rate: float = .1
+  max_params: int = 0
+  max_macs: int = 0
+  calibration: int = 0
   gap_batches: int = -1
   eigenvalue_every: int = 0
   path_law: str = 'shared'

@@ -24,7 +24,6 @@ from rome_jax.methods.method import State
 from rome_jax.spaces import genotypes
 from rome_jax.spaces.genotypes import Genotype
 from rome_jax.train import (
-    candidates,
     diagnostics,
     loop,
     memory,
@@ -449,8 +448,7 @@ def run(setup: Setup, recipe: SearchRecipe, dataset: data.Dataset, seed: int,
     part: which search of the run it is.
 
   Returns:
-    (outcome, genotype); None if the search was stopped before its method
-    could choose one.
+    (outcome, genotype); None where the plan chooses it.
   """
 
   def save(step, genotype):
@@ -465,18 +463,12 @@ def run(setup: Setup, recipe: SearchRecipe, dataset: data.Dataset, seed: int,
   outcome = loop.run(search.phase, program, carry, settings, writer, stop)
   outcome = outcome._replace(
       figures=outcome.figures | {'samples': search.way})
-  if setup.method.derive is not None:
-    genotype = setup.method.derive(setup.space, outcome.state.arch)
-    found = hosts.from_first(lambda: diagnostics.figures(
-        metrics.read(settings.workdir), part.name, genotype, setup.space))
-    return outcome._replace(figures=outcome.figures | found), genotype
-  if not outcome.finished:
+  if setup.method.derive is None:
     return outcome, None
-  genotype, figures = candidates.best(
-      make_supernet(setup, recipe), setup, recipe, outcome.state.theta,
-      make_halves(setup, recipe, dataset, seed).valid, dataset, seed)
-  save(search.phase.steps, genotype)
-  return outcome._replace(figures=outcome.figures | figures), genotype
+  genotype = setup.method.derive(setup.space, outcome.state.arch)
+  found = hosts.from_first(lambda: diagnostics.figures(
+      metrics.read(settings.workdir), part.name, genotype, setup.space))
+  return outcome._replace(figures=outcome.figures | found), genotype
 
 
 def save_genotype(workdir: pathlib.Path, setup: Setup, seed: int, step: int,

@@ -20,10 +20,10 @@ from rome_jax.engine.archs import CellArch
 from rome_jax.methods import laws
 from rome_jax.methods.method import (
     THETA,
+    Evolve,
     Mask,
     Method,
     Noise,
-    RandomSearch,
     full_mask,
     gumbel_of_space,
     no_parameters,
@@ -63,9 +63,10 @@ spos = Method(
     derive=None,
     updates=(THETA,),
     noise=gumbel_of_space,
-    plan=RandomSearch(),
+    plan=Evolve(),
     recipe={'search.k': 1, 'search.lr': .025, 'search.fraction_theta': .9,
-            'search.fraction_alpha': .1, 'search.candidates': 1000})
+            'search.fraction_alpha': .1, 'search.candidates': 1000,
+            'search.evolution': 'evolution'})
 
 fairnas = spos._replace(
     name='fairnas',
