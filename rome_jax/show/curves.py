@@ -8,22 +8,49 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
+import matplotlib.colors
 import matplotlib.figure
 import matplotlib.font_manager
 import matplotlib.patches
 import matplotlib.path
 import matplotlib.textpath
 import matplotlib.ticker
+import numpy as np
 
 from rome_jax.show import cells as cells_lib
 from rome_jax.show import figures
 from rome_jax.spaces.genotypes import Genotype
 
 # The pictures of a run directory; each is an .svg and a .png file.
-PICTURES = ('cell_normal', 'cell_reduce', 'search', 'training')
+PICTURES = ('cell_normal', 'cell_reduce', 'search', 'edges', 'training')
 
 
 # Runs: curves from the rows of metrics.jsonl.
+
+
+def search_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+  """The rows of a search, one after another where it has several phases.
+
+  Args:
+    rows: rows of metrics.jsonl. Those of 'search' and of 'search/<part>'
+      count; steps and epochs of a part begin where the part before ended.
+
+  >>> rows = [{'phase': f'search/{name}', 'step': step}
+  ...         for name in 'ab' for step in (5, 10)]
+  >>> [row['step'] for row in search_rows(rows)]
+  [5, 10, 15, 20]
+  """
+  found: list[dict[str, Any]] = []
+  starts: dict[str, Mapping[str, Any]] = {}
+  for row in rows:
+    phase = str(row.get('phase'))
+    if phase.partition('/')[0] != 'search':
+      continue
+    start = starts.setdefault(phase, found[-1] if found else {})
+    moved = {axis: row[axis] + start[axis] for axis in ('step', 'epoch')
+             if row.get(axis) is not None and start.get(axis) is not None}
+    found.append({**row, **moved})
+  return found
 
 
 def _curve(rows, name):
@@ -59,7 +86,8 @@ _SEARCH_PANELS = (
         'valid_loss': 'architecture half'}),
     ('Accuracy', 'fraction', {
         'train_accuracy': 'weights, training half',
-        'valid_accuracy': 'architecture half'}),
+        'valid_accuracy': 'architecture half',
+        'derived_accuracy': 'derived network'}),
     ('Entropy of the architecture', 'nats per choice', {
         'alpha_entropy_normal': 'alpha, normal',
         'alpha_entropy_reduce': 'alpha, reduction',
@@ -77,6 +105,14 @@ _SEARCH_PANELS = (
     ('Changes of the derived cells', 'entries since the last line', {
         'genotype_changes': 'changes'}),
     ('Speed', 'images/s', {'images_per_second': 'images/s'}),
+)
+# Drawn where they are recorded.
+_OTHER_PANELS: tuple[tuple[str, str, dict[str, str]], ...] = (
+    ('Discretisation gap', 'accuracy, supernet - derived', {
+        'discretisation_gap': 'gap'}),
+    ('Dominant eigenvalue', 'of the Hessian in alpha', {
+        'dominant_eigenvalue': 'eigenvalue', 'eigenvalue_bound': 'bound'}),
+    ('Weight decay', 'of the weights', {'weight_decay': 'weight decay'}),
 )
 
 
@@ -100,8 +136,8 @@ def save_search(path_stem: str | os.PathLike[str],
 
   Args:
     path_stem: path without the suffix.
-    rows: rows of metrics.jsonl; other phases are ignored. Metrics that a
-      method lacks, or that are null, leave gaps.
+    rows: rows of metrics.jsonl; phases other than the search's are ignored.
+      Metrics that a method lacks, or that are null, leave gaps.
     title: shown above the curves.
 
   Returns:
@@ -110,10 +146,15 @@ def save_search(path_stem: str | os.PathLike[str],
   Raises:
     UserError: the folder cannot be written.
   """
-  rows = [row for row in rows if row.get('phase') == 'search']
+  rows = search_rows(rows)
+  drawn = [*_SEARCH_PANELS, *(
+      panel for panel in _OTHER_PANELS
+      if any(row.get(key) is not None for key in panel[2] for row in rows))]
   with figures.style():
-    figure, panels = _panels(len(_SEARCH_PANELS), 4, title)
-    for axes, (name, ylabel, curves) in zip(panels, _SEARCH_PANELS):
+    figure, panels = _panels(len(drawn), 4, title)
+    for axes in panels[len(drawn):]:
+      axes.set_axis_off()
+    for axes, (name, ylabel, curves) in zip(panels, drawn):
       for colour, (key, label) in zip(figures.COLOURS, curves.items()):
         # Dashes, because two curves may coincide.
         _add_curve(axes, rows, key, label=label, color=colour,
@@ -124,6 +165,84 @@ def save_search(path_stem: str | os.PathLike[str],
         axes.set_ylim(0, max(1, axes.get_ylim()[1]))
       _finish(axes, name, ylabel, legend=len(curves) > 1)
     return figures.save(path_stem, figure, title, dpi=150)
+
+
+_MAPS = tuple(
+    (f'{name} of alpha, {cell}', unit, f'alpha_{key}_{cell_type}/')
+    for name, key, unit in (('Entropy', 'entropy', 'nats'),
+                            ('Margin', 'margin', 'p(1st) - p(2nd)'))
+    for cell, cell_type in (('normal', 'normal'), ('reduction', 'reduce')))
+# Every column of a map is a rectangle for each edge.
+_COLUMNS = 32
+
+
+def edge_maps(rows: Sequence[Mapping[str, Any]],
+              ) -> list[tuple[str, str, list[float], np.ndarray]]:
+  """(title, unit, [T] epochs, [edges,T] values) of each map that has data.
+
+  Args:
+    rows: rows of metrics.jsonl. Where there are more than 32 lines, 32 of them
+      are taken, evenly, with the last.
+  """
+  rows, found = search_rows(rows), []
+  for title, unit, prefix in _MAPS:
+    names = sorted({key for row in rows for key in row
+                    if key.startswith(prefix)})
+    lines = [row for row in rows if names and all(
+        row.get(name) is not None for name in names)]
+    if lines:
+      places = np.unique(np.linspace(
+          0, len(lines) - 1, min(len(lines), _COLUMNS)).round().astype(int))
+      lines = [lines[place] for place in places]
+      found.append((title, unit, _curve(lines, names[0])[0], np.array(
+          [[row[name] for row in lines] for name in names])))
+  return found
+
+
+def save_edges(path_stem: str | os.PathLike[str],
+               rows: Sequence[Mapping[str, Any]],
+               title: str = 'Each edge over the search',
+               ) -> tuple[pathlib.Path, ...]:
+  """Draws entropy and margin of each edge as maps, SVG and PNG.
+
+  A row that turns dark in entropy is an edge that decides. Where nodes hold
+  the operations it is a node.
+
+  Args:
+    path_stem: path without the suffix.
+    rows: rows of metrics.jsonl; phases other than the search's are ignored.
+    title: shown above the maps.
+
+  Returns:
+    The two paths; () if no edge was recorded.
+
+  Raises:
+    UserError: the folder cannot be written.
+  """
+  maps = edge_maps(rows)
+  if not maps:
+    return ()
+  with figures.style():
+    figure, panels = _panels(len(maps), 2, title)
+    for axes in panels[len(maps):]:
+      axes.set_axis_off()
+    for axes, (name, unit, epochs, values) in zip(panels, maps):
+      _add_map(figure, axes, epochs, values, unit)
+      axes.set(title=name, xlabel='epoch', ylabel='edge')
+    return figures.save(path_stem, figure, title, dpi=150)
+
+
+def _add_map(figure, axes, epochs, values, unit):
+  """Rectangles in eight colours; a column ends where its line was written."""
+  top = float(values.max()) or 1.
+  norm = matplotlib.colors.BoundaryNorm(np.linspace(0, top, 9), 256)
+  mesh = axes.pcolormesh(
+      [min(0., epochs[0]), *epochs], np.arange(len(values) + 1) - .5, values,
+      norm=norm, cmap='viridis')
+  axes.grid(False)
+  axes.invert_yaxis()
+  axes.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+  figure.colorbar(mesh, ax=axes, label=unit, format='%.2f')
 
 
 _TRAINING_PANELS = (
@@ -234,6 +353,7 @@ def save_run(workdir: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]],
                            num_inputs=genotype.num_inputs)
   if 'search' in phases:
     paths += save_search(stems['search'], rows)
+    paths += save_edges(stems['edges'], rows)
   if 'retrain' in phases:
     paths += save_training(stems['training'], rows)
   return paths

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 
 from rome_jax import files, spaces
 from rome_jax.show import curves
-from rome_jax.spaces import genotypes
+from rome_jax.spaces import collapse, genotypes
 from rome_jax.train import metrics
 
 FILENAME = 'report.html'
@@ -293,7 +293,8 @@ def _search(result):
   search = result.get('search') or {}
   pairs = [(name, result.get(name)) for name in
            ('method', 'space', 'dataset', 'seed')]
-  pairs += [pair for pair in search.items() if pair[0] != 'parameterless']
+  pairs += [pair for pair in search.items()
+            if pair[0] not in ('parameterless', 'collapse')]
   return _section('Search', _facts(
       [(_words(name), _value(name, value)) for name, value in pairs]))
 
@@ -312,33 +313,56 @@ def _cells(workdir, record):
 def _diagnostics(record, rows):
   """Signs of a collapsed search: the last state of alpha, beta and cells."""
   parts, last = [], {}
-  for row in rows:
-    if row.get('phase') == 'search':
-      last.update({k: v for k, v in row.items() if v is not None})
+  searched = curves.search_rows(rows)
+  for row in searched:
+    last.update({k: v for k, v in row.items() if v is not None})
   if record is not None:
-    space = spaces.SPACES.get(record.info.get('space'))
-    sizes = {cell: len(names) for cell, names in genotypes.operations(
-        record.genotype, space).items()}
-    # Prefer the search's last counts; they include changes to the space.
-    counts = {cell: int(last.get(f'parameterless_{cell}', n))
-              for cell, n in genotypes.parameterless(
-                  record.genotype, space).items()}
-    if 2 * counts['normal'] > sizes['normal']:
-      parts.append(_paragraph(
-          f'{counts["normal"]} of the {sizes["normal"]} operations of the '
-          'normal cell have no weights: the search may have collapsed.',
-          'warning'))
-    parts.append(_facts([
-        (f'operations without weights, {name} cell',
-         f'{counts[cell]} of {sizes[cell]}')
-        for cell, name in (('normal', 'normal'), ('reduce', 'reduction'))
-        if cell in counts]))
+    parts += _of_cells(record, searched, last)
+  parts.append(_facts([
+      (f'{_words(name)}, at the end', _value(name, last.get(name)))
+      for name in ('derived_accuracy', 'discretisation_gap',
+                   'dominant_eigenvalue', 'eigenvalue_bound')]))
   parts.append(_facts([
       (f'{kind} of {letter}, {cell} cell, at the end', _value('', last.get(
           f'{letter}_{kind}_{cell}')))
       for letter in ('alpha', 'beta') for kind in ('entropy', 'margin')
       for cell in ('normal', 'reduce')]))
   return _section('Collapse diagnostics', *parts)
+
+
+def _of_cells(record, searched, last):
+  """Warnings about the derived cells, and their operations without weights."""
+  space = spaces.SPACES.get(record.info.get('space'))
+  sizes = {cell: len(names) for cell, names in genotypes.operations(
+      record.genotype, space).items()}
+  # Prefer the search's last counts; they include changes to the space.
+  counts = {cell: int(last.get(f'parameterless_{cell}', n))
+            for cell, n in genotypes.parameterless(
+                record.genotype, space).items()}
+  collapsed = [cell for cell in sizes if last.get(f'collapsed_{cell}')]
+  parts = [_paragraph(_collapse(record, space, cell, searched), 'warning')
+           for cell in collapsed]
+  if 'normal' not in collapsed and 2 * counts['normal'] > sizes['normal']:
+    parts.append(_paragraph(
+        f'{counts["normal"]} of the {sizes["normal"]} operations of the '
+        'normal cell have no weights: the search may have collapsed.',
+        'warning'))
+  return [*parts, _facts([
+      (f'operations without weights, {name} cell',
+       f'{counts[cell]} of {sizes[cell]}')
+      for cell, name in collapse.NAMES.items() if cell in counts])]
+
+
+def _collapse(record, space, cell, searched):
+  """The sentence about a collapsed cell, with the epoch since when."""
+  phase = searched[-1]['phase']
+  epoch = collapse.since(searched, phase, cell) or 0
+  if space is None:
+    return (f'The {collapse.NAMES[cell]} cell has collapsed, since epoch '
+            f'{epoch:.4g}.')
+  text = collapse.sentence(
+      cell, collapse.cells(record.genotype, space)[cell], 'since', epoch)
+  return text[0].upper() + text[1:] + '.'
 
 
 def _environment(result):

@@ -75,16 +75,22 @@ def _site(space, node, pred):
   return start + int(pred - space.edge_preds[start])
 
 
-def sentence(cell_type: str, cell: Cell, epoch: float) -> str:
-  """Says that a cell has collapsed, and when.
+def sentence(cell_type: str, cell: Cell, when: str, epoch: float) -> str:
+  """Says that a cell has collapsed.
 
-  >>> print(sentence('reduce', Cell(7, 8), 12.))
+  Args:
+    cell_type: 'normal' or 'reduce'.
+    cell: its operations.
+    when: 'at' or 'since'.
+    epoch: of the search.
+
+  >>> print(sentence('reduce', Cell(7, 8), 'at', 12.))
   the reduction cell has collapsed: 7 of its 8 operations that could have \
 weights have none, at epoch 12
   """
   return (f'the {NAMES[cell_type]} cell has collapsed: {cell.free} of its '
-          f'{cell.of} operations that could have weights have none, at epoch '
-          f'{epoch:.4g}')
+          f'{cell.of} operations that could have weights have none, {when} '
+          f'epoch {epoch:.4g}')
 
 
 def since(rows: Iterable[Mapping[str, Any]], phase: str,

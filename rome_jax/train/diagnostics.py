@@ -187,7 +187,7 @@ class Watch:
       if cell.collapsed and cell_type not in self._said:
         self._said.add(cell_type)
         print(f'{self.name}: warning: '
-              f'{collapse.sentence(cell_type, cell, epoch)}',
+              f'{collapse.sentence(cell_type, cell, "at", epoch)}',
               file=sys.stderr, flush=True)
     return {f'collapsed_{t}': int(cell.collapsed)
             for t, cell in found.items()}

@@ -288,6 +288,51 @@ def test_save_search_without_beta_nulls_and_nothing(tmp_path):
   assert words.count('not recorded') == 8
 
 
+def test_panels_of_what_is_measured_where_asked(tmp_path):
+  rows = search_rows(discretisation_gap=.25, dominant_eigenvalue=.5)
+  svg, png = curves.save_search(tmp_path / 'a', rows)
+  words = texts(svg)
+  assert 'Discretisation gap' in words and 'Dominant eigenvalue' in words
+  assert 'Weight decay' not in words and words.count('epoch') == 10
+  assert png_size(png) == (1980, 1185)  # A third row of panels.
+
+
+def test_parts_of_a_search_follow_each_other():
+  rows = [{'phase': phase, 'step': step, 'epoch': step / 4, 'loss': step}
+          for phase in ('search/stage-1', 'retrain/a', 'search/stage-2')
+          for step in (4, 10)]
+  found = curves.search_rows(rows)
+  assert [row['step'] for row in found] == [4, 10, 14, 20]
+  assert [row['epoch'] for row in found] == [1., 2.5, 3.5, 5.]
+  assert [row['loss'] for row in found] == [4, 10, 4, 10]
+
+
+def edge_rows(lines=50, edges=3):
+  return [{'phase': 'search', 'step': step, 'epoch': step / 10,
+           **{f'alpha_entropy_normal/{edge:02d}': edge + step / 1000
+              for edge in range(edges)}}
+          for step in range(1, lines + 1)]
+
+
+def test_maps_of_edges(tmp_path):
+  """The values are those of the lines, evenly chosen, the last among them."""
+  (title, unit, epochs, values), = curves.edge_maps(edge_rows())
+  assert title == 'Entropy of alpha, normal' and unit == 'nats'
+  assert values.shape == (3, 32) and epochs[-1] == 5.
+  for edge in range(3):
+    np.testing.assert_allclose(values[edge], edge + np.array(epochs) / 100)
+  assert np.diff(epochs).min() > .09 and np.diff(epochs).max() < .21
+  svg, _ = curves.save_edges(tmp_path / 'edges', edge_rows())
+  text = svg.read_text()
+  assert 'Entropy of alpha, normal' in texts(svg)
+  assert 'data:' not in text  # no pixels in it
+  before = svg.read_bytes()
+  curves.save_edges(tmp_path / 'edges', edge_rows())
+  assert svg.read_bytes() == before
+  assert curves.save_edges(tmp_path / 'none', search_rows()) == ()
+  curves.save_edges(tmp_path / 'one', edge_rows(lines=1, edges=1))
+
+
 def test_save_training_groups_runs(tmp_path):
   rows = [{'phase': f'retrain/{name}', 'step': step, 'train_loss': 1.0}
           for name in ('random-0', 'random-1', 'DARTS_V1') for step in (1, 2)]

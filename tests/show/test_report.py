@@ -159,6 +159,41 @@ def test_damaged_result_is_one_sentence(tmp_path):
   assert not (tmp_path / 'report.html').exists()
 
 
+def collapsed_run(workdir, space='s0', phase='search'):
+  genotypes.save(workdir / 'genotype.json', genotypes.from_text(TEXT),
+                 space=space, seed=0, step=1)
+  with metrics.MetricsWriter(workdir, tensorboard=False) as out:
+    for epoch, bad in ((1, 1), (2, 0), (3, 1), (4, 1)):
+      out.write(phase, epoch, {
+          'epoch': epoch, 'collapsed_normal': bad, 'collapsed_reduce': 0,
+          'parameterless_normal': 3, 'parameterless_reduce': 1,
+          'alpha_entropy_normal/00': .5, 'alpha_entropy_normal/01': .25,
+          'derived_accuracy': .5, 'discretisation_gap': .25,
+          'dominant_eigenvalue': .375})
+  curves.save_run(workdir, metrics.read(workdir))
+
+
+@pytest.mark.parametrize('phase', ['search', 'search/stage-3'])
+def test_a_collapse_is_named_with_its_epoch(tmp_path, phase):
+  collapsed_run(tmp_path, phase=phase)
+  page = read_page(tmp_path)
+  assert ('The normal cell has collapsed: 3 of its 4 operations that could '
+          'have weights have none, since epoch 3.') in page.text
+  assert 'reduction cell has collapsed' not in page.text
+  assert 'may have collapsed' not in page.text
+  for text in ('derived accuracy, at the end', '50.00%', '0.375',
+               'discretisation gap, at the end'):
+    assert text in page.text, text
+  # The search's curves and the map of its edges.
+  assert (tmp_path / 'report.html').read_text().count('<svg') == 2
+
+
+def test_a_collapse_in_a_space_of_ones_own(tmp_path):
+  collapsed_run(tmp_path, space='mine')
+  assert 'The normal cell has collapsed, since epoch 3.' in (
+      read_page(tmp_path).text)
+
+
 def test_no_warning_for_a_cell_with_weights(tmp_path):
   genotype = genotypes.from_text(TEXT)
   swapped = genotype._replace(normal=genotype.reduce, reduce=genotype.normal)
