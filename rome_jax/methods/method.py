@@ -173,7 +173,7 @@ class Extra(NamedTuple):
       ('weight_decay',), so that it is in the optimiser's state.
   """
 
-  init: Callable[[Space, int], Any] | None = None
+  init: Callable[..., Any] | None = None
   observe: Callable[..., Any] | None = None
   boundary: Callable[..., State] | None = None
   draw: Callable[[Any], jax.Array] | None = None

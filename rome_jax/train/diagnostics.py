@@ -6,7 +6,7 @@ network falls far behind the mixture it is cut from (Zela et al., ICLR 2020).
 """
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -193,7 +193,7 @@ class Watch:
             for t, cell in found.items()}
 
 
-def figures(rows: list[Mapping[str, Any]], phase: str, genotype: Genotype,
+def figures(rows: Sequence[Mapping[str, Any]], phase: str, genotype: Genotype,
             space: Space) -> dict[str, Any]:
   """{'collapse': {cell type: facts}} of a search's last genotype, or {}.
 
