@@ -53,6 +53,7 @@ def get_config(text=''):
   # PC-DARTS: 15 of 50 epochs; P-DARTS: 10 of 25.
   search.alpha_start = round(search.alpha_start * EPOCHS / search.epochs)
   search.epochs = EPOCHS
+  search.gap_batches = 4
   if args.method == 'p_darts':
     search.stage_cells = '3,6,9' if args.space == 'nasbench201' else '3,5,7'
   if args.method == 'random_search':
