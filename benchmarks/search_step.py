@@ -281,11 +281,17 @@ def problem_of(network, method: method_lib.Method, batch_size: int,
                  params, batches)
 
 
-def make_optimisers(config):
-  """(of theta, of alpha and beta), by the config's `search` section."""
+def make_optimisers(config, hyperparameters=()):
+  """(of theta, of alpha and beta), by the config's `search` section.
+
+  Args:
+    config: its `search` section is read.
+    hyperparameters: of the method, see `train.optim.sgd`.
+  """
   search = config.search
   schedule = optim.cosine(search.lr, search.lr_end, _STEPS)
-  return optim.sgd(schedule, search), optim.arch_adam(search)
+  return (optim.sgd(schedule, search, hyperparameters),
+          optim.arch_adam(search))
 
 
 def init_state(problem: Problem, optimisers) -> step_lib.State:
@@ -304,7 +310,7 @@ def make_step(problem: Problem, config, mesh=None):
     mesh: of `rome_jax.devices.mesh`, or None for one device.
   """
   search = config.search
-  optimisers = make_optimisers(config)
+  optimisers = make_optimisers(config, problem.method.extra.hyperparameters)
   options = step_lib.Options(
       k=search.k, samples=search.samples, accumulate=search.accumulate,
       clip_norm=search.clip_norm)

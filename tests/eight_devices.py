@@ -60,7 +60,8 @@ def problem(accumulate=1, name='rome_v2', drop_at=None):
       space, spaces.Sizes(2, 8 if method.partial > 1 else 4, 3),
       partial=method.partial)
   k = method.recipe.get('search.k', 4) or space.num_choices
-  theta_tx = optim.sgd(lambda step: .05, recipe)
+  theta_tx = optim.sgd(
+      lambda step: .05, recipe, method.extra.hyperparameters)
   arch_tx = optim.arch_adam(recipe)
 
   def update(mesh):
