@@ -27,6 +27,7 @@ from rome_jax.engine import drop
 from rome_jax.engine import weights as weights_lib
 from rome_jax.methods import step as step_lib
 from rome_jax.methods import table
+from rome_jax.methods.rows import robust
 from rome_jax.train import optim, recipes, retrain, search
 
 
@@ -51,8 +52,8 @@ def switched_gradient():
           'expected': (1.5 * counts * np.arange(1, 4)).tolist()}
 
 
-def problem(accumulate=1, name='rome_v2', drop_at=None):
-  """A tiny search: (step of a mesh, state, {half: batch})."""
+def problem(accumulate=1, name='rome_v2', drop_at=None, num_steps=4):
+  """A tiny search: (step or boundary of a mesh, state, {half: batch})."""
   space = spaces.Space(
       'tiny', ('skip_connect', 'sep_conv_3x3', 'avg_pool_3x3'), num_nodes=2)
   method, recipe = table.METHODS[name], recipes.SearchRecipe()
@@ -64,14 +65,17 @@ def problem(accumulate=1, name='rome_v2', drop_at=None):
       lambda step: .05, recipe, method.extra.hyperparameters)
   arch_tx = optim.arch_adam(recipe)
 
-  def update(mesh):
-    return step_lib.make_step(
+  def update(mesh, at_boundary=False):
+    parts = (
         method, space, search.make_loss(net, drop_at=drop_at, batch_size=8),
         theta_tx, arch_tx, lambda step: 1., step_lib.Options(
-            k=k, accumulate=accumulate, steps=4,
+            k=k, accumulate=accumulate, steps=num_steps,
             sampler=method.recipe.get('search.sampler', 'iid')),
-        mesh_lib.spread(mesh),
-        lambda theta: families.get(space).candidates(theta, space))
+        mesh_lib.spread(mesh))
+    if at_boundary:
+      return step_lib.make_boundary(*parts)
+    return step_lib.make_step(
+        *parts, lambda theta: families.get(space).candidates(theta, space))
 
   rng = np.random.default_rng(0)
   batches = {half: {
@@ -151,11 +155,42 @@ def steps(meshes, accumulate=1, name='rome_v2', drop_at=None):
   return found
 
 
+def boundary(mesh_text):
+  """The largest difference of DARTS-ADA's end of an epoch to one device.
+
+  Relative to the largest of each array. Every ratio of eigenvalues is too
+  large, so the seventh boundary goes back to the first.
+  """
+  row = robust.raise_decay(
+      table.METHODS['darts'], robust.Rule(every=1, factor=0., start=0))
+  table.METHODS[row.name] = row
+  update, state, batches = problem(name=row.name, num_steps=40)
+
+  def ends(mesh):
+    given = state, batches
+    if mesh is not None:
+      given = (mesh_lib.place(state, mesh_lib.replicated(mesh)),
+               mesh_lib.place(batches, mesh_lib.split_batch(mesh)))
+    end = jax.jit(update(mesh, at_boundary=True)).lower(*given).compile(
+        {'xla_backend_optimization_level': 0})
+    found, batch = given
+    for _ in range(7):
+      found = end(found._replace(step=found.step + 1), batch)
+    return jax.device_get(found)
+
+  one = ends(None)
+  assert int(one.step) == 1 and int(one.extra.rises) == 1
+  several = ends(mesh_lib.make_mesh(*map(int, mesh_text.split('x'))))
+  return {mesh_text: largest_difference(several, one)}
+
+
 if __name__ == '__main__':
   if sys.argv[1] == 'switch':
     print(json.dumps(switched_gradient()))
   elif sys.argv[1] == 'accumulate':
     print(json.dumps(steps(sys.argv[2:], accumulate=2)))
+  elif sys.argv[1] == 'boundary':
+    print(json.dumps(boundary(sys.argv[2])))
   elif sys.argv[1] == 'method':
     print(json.dumps(steps(sys.argv[3:], name=sys.argv[2])))
   elif sys.argv[1] == 'drop':

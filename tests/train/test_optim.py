@@ -118,7 +118,8 @@ def test_sgd_is_pytorchs(nesterov):
 def test_arch_adam_couples_l2():
   """torch.optim.Adam(weight_decay): L2 goes through the moments."""
   section = types.SimpleNamespace(
-      alpha_lr=3e-2, alpha_b1=.5, alpha_b2=.999, alpha_weight_decay=.1)
+      alpha_lr=3e-2, alpha_b1=.5, alpha_b2=.999, alpha_weight_decay=.1,
+      alpha_clip=0.)
   params = dict(PARAMS)
   m = {name: 0. for name in params}
   v = {name: 0. for name in params}
