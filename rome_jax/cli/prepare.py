@@ -15,7 +15,14 @@ from rome_jax.data import formats
 from rome_jax.devices import hosts
 from rome_jax.engine import operations
 from rome_jax.spaces import genotypes, nasbench201_forms
-from rome_jax.train import checkpoint, memory, plans, retrain, search
+from rome_jax.train import (
+    candidates,
+    checkpoint,
+    memory,
+    plans,
+    retrain,
+    search,
+)
 from rome_jax.train.recipes import RetrainRecipe, SearchRecipe
 from rome_jax.train.setup import Setup
 
@@ -174,6 +181,9 @@ def _check_search(prepared):
     return
   halves = search.make_halves(setup, recipe, dataset, prepared.config.seed)
   search.num_steps(recipe, halves.train.steps_per_epoch)
+  if setup.method.derive is None:
+    candidates.check(setup, recipe, prepared.retrain,
+                     len(halves.train.indices), prepared.config.seed)
 
 
 def _check_half(prepared):

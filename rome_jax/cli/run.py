@@ -28,10 +28,10 @@ from rome_jax.cli.prepare import described, prepare, what_was_read
 from rome_jax.config import checks, command_line, fields
 from rome_jax.config import setup as door
 from rome_jax.devices import hosts, interrupt
-from rome_jax.show import curves, report
+from rome_jax.show import curves, ranking, report
 from rome_jax.spaces import genotypes, nasbench201_forms
 from rome_jax.tables import nasbench201
-from rome_jax.train import metrics, notes, plans, retrain, search
+from rome_jax.train import candidates, metrics, notes, plans, retrain, search
 
 try:
   import fcntl
@@ -428,6 +428,10 @@ def _finish(workdir, result, began):
   writing = time.perf_counter()
   record = genotypes.read(str(workdir / 'genotype.json'))
   curves.save_run(workdir, metrics.read(workdir), record.genotype)
+  rounds = workdir / candidates.FILENAME
+  if rounds.exists():
+    ranking.save_history(rounds.with_suffix(''),
+                         files.read_json(rounds)['history'])
   files.write_json(workdir / 'result.json', result)
   report.write_report(workdir)
   now = time.perf_counter()

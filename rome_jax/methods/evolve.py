@@ -28,7 +28,7 @@ PARENTS = ('top_k', 'tournament')
 # Draws for each architecture that is wanted, before it is given up (SPOS).
 _TRIES = 10
 # Up to which size a space is listed to find its last unseen architectures.
-_LISTED = 200_000
+_LISTED = 20_000
 
 
 class Options(NamedTuple):

@@ -5,11 +5,12 @@ search (Li and Talwalkar, UAI 2019) or local search over the space, scored on
 the validation half.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from rome_jax import data, files
+from rome_jax import data, errors, files
 from rome_jax.devices import hosts
 from rome_jax.methods import evolve
 from rome_jax.spaces import Space, genotypes
@@ -55,6 +56,29 @@ def strategy(setup: Setup, recipe: SearchRecipe,
       lambda genotype: retrain.count(setup, retraining, genotype))
 
 
+def check(setup: Setup, recipe: SearchRecipe, retraining: RetrainRecipe,
+          images: int, seed: int) -> None:
+  """Finds, before a supernet is trained, what would end its choice.
+
+  Args:
+    setup, recipe, seed: of the search.
+    retraining: see `strategy`.
+    images: of the theta half.
+
+  Raises:
+    UserError: an option is wrong, no architecture within the budgets was
+      found, or there are too few images to calibrate.
+  """
+  if recipe.calibration > images:
+    raise errors.UserError(
+        f'config.search.calibration={recipe.calibration} must be at most '
+        f'{images:,}, the images of the theta half')
+  try:
+    strategy(setup, recipe, retraining).init(seed)
+  except errors.UserError as error:
+    raise errors.UserError(f'config.search: {error}') from None
+
+
 class Chosen(NamedTuple):
   """The outcome of a choice.
 
@@ -97,9 +121,7 @@ def choose(setup: Setup, recipe: SearchRecipe, retraining: RetrainRecipe,
       if stop.requested:
         return None
       state = searcher.tell(state, scorer(found).accuracy)
-      hosts.from_first(lambda state=state: files.write_json(path, {
-          'weights': weights, 'history': evolve.history(state),
-          'state': evolve.to_json(state)}))
+      hosts.from_first(functools.partial(_keep, path, weights, state))
       done += len(found)
       bar.update(done, best=evolve.best(state)[1])
   genotype, accuracy = evolve.best(state)
@@ -113,6 +135,12 @@ def _kept(path, weights):
   """The state of a choice with these weights, or None."""
   found = files.read_json(path) if path.exists() else {}
   return found['state'] if found.get('weights') == weights else None
+
+
+def _keep(path, weights, state):
+  files.write_json(path, {
+      'weights': weights, 'history': evolve.history(state),
+      'state': evolve.to_json(state)})
 
 
 def _scorer(setup, recipe, theta, dataset, seed):
