@@ -139,6 +139,9 @@ class Derived:
     self._batches = mesh_lib.sharded(
         plain, mesh_lib.split_batch(mesh) if mesh else None, plain.batch_size)
     self._setup = setup
+    if getattr(network, 'evaluator', 'listed') != 'listed':
+      # A single path has nothing to run side by side.
+      network = network.clone(evaluator='listed')
     shardings: dict[str, Any] = {}
     if mesh is not None:
       one, split = mesh_lib.replicated(mesh), mesh_lib.split_batch(mesh)
