@@ -1,6 +1,7 @@
 """Batches whose images are cut with a chance that depends on the step."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -14,8 +15,8 @@ class RampedBatches(batches.Batches):
   with the rate of drop path.
   """
 
-  def __init__(self, *args, side: int, chance: Callable[[int], float],
-               **options):
+  def __init__(self, *args: Any, side: int, chance: Callable[[int], float],
+               **options: Any) -> None:
     """Reads no image.
 
     Args:
