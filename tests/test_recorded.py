@@ -62,8 +62,6 @@ REFUSED = {
     'gdas_k': ('gdas', 's2', {'search.k': 2}),
     'gdas_two_edges': ('gdas', 'nasbench201', {
         'in_degree': 2, 'drop_none': True}),
-    'unequal_strict_fair': ('rome_v2', 'mobile_tiny', {
-        'search.sampler': 'strict_fair'}),
     'nasbench201_cells': ('rome_v2', 'nasbench201', {'search.cells': 4}),
     'mobile_cells': ('rome_v2', 'mobile_tiny', {'search.cells': 4}),
     'shot_cells': ('rome_v2', 'nasbench1shot1_1', {'search.cells': 4}),

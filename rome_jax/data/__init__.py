@@ -22,5 +22,6 @@ from rome_jax.data.splits import ArraySplit, Dataset, LazySplit, Split
 __all__ = [
     'KINDS', 'SOURCES', 'ArraySplit', 'Batches', 'Dataset',
     'EvaluationBatches', 'LazySplit', 'RampedBatches', 'Split',
-    'evaluation_batches', 'from_arrays', 'halves', 'load', 'make_transform', 'prefetch',
+    'evaluation_batches', 'from_arrays', 'halves', 'load', 'make_transform',
+    'prefetch',
 ]

@@ -3,7 +3,7 @@
 import functools
 import zlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,6 +13,7 @@ from flax import traverse_util
 
 from rome_jax.engine import archs, operations
 from rome_jax.engine import layout as layout_lib
+from rome_jax.engine.owners import Candidate
 from rome_jax.spaces import Space, genotypes
 
 # A family that stacks the weights of equal edges, nodes or blocks on a leading
@@ -239,22 +240,6 @@ def _with_norm(preprocessor):
 # ------------------------------------------------------ whose weights are which
 
 
-class Candidate(NamedTuple):
-  """Where a supernet keeps the weights of one operation.
-
-  Attributes:
-    path: names on the way to its tree, whose leaves are [len(sites),...].
-    cell_type: of the cell.
-    op: name of the operation.
-    sites: the edges, nodes or blocks that have it, by rows of the leaves.
-  """
-
-  path: tuple[str, ...]
-  cell_type: str
-  op: str
-  sites: tuple[int, ...]
-
-
 def candidates(theta: dict[str, Any], space: Space) -> tuple[Candidate, ...]:
   """Every operation with weights, of the families 'darts' and 'nasbench201'.
 
@@ -269,34 +254,3 @@ def candidates(theta: dict[str, Any], space: Space) -> tuple[Candidate, ...]:
       Candidate((name, group, op), t, op, edges)
       for name, t in _cells(theta, space).items()
       for (group, op), edges in _edges(space, t).items())
-
-
-def site_norms(gradients: Any, found: Sequence[Candidate],
-               space: Space) -> dict[str, jax.Array]:
-  """How large the gradient of each candidate's weights is.
-
-  The L2 norm of each kernel's and each bias' gradient, added up over an
-  operation and over all cells of a type, as PA&DA's code does.
-
-  Args:
-    gradients: a tree like the supernet's weights.
-    found: of the family's `candidates`.
-    space: the search space.
-
-  Returns:
-    {cell type: [S,C]}, in the order of `space.choices`; 0 for what has no
-    weights or was not sampled.
-  """
-  norms = {t: jnp.zeros(space.choices(t).shape) for t in space.cell_types}
-  for candidate in found:
-    tree = gradients
-    for name in candidate.path:
-      tree = tree[name]
-    rows = sum(
-        jnp.sqrt(jnp.square(leaf.reshape(leaf.shape[0], -1)).sum(-1))
-        for leaf in jax.tree.leaves(tree))
-    sites, t = np.array(candidate.sites), candidate.cell_type
-    places = np.argmax(
-        space.choices(t)[sites] == space.ops.index(candidate.op), -1)
-    norms[t] = norms[t].at[sites, places].add(rows)
-  return norms

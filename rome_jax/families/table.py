@@ -10,7 +10,7 @@ from typing import NamedTuple
 import flax.linen as nn
 
 from rome_jax import errors
-from rome_jax.engine import operations, weights
+from rome_jax.engine import operations, owners, weights
 from rome_jax.families import darts, mobile, nasbench1shot1, nasbench201
 from rome_jax.spaces import Sizes, Space, counting, genotypes
 
@@ -33,7 +33,7 @@ class Family(NamedTuple):
     drops: whether it can leave out paths and parts of identities.
     knows: name -> whether its cells can hold the operation.
     candidates: (theta, space) -> where the supernet keeps the weights of each
-      operation, `weights.Candidate`s.
+      operation, `owners.Candidate`s.
   """
 
   supernet: Callable[..., nn.Module]
@@ -47,7 +47,7 @@ class Family(NamedTuple):
   partial: bool = False
   drops: bool = False
   knows: Callable[[str], bool] = lambda name: name in operations.OPS
-  candidates: Callable[..., tuple[weights.Candidate, ...]] = weights.candidates
+  candidates: Callable[..., tuple[owners.Candidate, ...]] = weights.candidates
 
 
 def _supernet(module):

@@ -138,7 +138,7 @@ class Seen(NamedTuple):
     space: the search space.
     gradients: of theta, the supernet's tree, not clipped.
     norms: () -> {cell type: [S,C]}, of each candidate's gradient; see
-      `engine.weights.site_norms`.
+      `engine.owners.site_norms`.
     batch: the batch; with `index` [B], places among the training images, if
       the method draws them.
     metrics: of the loss; with `scores` [B], ||softmax - onehot|| of each

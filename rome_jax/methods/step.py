@@ -21,8 +21,7 @@ import optax
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from rome_jax.engine import sums
-from rome_jax.engine import weights as weights_lib
+from rome_jax.engine import owners, sums
 from rome_jax.methods import laws
 from rome_jax.methods.method import (
     ArchParams,
@@ -306,7 +305,7 @@ def make_step(method: Method, space: Space, loss_fn: Callable,
     options: see `Options`.
     spread: wraps the sum over K samples, (samples, shared, batch) -> sums, to
       run on many devices; see `devices.mesh.spread`.
-    candidates: theta -> `weights.Candidate`s of the supernet, for methods that
+    candidates: theta -> `owners.Candidate`s of the supernet, for methods that
       observe the gradient of each.
 
   Returns:
@@ -350,7 +349,14 @@ def make_boundary(method: Method, space: Space, loss_fn: Callable,
   Returns:
     boundary(state, {'train': batch, 'valid': batch}) -> state, to be jitted;
     the state's step is a whole number of epochs.
+
+  Raises:
+    ValueError: the method has no boundary.
   """
+
+  run = method.extra.boundary
+  if run is None:
+    raise ValueError(f'method {method.name!r} has no boundary')
 
   def boundary(state: State, batches: Mapping[str, Any]) -> State:
     # No step draws from this key: a step splits its own, and folds in nothing.
@@ -358,7 +364,7 @@ def make_boundary(method: Method, space: Space, loss_fn: Callable,
         jax.random.key(state.seed), state.step), 2**32 - 1)
     context = _Context(method, space, loss_fn, theta_tx, arch_tx,
                        tau_fn(state.step), options, spread)
-    return method.extra.boundary(
+    return run(
         make_objective(context, state.step), state, batches,
         state.step // options.steps_per_epoch, key)
 
@@ -429,7 +435,7 @@ def _observed(context, update, state, grads, batches, values):
   found = context.candidates(state.theta)
   seen = Seen(
       context.space, of_theta,
-      lambda: weights_lib.site_norms(of_theta, found, context.space),
+      lambda: owners.site_norms(of_theta, found, context.space),
       batches[update.batch], values[1])
   return state._replace(
       extra=context.method.extra.observe(state.extra, seen))

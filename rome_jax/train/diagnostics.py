@@ -173,24 +173,31 @@ class Derived:
 
 
 class Watch:
-  """Says on stderr when a cell has collapsed, once per cell type.
+  """Says on stderr that a cell has collapsed, once per cell type.
 
-  Attributes:
-    name: of the phase, the first word of the sentence.
+  A cell counts once it has been so for a tenth of the search, or at its end:
+  at first alpha is noise, and so is the cell.
   """
 
-  def __init__(self, space: Space, name: str):
-    self._space, self.name = space, name
+  def __init__(self, space: Space, name: str, epochs: float):
+    """Remembers the name of the phase and how long it lasts."""
+    self._space, self._name, self._epochs = space, name, epochs
+    self._since: dict[str, float] = {}
     self._said: set[str] = set()
 
   def __call__(self, genotype: Genotype, epoch: float) -> Scalars:
     """The scalars {'collapsed_<cell type>': 0 or 1}."""
     found = collapse.cells(genotype, self._space)
     for cell_type, cell in found.items():
-      if cell.collapsed and cell_type not in self._said:
+      if not cell.collapsed:
+        self._since.pop(cell_type, None)
+        continue
+      since = self._since.setdefault(cell_type, epoch)
+      lasts = epoch - since >= self._epochs / 10 or epoch >= self._epochs
+      if lasts and cell_type not in self._said:
         self._said.add(cell_type)
-        print(f'{self.name}: warning: '
-              f'{collapse.sentence(cell_type, cell, "at", epoch)}',
+        print(f'{self._name}: warning: '
+              f'{collapse.sentence(cell_type, cell, "since", since)}',
               file=sys.stderr, flush=True)
     return {f'collapsed_{t}': int(cell.collapsed)
             for t, cell in found.items()}

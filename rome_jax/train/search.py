@@ -1,6 +1,7 @@
 """The search driver: a setup, a recipe and a data set to a genotype."""
 
 import functools
+import functools
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -324,8 +325,10 @@ def build(setup: Setup, recipe: SearchRecipe, dataset: data.Dataset,
                 recipe.batch_size, recipe.unbiased),
       theta_tx, arch_tx, make_tau(recipe, steps, per_epoch),
       _options(recipe, way, steps, per_epoch), mesh_lib.spread(mesh))
-  update = step_lib.make_step(
-      *parts, lambda theta: setup.family.candidates(theta, space))
+  make_step = functools.partial(
+      step_lib.make_step,
+      candidates=lambda theta: setup.family.candidates(theta, space))
+  update = make_step(*parts)
 
   placed = mesh_lib.sharded(
       batches, mesh_lib.split_batch(mesh) if mesh else None,
@@ -341,7 +344,7 @@ def build(setup: Setup, recipe: SearchRecipe, dataset: data.Dataset,
       batches=placed, test=test, test_every=test_every,
       observe=_observer(
           setup, schedule, recipe.alpha_start * per_epoch, per_epoch,
-          diagnostics.Watch(space, part.name)),
+          diagnostics.Watch(space, part.name, steps / per_epoch)),
       memo=jax.tree.map(jnp.copy, arch), on_checkpoint=on_checkpoint,
       stop=_of_extra(method.extra.stop), draw=_of_extra(method.extra.draw))
   state = step_lib.init_state(

@@ -119,9 +119,10 @@ def test_a_law_per_site():
   value = np.zeros((6, 5))
   for _ in range(5):
     ops, norms, whole = a_step(rng)
+    found = table_of(ops, norms)
     known = row.extra.observe(known, Seen(
         SPACE, {'w': jnp.full(1, whole)},
-        lambda norms=table_of(ops, norms): {'normal': jnp.asarray(norms)},
+        lambda found=found: {'normal': jnp.asarray(found)},
         {'index': jnp.arange(B)}, {'scores': jnp.ones(B)}))
     for e in range(6):
       if norms[e]:

@@ -116,19 +116,23 @@ def test_noise_none_and_nodes_with_operations():
 
 
 def test_a_sentence_once_per_cell_type(capsys):
-  watch = diagnostics.Watch(spaces.S2, 'search')
+  watch = diagnostics.Watch(spaces.S2, 'search', 20.)
   good, bad = darts_cells(8 * [SEP]), darts_cells(8 * [SKIP], 8 * [SEP])
   assert watch(good, 1.) == {'collapsed_normal': 0, 'collapsed_reduce': 0}
   assert capsys.readouterr().err == ''
+  watch(bad, 2.)  # Too short.
+  watch(good, 3.)
   assert watch(bad, 7.5) == {'collapsed_normal': 1, 'collapsed_reduce': 0}
+  assert capsys.readouterr().err == ''
+  watch(bad, 9.5)
   assert capsys.readouterr().err == (
       'search: warning: the normal cell has collapsed: 8 of its 8 operations '
-      'that could have weights have none, at epoch 7.5\n')
-  watch(bad, 8.)
-  watch(good, 9.)
-  watch(bad, 10.)
+      'that could have weights have none, since epoch 7.5\n')
+  watch(good, 10.)
+  watch(bad, 13.)
+  watch(bad, 16.)
   assert capsys.readouterr().err == ''
-  watch(darts_cells(8 * [SEP], 8 * [SKIP]), 11.)
+  watch(darts_cells(8 * [SEP], 8 * [SKIP]), 20.)  # At the end.
   assert 'the reduction cell has collapsed' in capsys.readouterr().err
 
 

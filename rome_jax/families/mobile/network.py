@@ -17,7 +17,8 @@ import numpy as np
 from jax import lax
 
 from rome_jax.engine import layers, operations, switch
-from rome_jax.engine.weights import STACKED, Candidate
+from rome_jax.engine.owners import Candidate
+from rome_jax.engine.weights import STACKED
 from rome_jax.families.images import check_images
 from rome_jax.families.mobile import geometry
 from rome_jax.families.mobile.geometry import (

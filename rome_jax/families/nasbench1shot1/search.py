@@ -12,7 +12,8 @@ from jax import lax
 
 from rome_jax.engine import kernels, layers, operations, statistics, switch
 from rome_jax.engine.archs import CellArch
-from rome_jax.engine.weights import STACKED, Candidate
+from rome_jax.engine.owners import Candidate
+from rome_jax.engine.weights import STACKED
 from rome_jax.families.images import check_images
 from rome_jax.families.nasbench1shot1.layers import (
     ConvNormRelu,

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from rome_jax import families, spaces
-from rome_jax.engine import weights
+from rome_jax.engine import owners, weights
 from rome_jax.methods import table
 
 CASES = {
@@ -35,7 +35,7 @@ def test_site_norms_of_a_path(name, quick_jit):
 
   grads = quick_jit(jax.grad(loss))(theta)
   found = family.candidates(theta, space)
-  norms = weights.site_norms(grads, found, space)
+  norms = owners.site_norms(grads, found, space)
   for t in space.cell_types:
     sites = (np.array(arch[t].edges) if space.sites == 'edges'
              and space.parents == 'all' else np.arange(space.num_sites))
