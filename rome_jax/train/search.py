@@ -1,7 +1,6 @@
 """The search driver: a setup, a recipe and a data set to a genotype."""
 
 import functools
-import functools
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
