@@ -36,7 +36,7 @@ def save_scatter(path_stem: str | os.PathLike[str], scores: Any, values: Any,
   with figures.style():
     figure, axes = _axes(title, xlabel, ylabel)
     axes.plot(scores, values, '.', markersize=4, color=figures.COLOURS[0],
-              alpha=max(.08, min(.7, 60 / len(scores)**.5 / 10)),
+              alpha=min(.7, max(.08, 6 / len(scores)**.5)),
               markeredgewidth=0, rasterized=len(scores) >= _RASTER_FROM)
     axes.plot(scores[best], values[best], 'o', color=figures.COLOURS[1],
               markersize=6, label='best by score')
@@ -63,17 +63,15 @@ def save_history(path_stem: str | os.PathLike[str],
   Raises:
     UserError: the folder cannot be written.
   """
-  x, best, mean, std, so_far = (
-      np.array([row[name] for row in rows], float)
-      for name in ('scored', 'best', 'mean', 'std', 'best_so_far'))
+  x, best, mean, so_far = (
+      [row[name] for row in rows]
+      for name in ('scored', 'best', 'mean', 'best_so_far'))
   with figures.style():
     figure, axes = _axes(title, 'architectures scored', 'score')
     axes.plot(x, so_far, drawstyle='steps-post', color=figures.COLOURS[0],
               label='best so far')
     axes.plot(x, best, '.', color=figures.COLOURS[1], label='best of a round')
     axes.plot(x, mean, color=figures.COLOURS[2], label='mean of a round')
-    axes.fill_between(x, mean - std, mean + std, color=figures.COLOURS[2],
-                      alpha=.15, linewidth=0)
     axes.legend(loc='lower right')
     return figures.save(path_stem, figure, title, dpi=150)
 
