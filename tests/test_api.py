@@ -64,7 +64,7 @@ BATCH = {'image': np.zeros((2, 8, 8, 3), np.float32),
 
 @pytest.mark.parametrize('call, words', [
     (lambda make: make('rome_v3'), "method 'rome_v3' must be one of"),
-    (lambda make: make('darts', k=0), 'k=0 must be a whole number'),
+    (lambda make: make('darts', k=-1), 'k=-1 must be a whole number'),
     (lambda make: make('darts', sampels='scan'), "did you mean 'samples'"),
     (lambda make: make('darts', space=rj.spaces.S0),
      'space=s0 must be that of the network, s2'),

@@ -320,7 +320,7 @@ def test_paths_are_uniform(quick_jit):
   n = 20_000
   noise = single_path.spos.noise(SPACE, (), jax.random.key(0), n)
   cells = quick_jit(jax.vmap(
-      lambda noise: single_path.uniform_path(SPACE, (), noise, 1.)))(noise)
+      lambda noise: single_path.listed_path(SPACE, (), noise, 1.)))(noise)
   for t in CELLS:
     edges, ops = np.asarray(cells[t].edges), np.asarray(cells[t].ops)
     np.testing.assert_array_equal(cells[t].gates, 1.)
@@ -362,7 +362,7 @@ def test_spos_is_rome_with_equal_logits():
   noise = single_path.spos.noise(SPACE, (), jax.random.key(3), 50)
   for k in range(50):
     one = jax.tree.map(lambda a, k=k: a[k], noise)
-    ours = single_path.uniform_path(SPACE, (), one, 1.)
+    ours = single_path.listed_path(SPACE, (), one, 1.)
     theirs = table.METHODS['rome_v2'].sample(SPACE, zeros, one, 1.)
     for t in CELLS:
       np.testing.assert_array_equal(ours[t].edges, theirs[t].edges)
