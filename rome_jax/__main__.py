@@ -12,6 +12,7 @@ COMMANDS = {
     'sweep': 'repeat a run over seeds and values of fields',
     'describe': 'count and draw a genotype',
     'rank': "how well a run's supernet ranks architectures",
+    'variance': "what PA&DA's laws do to the gradient's variance",
 }
 HELP = '\n'.join([
     'usage: python -m rome_jax COMMAND ...   (installed: rome-jax COMMAND ...)',

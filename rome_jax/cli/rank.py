@@ -24,12 +24,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from rome_jax import cli, data, errors, files
 from rome_jax.cli import prepare as prepare_lib
-from rome_jax.cli import run as run_lib
-from rome_jax.config import checks, command_line, fields
+from rome_jax.cli import searched
+from rome_jax.config import checks
 from rome_jax.devices import interrupt
 from rome_jax.devices import mesh as mesh_lib
 from rome_jax.show import ranking as pictures
@@ -39,7 +38,7 @@ from rome_jax.spaces.genotypes import Genotype
 from rome_jax.tables import nasbench201
 from rome_jax.tables import scores as measures
 from rome_jax.tables.table import Table
-from rome_jax.train import checkpoint, ranking, search
+from rome_jax.train import ranking, search
 
 FILENAME = 'ranking.json'
 PICTURE = 'ranking'
@@ -164,12 +163,9 @@ def rank(workdir: str | os.PathLike[str], args: argparse.Namespace,
 def read(workdir: pathlib.Path, args: argparse.Namespace,
          dataset: data.Dataset | None = None) -> Ranked:
   """Reads a run and draws what is ranked; arguments as `rank`."""
-  config = _config(workdir, args)
-  prepared = prepare_lib.prepare(config, dataset)
-  _check_images(workdir, prepared.dataset)
+  prepared, state = searched.read(
+      workdir, args.config, args.data_dir, dataset)
   setup, recipe = prepared.setup, prepared.search
-  run_lib.use_compilation_cache(config.compilation_cache)
-  state = checkpoint.read_tree(workdir / 'checkpoints' / 'search', 'state')
   found = architectures(setup.space, args.cells, args.seed)
   batches, number = _batches(prepared, args)
   calibration = None
@@ -186,34 +182,6 @@ def read(workdir: pathlib.Path, args: argparse.Namespace,
   return Ranked(
       search.make_supernet(setup, recipe), state['theta'], step, found,
       ranking.FirstBatches(batches, number), calibration, settings, prepared)
-
-
-def _config(workdir: pathlib.Path, args: argparse.Namespace) -> ConfigDict:
-  """The run's config, for a single device: a ranking spreads differently."""
-  if args.config is not None:
-    command_line.load([f'--config={args.config}'])
-  path = workdir / fields.FILENAME
-  if not path.exists():
-    raise errors.UserError(
-        f'{workdir} is not the folder of a run: it has no {path.name}')
-  config = checks.from_json(files.read_json(path))
-  if config.genotype:
-    raise errors.UserError(
-        f'{workdir} has no supernet: its run retrains '
-        f'config.genotype={config.genotype}')
-  config.mesh.data = config.mesh.sample = 1
-  if args.data_dir is not None:
-    config.data_dir = args.data_dir
-  return config
-
-
-def _check_images(workdir, dataset):
-  path = workdir / run_lib.DATASET
-  began_with = files.read_json(path).get('digest') if path.exists() else ''
-  if began_with and dataset.digest and began_with != dataset.digest:
-    raise errors.UserError(
-        f'the images, labels or splits of {dataset.name} have changed since '
-        f'the run in {workdir}; give its own with --data-dir')
 
 
 def architectures(space: Space, cells: str, seed: int) -> list[Genotype]:

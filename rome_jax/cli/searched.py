@@ -1,0 +1,76 @@
+"""The search of a run, read back: for commands that look at its supernet."""
+
+import pathlib
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from rome_jax import data, errors, files
+from rome_jax.cli import prepare as prepare_lib
+from rome_jax.cli import run as run_lib
+from rome_jax.config import checks, command_line, fields
+from rome_jax.train import checkpoint
+
+
+class Searched(NamedTuple):
+  """What a run's search has left.
+
+  Attributes:
+    prepared: config, data and setup of the run, for a single device.
+    state: of the newest checkpoint, nested dicts of NumPy arrays.
+  """
+
+  prepared: prepare_lib.Prepared
+  state: dict[str, Any]
+
+
+def read(workdir: pathlib.Path, config: str | None = None,
+         data_dir: str | None = None,
+         dataset: data.Dataset | None = None) -> Searched:
+  """Reads a run whose search is finished or still running.
+
+  Args:
+    workdir: its folder.
+    config: a config file, run first for the operations and spaces of one's own
+      that it adds.
+    data_dir: where the images are now; None: where they were.
+    dataset: instead of the one that the run's config names.
+
+  Raises:
+    UserError: the folder has no search, or the data have changed.
+  """
+  found = _config(workdir, config, data_dir)
+  prepared = prepare_lib.prepare(found, dataset)
+  _check_images(workdir, prepared.dataset)
+  run_lib.use_compilation_cache(found.compilation_cache)
+  return Searched(prepared, checkpoint.read_tree(
+      workdir / 'checkpoints' / 'search', 'state'))
+
+
+def _config(workdir: pathlib.Path, file: str | None,
+            data_dir: str | None) -> ConfigDict:
+  """The run's config, for a single device: these commands spread otherwise."""
+  if file is not None:
+    command_line.load([f'--config={file}'])
+  path = workdir / fields.FILENAME
+  if not path.exists():
+    raise errors.UserError(
+        f'{workdir} is not the folder of a run: it has no {path.name}')
+  config = checks.from_json(files.read_json(path))
+  if config.genotype:
+    raise errors.UserError(
+        f'{workdir} has no supernet: its run retrains '
+        f'config.genotype={config.genotype}')
+  config.mesh.data = config.mesh.sample = 1
+  if data_dir is not None:
+    config.data_dir = data_dir
+  return config
+
+
+def _check_images(workdir, dataset):
+  path = workdir / run_lib.DATASET
+  began_with = files.read_json(path).get('digest') if path.exists() else ''
+  if began_with and dataset.digest and began_with != dataset.digest:
+    raise errors.UserError(
+        f'the images, labels or splits of {dataset.name} have changed since '
+        f'the run in {workdir}; give its own with --data-dir')
