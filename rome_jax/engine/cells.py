@@ -7,9 +7,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from rome_jax.engine import batched, operations, stage
 from rome_jax.engine import drop as drop_lib
 from rome_jax.engine import layout as layout_lib
-from rome_jax.engine import operations, stage
 from rome_jax.engine.archs import CellArch
 from rome_jax.spaces import Space
 
@@ -46,13 +46,22 @@ def run_cells(cells: Sequence['SearchCell'], *states: jax.Array,
     # Compiling the cells to throw their output away would cost a minute.
     return (jnp.zeros(like.shape, like.dtype),) * min(
         len(cells), len(states))
-  index = layout.variant_index(arch.edges, arch.ops)
   pairs, weights, groups, each = zip(*made)
-  flat = stage.gather(layout, groups, arch.edges, index)
   draws = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+  flat, slots, draws = _slots(layout, groups, arch, draws)
   return stage.search_cells(
-      layout, pairs, weights, flat, arch.gates, arch.edges, arch.ops, draws,
+      layout, pairs, weights, flat, slots.gates, slots.edges, slots.ops, draws,
       want_weight_grads, states)
+
+
+def _slots(layout, groups, arch, draws):
+  """(weights, slots, draws) as the layout's evaluator has them."""
+  if layout.evaluator == 'batched':
+    gates, draws = batched.dense(layout, arch, draws)
+    every = jnp.arange(layout.space.num_edges)
+    return batched.gather(layout, groups), CellArch(every, every, gates), draws
+  index = layout.variant_index(arch.edges, arch.ops)
+  return stage.gather(layout, groups, arch.edges, index), arch, draws
 
 
 class SearchCell(nn.Module):
@@ -68,6 +77,8 @@ class SearchCell(nn.Module):
     conv_bias, pool_norm: `bias` and `pool_norm` of `operations.Context`.
     partial: k, where operations see the first 1/k of the channels only; see
       `operations.partial`.
+    evaluator: 'listed' runs the listed slots one by one; 'batched' all
+      operations of an edge at once, which is faster for mixtures.
   """
 
   space: Space
@@ -77,13 +88,14 @@ class SearchCell(nn.Module):
   conv_bias: bool = False
   pool_norm: bool = True
   partial: int = 1
+  evaluator: str = 'listed'
 
   @property
   def layout(self) -> layout_lib.Layout:
     return layout_lib.layout_of(
         self.space, 'reduce' if self.reduction else 'normal', self.features,
         self.reduction_prev is not None, self.conv_bias, self.pool_norm,
-        self.partial)
+        self.partial, self.evaluator)
 
   def __call__(self, *states: jax.Array, arch: CellArch,
                want_weight_grads: jax.Array | None = None,

@@ -513,3 +513,37 @@ def zero_after(numbers: list[jax.Array]) -> jax.Array:
     return lax.optimization_barrier((jnp.zeros((), jnp.int32), numbers))[0]
 
   return _on_cpu(loop, barrier, numbers)
+
+
+def settled(*arrays: jax.Array) -> Any:
+  """The same arrays, in memory before anything that uses one of them.
+
+  On the CPU. There XLA fuses what computes an array into each loop that reads
+  it: sums of dozens of maps are computed again and again, and a loop over
+  pixels in which a row of weights is looked up is not vectorised. Elsewhere
+  the arrays are returned as they are.
+
+  The loop here never runs unless a number is NaN, which XLA cannot know; then
+  it makes NaN of another. Not differentiable in reverse.
+
+  Args:
+    *arrays: of floats.
+
+  Returns:
+    A tuple of them; the array itself if there is one.
+  """
+
+  def loop(*arrays):
+    firsts = [(0,) * a.ndim for a in arrays]
+    count = sum((a[i] != a[i]).astype(jnp.int32)
+                for a, i in zip(arrays, firsts))
+
+    def body(state):
+      count, arrays = state
+      return count - 1, tuple(
+          a.at[i].set(jnp.nan) for a, i in zip(arrays, firsts))
+
+    return lax.while_loop(lambda s: s[0] > 0, body, (count, arrays))[1]
+
+  arrays = _on_cpu(loop, lambda *arrays: arrays, *arrays)
+  return arrays[0] if len(arrays) == 1 else arrays

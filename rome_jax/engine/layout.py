@@ -79,6 +79,7 @@ class Layout:
     preprocessed: whether the inputs are preprocessed, or one is taken as it is.
     conv_bias, pool_norm: `bias` and `pool_norm` of `operations.Context`.
     partial: k, see `operations.partial`; divides C.
+    evaluator: 'listed', slot by slot, or 'batched', see that module.
   """
 
   space: Space
@@ -88,6 +89,7 @@ class Layout:
   conv_bias: bool = False
   pool_norm: bool = True
   partial: int = 1
+  evaluator: str = 'listed'
 
   def __post_init__(self):
     if self.partial < 1 or self.features % self.partial:

@@ -358,12 +358,21 @@ class Partial(nn.Module):
       raise ValueError(
           f'partial={self.k} must divide the {features} channels')
     y = self.module(x[..., :features // self.k])
-    rest = x[..., features // self.k:]
-    if y.shape[1:3] != x.shape[1:3]:
-      rest = kernels.max_pool_2x2(rest)
-    y = jnp.concatenate([y, rest], -1)
-    y = y.reshape(*y.shape[:-1], self.k, features // self.k)
-    return y.swapaxes(-1, -2).reshape(*y.shape[:-2], features)
+    return shuffled(y, passed_by(x, self.k, y.shape[1:3]), self.k)
+
+
+def passed_by(x: jax.Array, k: int, size: Sequence[int]) -> jax.Array:
+  """The channels of x past the first C/k, pooled if `size` is not that of x."""
+  rest = x[..., x.shape[-1] // k:]
+  return rest if size == x.shape[1:3] else kernels.max_pool_2x2(rest)
+
+
+def shuffled(y: jax.Array, rest: jax.Array, k: int) -> jax.Array:
+  """The channels of y [B,h,w,C/k] and `rest`, shuffled in k groups."""
+  y = jnp.concatenate([y, rest], -1)
+  features = y.shape[-1]
+  y = y.reshape(*y.shape[:-1], k, features // k)
+  return y.swapaxes(-1, -2).reshape(*y.shape[:-2], features)
 
 
 def partial(module: nn.Module, k: int) -> nn.Module:

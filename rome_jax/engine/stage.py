@@ -24,7 +24,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rome_jax.engine import drop, kernels, operations, statistics, switch
+from rome_jax.engine import (
+    batched,
+    drop,
+    kernels,
+    operations,
+    statistics,
+    switch,
+)
 from rome_jax.engine.layout import Layout
 
 
@@ -76,6 +83,15 @@ def _forward_switch(layout):
       lambda index, *args: lax.switch(index, branches, *args))
 
 
+def _gated_output(layout):
+  """(index, w, gate, xs, draws) -> the gated output of a slot."""
+  if layout.evaluator == 'batched':
+    return batched.forward_switch(layout)
+  forward = _forward_switch(layout)
+  return lambda index, w, gate, xs, draws: switch.gated(
+      gate, forward(index, w, xs, draws))
+
+
 @functools.cache
 def _backward_switch(layout, wants):
   """The pullback of gate * f(w, x, draws), by the number of the variant.
@@ -83,6 +99,8 @@ def _backward_switch(layout, wants):
   Along the slot's path, if paths are dropped. It gives (dw or None, dgate or
   None, dx for each bank).
   """
+  if layout.evaluator == 'batched':
+    return batched.backward_switch(layout, wants)
 
   def branch(bank, run):
     def pull(w, gate, xs, draws, g, want_weight_grads):
@@ -145,6 +163,8 @@ def _slot_arrays(layout, edges, ops):
   # The row of each edge's node in the last bank.
   rows = (jnp.asarray(space.edge_nodes)[edges] + space.num_inputs
           - layout.bank_starts[-1])
+  if layout.evaluator == 'batched':
+    return preds, rows, batched.mixture_index(layout)[edges]
   return preds, rows, layout.variant_index(edges, ops)
 
 
@@ -160,10 +180,10 @@ def _run_slots(layout, flat, gates, edges, ops, draws, firsts, banks):
 
   def body(banks, slot):
     pred, row, variant, gate, w, draws = slot
-    y = _forward_switch(layout)(
-        variant, w, _reads(layout, firsts, banks, pred), draws)
+    y = _gated_output(layout)(
+        variant, w, gate, _reads(layout, firsts, banks, pred), draws)
     *others, last = banks
-    y = drop.along_path(switch.gated(gate, y), draws)
+    y = drop.along_path(y, draws)
     return (*others, _add_to(last, firsts[-1] + row, y[None])), None
 
   return lax.scan(body, banks, slots)[0]

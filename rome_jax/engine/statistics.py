@@ -31,7 +31,7 @@ def measured_on(rows: int, function: Callable[..., Any]) -> Callable[..., Any]:
                   axis_name=_CALIBRATION_AXIS, axis_size=rows)
 
 
-def _measuring(x):
+def measuring(x):
   """The images of x that measure the statistics."""
   try:
     return x[:lax.axis_size(_CALIBRATION_AXIS)]
@@ -65,9 +65,9 @@ def _moments(x):
   little is sent. The variance is the sum of that within the parts and that
   between their means, so that nothing cancels.
   """
-  mean = _mean(_measuring(x))
+  mean = _mean(measuring(x))
   centred = x - mean
-  variance = _mean(_measuring(centred * centred))
+  variance = _mean(measuring(centred * centred))
   if part_of_batch() is None:
     return centred, variance
   means, variances = lax.all_gather(
@@ -117,7 +117,7 @@ def pull_normalised(y: jax.Array, scale: jax.Array, g: jax.Array) -> jax.Array:
 
 
 def _batch_norm_fwd(x, epsilon):
-  if _measuring(x) is not x:
+  if measuring(x) is not x:
     raise NotImplementedError('statistics of a part of the batch have no '
                               'gradient; measured_on is forward only')
   y, scale = normalise(x, epsilon)

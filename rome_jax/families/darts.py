@@ -100,6 +100,7 @@ class Supernet(nn.Module):
     stem: 'cifar' or 'imagenet'.
     partial: k, where operations see 1/k of the channels (PC-DARTS); see
       `operations.partial`.
+    evaluator: 'listed' or 'batched', see `cells.SearchCell`.
 
   >>> from rome_jax.spaces import S2
   >>> Supernet(S2, cells=8, channels=16, num_classes=10).stem
@@ -112,6 +113,7 @@ class Supernet(nn.Module):
   num_classes: int
   stem: str = 'cifar'
   partial: int = 1
+  evaluator: str = 'listed'
 
   @nn.compact
   def __call__(self, images, arch, want_weight_grads=None,
@@ -125,7 +127,7 @@ class Supernet(nn.Module):
     def make_cell(i, features, reduction, reduction_prev):
       return cells_lib.SearchCell(
           self.space, features, reduction, reduction_prev,
-          partial=self.partial, name=f'cell{i}')
+          partial=self.partial, evaluator=self.evaluator, name=f'cell{i}')
 
     def run(cells, *states):
       kind = 'reduce' if cells[0].reduction else 'normal'

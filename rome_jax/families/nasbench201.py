@@ -92,6 +92,7 @@ class Supernet(nn.Module):
   num_classes: int
   stem: str = 'cifar'
   partial: int = 1
+  evaluator: str = 'listed'
 
   @nn.compact
   def __call__(self, images, arch, want_weight_grads=None,
@@ -105,7 +106,7 @@ class Supernet(nn.Module):
     def make_cell(features, name):
       return cells_lib.SearchCell(
           self.space, features, conv_bias=True, pool_norm=False,
-          partial=self.partial, name=name)
+          partial=self.partial, evaluator=self.evaluator, name=name)
 
     def block(features, name):
       return ResidualBlock(
