@@ -58,5 +58,6 @@ def get_config(text=''):
     config.retrain.drop_path = .3
   if args.method == 'p_darts':
     config.retrain.batch_size = 128
-    config.search.stage_skip_dropout = '.1,.4,.7'
+    if args.dataset == 'cifar100':
+      config.search.stage_skip_dropout = '.1,.2,.3'
   return config

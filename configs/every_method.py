@@ -14,8 +14,9 @@ of NAS-Bench-201 says how good a cell is there.
   done
 
 Arguments, the default first: space=s2|nasbench201, method=rome_v2|rome_v1|
-gdas|darts|darts_2nd|darts_es|darts_ada|pc_darts|p_darts|snas|fair_darts|
-sdarts_rs|sdarts_adv|random_search|spos.
+gdas|darts|darts_2nd|darts_es|darts_ada|darts_2nd_es|darts_2nd_ada|pc_darts|
+p_darts|snas|fair_darts|sdarts_rs|sdarts_adv|random_search|spos|fairnas|pada|pa|
+da. With 25 epochs DARTS-ES and DARTS-ADA have one chance to stop, at epoch 22.
 
 Hardware: 1 CPU core. Time: 1 to 10 minutes a run.
 Published score: none at this scale; it is far too short to tell methods apart.
@@ -24,9 +25,11 @@ This code: docs/results/every_method.json.
 
 from rome_jax import config as config_lib
 
+ONE_SHOT = ('spos', 'fairnas', 'pada', 'pa', 'da')
 METHODS = ('rome_v2', 'rome_v1', 'gdas', 'darts', 'darts_2nd', 'darts_es',
-           'darts_ada', 'pc_darts', 'p_darts', 'snas', 'fair_darts',
-           'sdarts_rs', 'sdarts_adv', 'random_search', 'spos')
+           'darts_ada', 'darts_2nd_es', 'darts_2nd_ada', 'pc_darts', 'p_darts',
+           'snas', 'fair_darts', 'sdarts_rs', 'sdarts_adv', 'random_search',
+           *ONE_SHOT)
 EPOCHS = 25
 SHARE = 1_280 / 50_000  # 20 batches of 64
 
@@ -58,8 +61,8 @@ def get_config(text=''):
     search.stage_cells = '3,6,9' if args.space == 'nasbench201' else '3,5,7'
   if args.method == 'random_search':
     search.candidates, search.epochs = 4, 5
-  if args.method == 'spos':
-    search.candidates = 50
+  if args.method in ONE_SHOT:
+    search.candidates, search.evolution = 50, 'random'
 
   retrain = config.retrain
   retrain.seeds = 0

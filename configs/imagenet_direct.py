@@ -33,6 +33,8 @@ def get_config(text=''):
   config.dataset = 'imagenet'
   config.image_size = 224
   config.stem = 'imagenet'
+  if args.method == 'pc_darts':
+    config.space = 'darts'  # With `none`.
   config.method = args.method
   config_lib.apply_recipe(config)
 

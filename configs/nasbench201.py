@@ -57,6 +57,8 @@ def get_config(text=''):
   if args.topology == 'edges' or (
       args.topology == 'auto' and args.method in ROME):
     config.in_degree, config.drop_none = 2, True
+  if args.method == 'pc_darts':  # Its own rates are for batches of 256.
+    search.lr, search.lr_end, search.alpha_lr = .025, .001, 3e-4
   search.nesterov = True
   search.weight_decay = 5e-4
 

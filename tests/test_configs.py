@@ -43,8 +43,9 @@ ARGUMENTS = {
     'robustdarts': dict(
         space=('s1', 's2', 's3', 's4'),
         dataset=('cifar10', 'cifar100', 'svhn'),
-        method=(*SAMPLED, 'darts', 'darts_2nd', 'darts_es', 'darts_ada',
-                'pc_darts', 'sdarts_rs', 'sdarts_adv', 'random_search'),
+        method=(*SAMPLED, 'darts', 'darts_2nd', 'darts_2nd_es',
+                'darts_2nd_ada', 'darts_es', 'darts_ada', 'pc_darts',
+                'sdarts_rs', 'sdarts_adv', 'random_search'),
         evaluation=('robustdarts', 'sdarts')),
     'nasbench201': dict(
         method=(*SAMPLED, 'darts', 'darts_2nd', 'pc_darts', 'snas',
@@ -56,8 +57,9 @@ ARGUMENTS = {
     'every_method': dict(
         space=('s2', 'nasbench201'),
         method=(*SAMPLED, 'darts', 'darts_2nd', 'darts_es', 'darts_ada',
-                'pc_darts', 'p_darts', 'snas', 'fair_darts', 'sdarts_rs',
-                'sdarts_adv', 'random_search', 'spos'))}
+                'darts_2nd_es', 'darts_2nd_ada', 'pc_darts', 'p_darts', 'snas',
+                'fair_darts', 'sdarts_rs', 'sdarts_adv', 'random_search',
+                'spos', 'fairnas', 'pada', 'pa', 'da'))}
 # What else the run of two steps takes; the other files run as they are.
 RUN = {'robustdarts': ('space=s2', 'dataset=cifar100'),
        'nasbench1shot1': ('space=2', 'variant=skip')}
@@ -312,7 +314,7 @@ def test_nasbench201_recipe():
             search_part.weight_decay, search_part.nesterov) == (
                 15, 16, 64, 5e-4, True)
     assert (search_part.lr, search_part.lr_end) == {
-        'pc_darts': (.1, 0.), **dict.fromkeys(ROME, (.05, .001))}.get(
+        **dict.fromkeys(ROME, (.05, .001))}.get(
             args['method'], (.025, .001))
     assert (part.seeds, part.cells, part.channels, part.epochs,
             part.batch_size, part.lr, part.lr_end, part.nesterov,

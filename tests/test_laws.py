@@ -52,16 +52,19 @@ def recipe_of(name):
   """The part of a search that a row's own check reads."""
   row = table.METHODS[name]
   return types.SimpleNamespace(k=row.recipe.get('search.k', 2),
-                               channels=C * row.partial, alpha_start=0)
+                               channels=C * row.partial, alpha_start=0,
+                               weight_decay=3e-4, cutout_ramp=False)
 
 
 def allowed(space, name):
-  return table.METHODS[name].check(space, recipe_of(name)) is None
+  row = table.METHODS[name]
+  return row.check(row, space, recipe_of(name)) is None
 
 
 # Every candidate, weighed.
 SLOTS = ('darts', 'darts_2nd', 'pc_darts', 'snas', 'fair_darts', 'sdarts_rs',
-         'sdarts_adv', 'darts_es', 'darts_ada', 'p_darts')
+         'sdarts_adv', 'darts_es', 'darts_ada', 'darts_2nd_es',
+         'darts_2nd_ada', 'p_darts')
 
 
 def test_what_rows_refuse():

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from rome_jax import errors, families, files, spaces
 from rome_jax.config import fields
 from rome_jax.methods import table
-from rome_jax.methods.method import Stages
+from rome_jax.methods.method import Stages, no_noise
 from rome_jax.train import diagnostics, plans, recipes
 
 
@@ -118,7 +118,7 @@ def _range(field):
 def _check_search(config):
   search = config.search
   searched, method = space(config), table.METHODS[config.method]
-  if wrong := method.check(searched, search):
+  if wrong := method.check(method, searched, search):
     raise errors.UserError(f'config.{wrong}')
   recipe = recipes.SearchRecipe(**search.to_dict())
   plans.check(searched, method, recipe)
@@ -129,16 +129,24 @@ def _check_search(config):
     raise errors.UserError(
         "config.search.scalar_gates must be false except with method='gdas' "
         'in a space whose edges hold the operations')
-  if search.eigenvalue_every and not diagnostics.has_eigenvalue(method):
+  if search.eigenvalue_every and (why := diagnostics.no_eigenvalue(method)):
     raise errors.UserError(
         f'config.search.eigenvalue_every={search.eigenvalue_every} must be 0 '
-        f'with config.method={config.method!r}, whose validation loss is no '
-        'function of alpha')
+        f'with config.method={config.method!r}, {why}')
   if method.derive is None and not search.candidates:
     raise errors.UserError(
         'config.search.candidates=0 must be at least 1 with '
         f'config.method={config.method!r}, which chooses among them')
   operations = searched.num_choices
+  if search.sampler == 'strict_fair' and method.noise is no_noise:
+    raise errors.UserError(
+        "config.search.sampler='strict_fair' must be 'iid' with "
+        f'config.method={config.method!r}, which samples nothing')
+  if isinstance(method.plan, Stages) and search.skip_dropout:
+    raise errors.UserError(
+        f'config.search.skip_dropout={search.skip_dropout} must be 0 with '
+        f'config.method={config.method!r}; set '
+        'config.search.stage_skip_dropout')
   if search.sampler == 'strict_fair' and search.k % operations:
     raise errors.UserError(
         f'config.search.k={search.k} must be a multiple of the {operations} '

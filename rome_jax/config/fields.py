@@ -233,8 +233,8 @@ _SEARCH = {
         'alpha moves, and from this value again after that (P-DARTS, which '
         'has stage_skip_dropout)'),
     'stage_cells': Field(
-        "cells of the supernet in each stage, with commas; P-DARTS', like the "
-        'next two'),
+        'cells of the supernet in each stage, separated by commas (P-DARTS, '
+        'which does not read search.cells; so are the next two)'),
     'stage_keep': Field(
         'candidates that each edge keeps after each stage but the last'),
     'stage_skip_dropout': Field(
@@ -275,10 +275,11 @@ _SEARCH = {
         0, MANY, "images of the theta half that measure BatchNorm's moments "
         'for each of them (SPOS: 25,600); 0: each batch has its own'),
     'gap_batches': _between(
-        -1, MANY, 'validation batches on which the derived network is tested '
-        "with the supernet's weights after each epoch, which shows how far it "
-        'falls behind the supernet; 0: never; -1: 16, in searches of 5,000 '
-        'steps or more, where its compiling does not count'),
+        -1, MANY, 'validation batches on which the supernet and the network '
+        'derived from it are tested after each epoch, with the same weights, '
+        'to show how far the second falls behind; 0: never; -1: 16, in '
+        'searches that read at least 500,000 images, where the compiling does '
+        'not count'),
     'eigenvalue_every': _between(
         0, MANY, 'epochs between two measurements of the dominant eigenvalue '
         "of the validation loss' Hessian in alpha, which rises before a "

@@ -26,6 +26,8 @@ from rome_jax.methods.table import (
     da,
     darts,
     darts_2nd,
+    darts_2nd_ada,
+    darts_2nd_es,
     darts_ada,
     darts_es,
     fair_darts,
@@ -48,7 +50,8 @@ from rome_jax.methods.table import (
 __all__ = [
     'METHODS', 'ArchParams', 'Evolve', 'Extra', 'Method', 'Noise', 'OneSearch',
     'OneVector', 'Options', 'Seen', 'Stages', 'State', 'TrainRandom', 'Update',
-    'da', 'darts', 'darts_2nd', 'darts_ada', 'darts_es', 'fair_darts',
-    'fairnas', 'gdas', 'p_darts', 'pa', 'pada', 'pc_darts', 'random_search',
-    'register', 'rome_v1', 'rome_v2', 'sdarts_adv', 'sdarts_rs', 'snas', 'spos',
+    'da', 'darts', 'darts_2nd', 'darts_2nd_ada', 'darts_2nd_es', 'darts_ada',
+    'darts_es', 'fair_darts', 'fairnas', 'gdas', 'p_darts', 'pa', 'pada',
+    'pc_darts', 'random_search', 'register', 'rome_v1', 'rome_v2', 'sdarts_adv',
+    'sdarts_rs', 'snas', 'spos',
 ]

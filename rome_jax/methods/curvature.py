@@ -135,10 +135,10 @@ def dominant(objective: Any, state: State, batch: Mapping[str, Any],
              step: float = STEP) -> Eigenvalue:
   """The dominant eigenvalue of a search at its present state.
 
-  It has no L2 term: with alpha's decay w it is larger by w.
+  L2 of weight w adds w to every eigenvalue.
 
   Args:
-    objective: `step.Objective`.
+    objective: `step.Objective`, which knows w.
     state: of the search, with `ArchParams`.
     batch: of the validation half.
     key: of the first vector, and of operations that draw noise; these draw
@@ -153,9 +153,10 @@ def dominant(objective: Any, state: State, batch: Mapping[str, Any],
                                key, state.mask)[1]
     return ravel_pytree(grads)[0]
 
-  return largest(
+  value, bound = largest(
       lambda vector: hessian_vector(gradient, point, vector, step), key,
       _free(objective.space, state.arch, state.mask, point.dtype), iterations)
+  return Eigenvalue(value + objective.l2, bound)
 
 
 def _free(space, arch, mask, dtype):

@@ -158,10 +158,11 @@ def _skip_to_drop(space, shares, edges, ops, most):
   skips = [(e, int(np.flatnonzero(
       choices[e] == space.ops.index('skip_connect'))[0]))
            for e in edges if ops[e] == 'skip_connect']
-  if len(skips) <= most:
+  # A skip struck out before stands for an edge that has nothing else.
+  left = [skip for skip in skips if shares[skip] > 0]
+  if len(skips) <= most or not left:
     return None
-  weakest = min(skips, key=lambda skip: shares[skip])
-  return weakest if shares[weakest] > 0 else None
+  return min(left, key=lambda skip: shares[skip])
 
 
 def _strongest_of(space, cell_type, shares):

@@ -169,6 +169,7 @@ class Extra(NamedTuple):
     stop: extra -> bool, asked after each boundary: whether the search ends.
     report: extra -> {name: scalar}, for the line that follows a boundary;
       NaN is not written.
+    reports: the names that `report` gives.
     hyperparameters: what of theta's optimiser a boundary changes, such as
       ('weight_decay',), so that it is in the optimiser's state.
   """
@@ -179,6 +180,7 @@ class Extra(NamedTuple):
   draw: Callable[[Any], jax.Array] | None = None
   stop: Callable[[Any], Any] | None = None
   report: Callable[[Any], dict[str, Any]] | None = None
+  reports: tuple[str, ...] = ()
   hyperparameters: tuple[str, ...] = ()
 
 
@@ -216,9 +218,9 @@ class TrainRandom(NamedTuple):
   """
 
 
-def any_space(space: Space, section: Any) -> str | None:
+def any_space(method: 'Method', space: Space, section: Any) -> str | None:
   """The check of a method that runs in every space."""
-  del space, section
+  del method, space, section
   return None
 
 
@@ -237,8 +239,8 @@ class Method(NamedTuple):
     plan: `OneSearch`, `Evolve`, `Stages` or `TrainRandom`.
     recipe: {field of a config: value} where the paper differs from the
       defaults, which are ROME's.
-    check: (space, section `search` of a config) -> what is wrong, one sentence
-      without the word config, or None.
+    check: (the row, space, section `search` of a config) -> what is wrong, one
+      sentence without the word config, or None.
 
   >>> from rome_jax import methods
   >>> mine = methods.rome_v2._replace(name='mine', recipe={'search.k': 4})
@@ -256,7 +258,7 @@ class Method(NamedTuple):
   extra: Extra = Extra()
   plan: OneSearch | Evolve | Stages | TrainRandom = OneSearch()
   recipe: Mapping[str, Any] = types.MappingProxyType({})
-  check: Callable[[Space, Any], str | None] = any_space
+  check: Callable[..., str | None] = any_space
 
 
 ARCH, THETA = Update('arch', 'valid'), Update('theta', 'train')

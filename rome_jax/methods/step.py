@@ -66,6 +66,7 @@ class Options(NamedTuple):
     arch_from: the step at which the architecture begins to move.
     steps: of the whole search, for rules with a schedule; 0: unknown.
     steps_per_epoch: such schedules change once an epoch.
+    alpha_decay: L2 of the architecture's optimiser, for the Hessian.
   """
 
   k: int = 7
@@ -79,6 +80,7 @@ class Options(NamedTuple):
   arch_from: int = 0
   steps: int = 0
   steps_per_epoch: int = 1
+  alpha_decay: float = 0.
 
 
 DEFAULTS = Options()
@@ -101,6 +103,7 @@ class Objective(NamedTuple):
       Raises ValueError if nobody said how long the search is.
     space: the search space.
     k: K.
+    l2: of the architecture; `gradient` leaves it to the optimiser.
   """
 
   gradient: Callable[..., Any]
@@ -109,6 +112,7 @@ class Objective(NamedTuple):
   progress: Callable[[], jax.Array]
   space: Space
   k: int
+  l2: float = 0.
 
 
 # ------------------------------------------------------------------- state
@@ -198,7 +202,8 @@ def make_objective(context: '_Context', step: jax.Array) -> Objective:
     return epoch * options.steps_per_epoch / options.steps
 
   return Objective(
-      gradient, cells, theta_after, progress, space, options.k)
+      gradient, cells, theta_after, progress, space, options.k,
+      options.alpha_decay)
 
 
 def _told(loss_fn, name):
@@ -351,14 +356,13 @@ def make_boundary(method: Method, space: Space, loss_fn: Callable,
     the state's step is a whole number of epochs.
 
   Raises:
-    ValueError: the method has no boundary.
+    ValueError: (the function) the method has no boundary.
   """
 
-  run = method.extra.boundary
-  if run is None:
-    raise ValueError(f'method {method.name!r} has no boundary')
-
   def boundary(state: State, batches: Mapping[str, Any]) -> State:
+    run = method.extra.boundary
+    if run is None:
+      raise ValueError(f'method {method.name!r} has no boundary')
     # No step draws from this key: a step splits its own, and folds in nothing.
     key = jax.random.fold_in(jax.random.fold_in(
         jax.random.key(state.seed), state.step), 2**32 - 1)

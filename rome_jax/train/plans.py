@@ -140,9 +140,14 @@ def stages(recipe: SearchRecipe) -> tuple[Stage, ...]:
   for name, found, wanted in (('stage_keep', keeps, len(cells) - 1),
                               ('stage_skip_dropout', rates, len(cells))):
     if len(found) != wanted:
+      what = f'{wanted} numbers' if wanted else 'empty'
       raise errors.UserError(
-          f'config.search.{name}={getattr(recipe, name)!r} must be {wanted} '
-          f'numbers with config.search.stage_cells={recipe.stage_cells!r}')
+          f'config.search.{name}={getattr(recipe, name)!r} must be {what} '
+          f'with config.search.stage_cells={recipe.stage_cells!r}')
+  if list(keeps) != sorted(set(keeps), reverse=True):
+    raise errors.UserError(
+        f'config.search.stage_keep={recipe.stage_keep!r} must fall from stage '
+        'to stage')
   if high := [rate for rate in rates if rate >= 1]:
     raise errors.UserError(
         f'config.search.stage_skip_dropout={recipe.stage_skip_dropout!r} must '
@@ -165,7 +170,7 @@ def _numbers(name, text, kind, low):
       what = 'whole numbers' if kind is int else 'numbers'
       raise errors.UserError(
           f'config.search.{name}={text!r} must be {what} of at least {low} '
-          f'with commas, not {word.strip()!r}') from None
+          f'separated by commas, not {word.strip()!r}') from None
   return tuple(found)
 
 

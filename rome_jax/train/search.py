@@ -2,7 +2,7 @@
 
 import functools
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh
 
-from rome_jax import data
+from rome_jax import data, errors
 from rome_jax.data import augment
 from rome_jax.devices import hosts
 from rome_jax.devices import mesh as mesh_lib
@@ -284,7 +284,8 @@ def make_supernet(setup: Setup, recipe: SearchRecipe) -> nn.Module:
 
 def build(setup: Setup, recipe: SearchRecipe, dataset: data.Dataset,
           seed: int, on_checkpoint: Callable | None = None,
-          part: Part = ONLY) -> Search:
+          part: Part = ONLY,
+          lines: Callable[[], Iterable[Mapping]] = tuple) -> Search:
   """Puts a search together; compiles nothing yet but the initialisation.
 
   Args:
@@ -294,6 +295,7 @@ def build(setup: Setup, recipe: SearchRecipe, dataset: data.Dataset,
     seed: every random number follows from it.
     on_checkpoint: see `loop.Phase`.
     part: which search of a run it is.
+    lines: () -> rows of metrics.jsonl that this search goes on from.
 
   Raises:
     UserError: there are no steps, or too few images.
@@ -303,6 +305,7 @@ def build(setup: Setup, recipe: SearchRecipe, dataset: data.Dataset,
   seed = part.seed_of(seed)
   per_epoch = batches.train.steps_per_epoch
   steps = num_steps(recipe, per_epoch)
+  _check_start(method, recipe, steps, per_epoch)
   network = make_supernet(setup, recipe)
   # No step draws from this key: steps fold in their own, smaller number.
   init_rng = jax.random.fold_in(jax.random.key(seed), 2**32 - 1)
@@ -318,12 +321,13 @@ def build(setup: Setup, recipe: SearchRecipe, dataset: data.Dataset,
       steps_per_epoch=per_epoch if recipe.lr_per == 'epoch' else 1)
   theta_tx = optim.sgd(schedule, recipe, method.extra.hyperparameters)
   arch_tx = optim.arch_adam(recipe)
+  tau = make_tau(recipe, steps, per_epoch)
+  options = _options(recipe, way, steps, per_epoch)
   parts: tuple[Any, ...] = (
       method, space,
       make_loss(network, recipe.dtype, make_drop(recipe, steps, per_epoch),
                 recipe.batch_size, recipe.unbiased),
-      theta_tx, arch_tx, make_tau(recipe, steps, per_epoch),
-      _options(recipe, way, steps, per_epoch), mesh_lib.spread(mesh))
+      theta_tx, arch_tx, tau, options, mesh_lib.spread(mesh))
   make_step = functools.partial(
       step_lib.make_step,
       candidates=lambda theta: setup.family.candidates(theta, space))
@@ -333,7 +337,7 @@ def build(setup: Setup, recipe: SearchRecipe, dataset: data.Dataset,
       batches, mesh_lib.split_batch(mesh) if mesh else None,
       recipe.batch_size)
   test, test_every = diagnostics.make_test(
-      setup, recipe, network, batches.valid, dataset,
+      setup, recipe, network, batches.valid, dataset, tau,
       diagnostics.make_eigenvalue(parts, mesh) if recipe.eigenvalue_every
       else None, placed, steps, per_epoch)
   phase = loop.Phase(
@@ -342,8 +346,10 @@ def build(setup: Setup, recipe: SearchRecipe, dataset: data.Dataset,
       images_per_step=len(method.updates) * recipe.k * recipe.batch_size,
       batches=placed, test=test, test_every=test_every,
       observe=_observer(
-          setup, schedule, recipe.alpha_start * per_epoch, per_epoch,
-          diagnostics.Watch(space, part.name, steps / per_epoch)),
+          setup, schedule, options.arch_from, per_epoch,
+          diagnostics.Watch(space, part.name, steps / per_epoch, lines)),
+      # No mean of the validation half spans steps that leave it out.
+      line_at=options.arch_from,
       memo=jax.tree.map(jnp.copy, arch), on_checkpoint=on_checkpoint,
       stop=_of_extra(method.extra.stop), draw=_of_extra(method.extra.draw))
   state = step_lib.init_state(
@@ -358,6 +364,17 @@ def _of_extra(function):
   return function and (lambda state: function(state.extra))
 
 
+def _check_start(method, recipe, steps, per_epoch):
+  """Refuses a search that ends before its architecture moves."""
+  first = recipe.alpha_start * per_epoch
+  moves = any(update.params != 'theta' for update in method.updates)
+  if moves and first >= steps:
+    raise errors.UserError(
+        f'config.search.alpha_start={recipe.alpha_start} epochs are '
+        f'{first:,} steps; they must be fewer than the {steps:,} of the '
+        'search, or alpha never moves')
+
+
 def _options(recipe, way, steps, steps_per_epoch):
   return step_lib.Options(
       k=recipe.k, samples=way, accumulate=recipe.accumulate,
@@ -365,7 +382,8 @@ def _options(recipe, way, steps, steps_per_epoch):
       theta_reduce=recipe.theta_reduce, alpha_reduce=recipe.alpha_reduce,
       clip_norm=recipe.clip_norm,
       arch_from=recipe.alpha_start * steps_per_epoch,
-      steps=steps, steps_per_epoch=steps_per_epoch)
+      steps=steps, steps_per_epoch=steps_per_epoch,
+      alpha_decay=recipe.alpha_weight_decay)
 
 
 def _observer(setup, schedule, arch_from, per_epoch, watch):
@@ -380,7 +398,6 @@ def _observer(setup, schedule, arch_from, per_epoch, watch):
     scalars |= {
         'clip_rate': means['clipped'],
         'lr': float(schedule(int(state.step) - 1)),
-        **_gap(scalars),
         **_of_genotype(setup, state, logged, per_epoch, watch),
         **_reported(setup.method, state, per_epoch),
         **{k: float(v) for k, v in step_lib.diagnostics(
@@ -389,18 +406,6 @@ def _observer(setup, schedule, arch_from, per_epoch, watch):
     return scalars, jax.tree.map(jnp.copy, state.arch)
 
   return observe
-
-
-def _gap(scalars):
-  """How far the derived network falls behind the supernet, in accuracy.
-
-  The supernet's is that of the validation batches since the last line.
-  """
-  names = ('valid_accuracy', 'derived_accuracy')
-  if not all(name in scalars for name in names):
-    return {}
-  supernet, derived = (scalars[name] for name in names)
-  return {'discretisation_gap': supernet - derived}
 
 
 def _reported(method, state, per_epoch):
@@ -461,7 +466,8 @@ def run(setup: Setup, recipe: SearchRecipe, dataset: data.Dataset, seed: int,
       save(step, setup.method.derive(setup.space, state.arch))
 
   search, program, carry = prepare(
-      setup, recipe, dataset, seed, on_checkpoint, part)
+      setup, recipe, dataset, seed, on_checkpoint, part,
+      functools.partial(metrics.read, settings.workdir))
   outcome = loop.run(search.phase, program, carry, settings, writer, stop)
   outcome = outcome._replace(
       figures=outcome.figures | {'samples': search.way})
@@ -494,16 +500,17 @@ def save_genotype(workdir: pathlib.Path, setup: Setup, seed: int, step: int,
 def prepare(setup: Setup, recipe: SearchRecipe, dataset: data.Dataset,
             seed: int, on_checkpoint: Callable | None = None,
             part: Part = ONLY,
+            lines: Callable[[], Iterable[Mapping]] = tuple,
             ) -> tuple[Search, loop.Program, loop.Carry]:
   """(Search, compiled program, carry), after saying what the run will cost.
 
   Args:
-    setup, recipe, dataset, seed, on_checkpoint, part: as in `build`.
+    setup, recipe, dataset, seed, on_checkpoint, part, lines: as in `build`.
 
   Raises:
     UserError: the program needs more memory than there is.
   """
-  search = build(setup, recipe, dataset, seed, on_checkpoint, part)
+  search = build(setup, recipe, dataset, seed, on_checkpoint, part, lines)
   mesh = setup.mesh
   placement = loop.Placement(
       mesh_lib.replicated(mesh), mesh_lib.split_batch(mesh)) if mesh else None

@@ -316,6 +316,24 @@ def test_strict_fair_needs_whole_rounds_of_the_operations():
     checks.validate(config)
 
 
+@pytest.mark.parametrize('method, changes, words', [
+    ('darts', {'sampler': 'strict_fair'}, 'which samples nothing'),
+    ('p_darts', {'skip_dropout': .1}, 'set config.search.stage_skip_dropout'),
+    ('darts_ada', {'weight_decay': 0.}, 'must be above 0 and below 0.03 with'),
+    ('darts_2nd_ada', {'weight_decay': .03}, "method='darts_2nd_ada'"),
+    ('darts_ada', {'cutout': 4, 'cutout_ramp': True}, 'goes back to earlier'),
+    ('spos', {'path_law': 'site'}, "except with method='pada' or 'pa'"),
+    ('pa', {'unbiased': True}, 'draws images by weight'),
+])
+def test_fields_that_a_method_refuses(method, changes, words):
+  config = fields.defaults()
+  config.method = method
+  checks.apply_recipe(config)
+  config.search.update(changes)
+  with pytest.raises(errors.UserError, match=re.escape(words)):
+    checks.validate(config)
+
+
 @pytest.mark.parametrize('space, sizes, words', [
     ('s0', dict(channels=35, stem='imagenet'),
      'config.retrain.channels=35 must be even with the ImageNet stem'),
@@ -579,7 +597,7 @@ def test_a_method_that_chooses_among_candidates_needs_some():
 def test_a_method_of_ones_own_is_a_choice(monkeypatch):
   row = table.METHODS['gdas']._replace(
       name='mine', recipe={'search.k': 3, 'search.lr': 1},
-      check=lambda space, section: (
+      check=lambda row, space, section: (
           'search.cutout=0 must be more' if not section.cutout else None))
   monkeypatch.setitem(table.METHODS, 'mine', row)
   with pytest.raises(errors.UserError, match=r'config\.search\.cutout=0 must'):

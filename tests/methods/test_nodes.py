@@ -87,12 +87,12 @@ def test_parent_weights_are_gdas_law_without_noise():
 @pytest.mark.parametrize('name', ['pc_darts', 'fair_darts', 'snas'])
 def test_other_mixtures_say_no(name):
   section = type('Section', (), {'k': 1, 'alpha_start': 0, 'channels': 4})
-  assert 'whose edges hold the operations' in table.METHODS[name].check(
-      SPACE, section)
+  row = table.METHODS[name]
+  assert 'whose edges hold the operations' in row.check(row, SPACE, section)
 
 
 def test_a_chain_is_no_cell():
   section = type('Section', (), {'k': 1})
   chain = spaces.SPACES['mobile_tiny']
-  assert 'not a chain of blocks' in table.METHODS['darts'].check(
-      chain, section)
+  row = table.METHODS['darts']
+  assert 'not a chain of blocks' in row.check(row, chain, section)

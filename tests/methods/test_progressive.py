@@ -172,4 +172,19 @@ def test_the_recipe_is_the_published_one():
   assert table.p_darts.recipe == {
       'search.k': 1, 'search.lr': .025, 'search.lr_end': 0.,
       'search.epochs': 25, 'search.batch_size': 96, 'search.alpha_lr': 6e-4,
-      'search.alpha_start': 10, 'search.alpha_clip': 5.}
+      'search.alpha_start': 10, 'search.alpha_clip': 5.,
+      'search.stage_skip_dropout': '.1,.4,.7'}
+
+
+def test_a_skip_without_another_choice_does_not_keep_the_others():
+  """Edge 0 of the first node has `none` and the skip only."""
+  space = spaces.SPACES['darts'].restrict(ops=('none', 'skip_connect',
+                                               'sep_conv_3x3'))
+  mask = {t: np.ones((14, 3), bool) for t in space.cell_types}
+  mask['normal'][0] = [True, True, False]
+  sub = space.restrict_to(mask)
+  alpha = {t: np.tile(np.float32([0., 2., 1.]), (14, 1))
+           for t in space.cell_types}
+  found = derive.limited_skips(2)(sub, ArchParams(alpha, {}))
+  skips = [op for node in found.normal for op, _ in node].count('skip_connect')
+  assert skips == 2

@@ -144,8 +144,8 @@ def test_k_samples(quick_jit):
 
 def test_what_it_refuses():
   section = types.SimpleNamespace(k=2, alpha_start=0)
-  assert SNAS.check(spaces.S0, section) is None
+  assert SNAS.check(SNAS, spaces.S0, section) is None
   assert 'alpha_start=5 must be 0' in SNAS.check(
-      spaces.S0, types.SimpleNamespace(k=1, alpha_start=5))
+      SNAS, spaces.S0, types.SimpleNamespace(k=1, alpha_start=5))
   assert "method='snas' needs a space" in SNAS.check(
-      spaces.MOBILE_TINY, section)
+      SNAS, spaces.MOBILE_TINY, section)

@@ -239,10 +239,12 @@ def test_rates_reach_the_supernet(monkeypatch):
 
 @pytest.mark.parametrize('space, changes, words', [
     ('s0', {'stage_cells': ''}, "stage_cells='' must be at least one"),
-    ('s0', {'stage_cells': '5,x,7'}, "must be whole numbers of at least 1 with "
-     "commas, not 'x'"),
-    ('s0', {'stage_cells': '5,0,7'}, "with commas, not '0'"),
+    ('s0', {'stage_cells': '5,x,7'}, "must be whole numbers of at least 1 "
+     "separated by commas, not 'x'"),
+    ('s0', {'stage_cells': '5,0,7'}, "by commas, not '0'"),
     ('s0', {'stage_keep': '5'}, "stage_keep='5' must be 2 numbers"),
+    ('s0', {'stage_keep': '3,5'}, "stage_keep='3,5' must fall from stage to"),
+    ('s0', {'stage_cells': '5'}, "stage_keep='5,3' must be empty"),
     ('s0', {'stage_skip_dropout': '.1'}, 'must be 3 numbers'),
     ('s0', {'stage_skip_dropout': '.1,.2,1'}, 'must be below 1'),
     ('s0', {'stage_skip_dropout': '.1,nan,0'}, "not 'nan'"),

@@ -9,12 +9,11 @@ alpha by Adam on the validation half, then theta by SGD on the training half.
     theta' = theta after one step of its optimiser on L_train(theta, alpha)
     gradient of alpha = d L_valid(theta'(alpha), alpha) / d alpha
 
-The mixed second derivative in it is the published central difference. Of the
-published code it departs in that the look ahead clips theta's gradient where
-the step does. A step costs five gradients in place of two.
+The mixed second derivative in it is the published central difference. Unlike
+the published code, the look-ahead step clips theta's gradient as the step does.
+A step costs five gradients in place of two.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -79,40 +78,36 @@ def _init_alpha_beta(space, key, alpha_std=1e-3, beta_std=1e-3):
   return normal(space, key, space.num_edges, alpha_std, beta_std)
 
 
-def check_slots(name: str, nodes: bool = False,
-                ) -> Callable[[Space, Any], str | None]:
-  """A check for methods that evaluate all operations of every edge.
-
-  Args:
-    name: of the method.
-    nodes: whether nodes may hold the operations, too.
-  """
-
-  def check(space, section):
-    if section.k != 1:
-      return (f'search.k={section.k} must be 1 with method={name!r}, whose '
-              'mixture is the same in every sample')
-    return check_space(name, space, nodes)
-
-  return check
-
-
-def check_space(name: str, space: Space, nodes: bool = False) -> str | None:
-  """What is wrong with a space for a mixture of all operations, or None."""
+def check_slots(method: Method, space: Space, section: Any) -> str | None:
+  """The check of mixtures: one sample, and edges or nodes with operations."""
+  if section.k != 1:
+    return (f'search.k={section.k} must be 1 with method={method.name!r}, '
+            'whose mixture is the same in every sample')
   if space.parents != 'all':
-    return (f'method={name!r} needs a space of cells, such as s0 or '
+    return (f'method={method.name!r} needs a space of cells, such as s0 or '
             f'nasbench201, not a chain of blocks as space={space.name}')
-  if space.sites != 'edges' and not nodes:
-    return (f'method={name!r} needs a space whose edges hold the operations, '
-            f'such as s0 or nasbench201, not space={space.name}')
   return None
 
 
-def _check_pc_darts(space, section):
-  wrong = check_slots('pc_darts')(space, section)
-  if wrong is None and section.channels % pc_darts.partial:
+def check_edges(method: Method, space: Space, section: Any) -> str | None:
+  """The check of mixtures of edges only."""
+  wrong = check_slots(method, space, section)
+  return wrong or operations_on_edges(method, space)
+
+
+def operations_on_edges(method: Method, space: Space) -> str | None:
+  """What is wrong with a space for a mixture on its edges, or None."""
+  if space.sites == 'edges' and space.parents == 'all':
+    return None
+  return (f'method={method.name!r} needs a space whose edges hold the '
+          f'operations, such as s0 or nasbench201, not space={space.name}')
+
+
+def _check_pc_darts(method, space, section):
+  wrong = check_edges(method, space, section)
+  if wrong is None and section.channels % method.partial:
     wrong = (f'search.channels={section.channels} must be a multiple of '
-             f"{pc_darts.partial} with method='pc_darts'")
+             f'{method.partial} with method={method.name!r}')
   return wrong
 
 
@@ -124,12 +119,11 @@ darts = Method(
     updates=(ARCH, THETA),
     noise=no_noise,
     recipe={'search.k': 1, 'search.lr': .025},
-    check=check_slots('darts', nodes=True))
+    check=check_slots)
 
 darts_2nd = darts._replace(
     name='darts_2nd',
-    updates=(ARCH._replace(rule=rules.unrolled(epsilon=.01)), THETA),
-    check=check_slots('darts_2nd', nodes=True))
+    updates=(ARCH._replace(rule=rules.unrolled(epsilon=.01)), THETA))
 
 pc_darts = darts._replace(
     name='pc_darts',

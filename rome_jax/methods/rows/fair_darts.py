@@ -39,7 +39,7 @@ from rome_jax.methods.method import (
     Noise,
     full_mask,
 )
-from rome_jax.methods.rows.darts import check_slots, darts
+from rome_jax.methods.rows.darts import check_edges, darts
 from rome_jax.spaces import Space
 
 
@@ -62,4 +62,4 @@ fair_darts = darts._replace(
     recipe={'search.k': 1, 'search.batch_size': 128, 'search.lr': .005,
             'search.alpha_lr': 3e-3, 'search.alpha_b1': .9,
             'search.alpha_init': 0.},
-    check=check_slots('fair_darts'))
+    check=check_edges)

@@ -20,13 +20,14 @@ from rome_jax.methods.rows.rome import hard_cells, op_mask
 from rome_jax.spaces import Space
 
 
-def _check(space, section):
+def _check(method, space, section):
   if section.k != 1:
-    return (f"search.k={section.k} must be 1 with method='gdas', which samples "
-            'one architecture a step')
+    return (f'search.k={section.k} must be 1 with method={method.name!r}, '
+            'which samples one architecture a step')
   if space.absent and space.has_topology:
-    return (f"method='gdas' needs every edge, but space={space.name} keeps "
-            f"{space.in_degrees} of a node's (in_degree={space.in_degree})")
+    return (f'method={method.name!r} needs every edge, but space={space.name} '
+            f"keeps {space.in_degrees} of a node's "
+            f'(in_degree={space.in_degree})')
   return None
 
 

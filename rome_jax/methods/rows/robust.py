@@ -23,8 +23,9 @@ Read from the authors' code (`src/utils.py: EVLocalAvg`,
   the records go back.
 - The code raises the decay past its maximum if the steps of 10 miss it; here
   it stops there.
-- The published searches are second order. `darts_es` and `darts_ada` are first
-  order; `early_stop(METHODS['darts_2nd'])` is the other.
+- The published searches are second order: `darts_2nd_es`, `darts_2nd_ada`.
+  `darts_es` and `darts_ada` are the same watch over first order.
+- A search of fewer than 24 epochs ends before the rule may apply.
 - Eigenvalues are those of differences of gradients, see `methods.curvature`.
 """
 
@@ -39,7 +40,7 @@ from jax import lax
 
 from rome_jax.methods import curvature
 from rome_jax.methods.method import Extra, Method, State, no_noise
-from rome_jax.methods.rows.darts import check_slots, darts
+from rome_jax.methods.rows.darts import darts, darts_2nd
 
 WINDOW = 5  # measurements in an average
 DELTA = 4  # measurements between the two averages
@@ -55,13 +56,11 @@ class Rule(NamedTuple):
     every: epochs between two measurements.
     factor: the ratio of averages that is too large.
     start: the first epoch that may be gone back to.
-    l2: alpha's weight decay, part of the Hessian.
   """
 
   every: int = 2
   factor: float = 1.3
   start: int = 10
-  l2: float = 1e-3
 
 
 AUTHORS = Rule()
@@ -190,7 +189,6 @@ def _boundary(rule: Rule, measured: Callable[..., State]) -> Callable:
     def measure(state):
       value, bound = curvature.dominant(
           objective, state, batches['valid'], key)
-      value += rule.l2
       extra = state.extra._replace(
           eigenvalues=appended(state.extra.eigenvalues, value), latest=value,
           bound=bound)
@@ -207,8 +205,11 @@ def _boundary(rule: Rule, measured: Callable[..., State]) -> Callable:
   return boundary
 
 
+_REPORTS = 'dominant_eigenvalue', 'eigenvalue_bound'
+
+
 def _report(extra):
-  return {'dominant_eigenvalue': extra.latest, 'eigenvalue_bound': extra.bound}
+  return dict(zip(_REPORTS, (extra.latest, extra.bound)))
 
 
 # ----------------------------------------------------------------- DARTS-ES
@@ -237,7 +238,7 @@ def early_stop(row: Method, rule: Rule = AUTHORS) -> Method:
 
   return row._replace(name=f'{row.name}_es', extra=Extra(
       init=init, boundary=_boundary(rule, _stopped),
-      stop=lambda extra: extra.stop, report=_report))
+      stop=lambda extra: extra.stop, report=_report, reports=_REPORTS))
 
 
 def _stopped(rule, state, epoch, may):
@@ -286,10 +287,24 @@ def raise_decay(row: Method, rule: Rule = AUTHORS, factor: float = 10.,
     return {**_report(extra), 'weight_decay': extra.decay,
             'rollbacks': extra.rises}
 
-  return row._replace(name=f'{row.name}_ada', extra=Extra(
-      init=functools.partial(_no_snapshots, row.name),
-      boundary=_boundary(rule, measured), report=report,
-      hyperparameters=('weight_decay',)))
+  return row._replace(
+      name=f'{row.name}_ada', check=functools.partial(_check, row.check, most),
+      extra=Extra(
+          init=functools.partial(_no_snapshots, row.name),
+          boundary=_boundary(rule, measured), report=report,
+          reports=(*_REPORTS, 'weight_decay', 'rollbacks'),
+          hyperparameters=('weight_decay',)))
+
+
+def _check(before, most, method, space, section):
+  """A decay that can rise; cutout whose chance knows no way back."""
+  if not 0 < section.weight_decay < most:
+    return (f'search.weight_decay={section.weight_decay} must be above 0 and '
+            f'below {most} with method={method.name!r}, which raises it')
+  if section.cutout_ramp:
+    return ('search.cutout_ramp must be false with '
+            f'method={method.name!r}, which goes back to earlier epochs')
+  return before(method, space, section)
 
 
 def _snapshot(state, eigenvalues):
@@ -336,6 +351,5 @@ def _kept(number, state):
       snapshots=snapshots, numbers=extra.numbers.at[row].set(number)))
 
 
-darts_es = early_stop(darts)._replace(check=check_slots('darts_es', nodes=True))
-darts_ada = raise_decay(darts)._replace(
-    check=check_slots('darts_ada', nodes=True))
+darts_es, darts_2nd_es = early_stop(darts), early_stop(darts_2nd)
+darts_ada, darts_2nd_ada = raise_decay(darts), raise_decay(darts_2nd)

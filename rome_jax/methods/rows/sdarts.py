@@ -18,14 +18,12 @@ the statistics of the batch in the search for the worst gates too.
 
 from rome_jax.methods import rules
 from rome_jax.methods.method import ARCH, THETA
-from rome_jax.methods.rows.darts import check_slots, darts
+from rome_jax.methods.rows.darts import darts
 
 sdarts_rs = darts._replace(
     name='sdarts_rs',
-    updates=(ARCH, THETA._replace(rule=rules.at_random_gates())),
-    check=check_slots('sdarts_rs', nodes=True))
+    updates=(ARCH, THETA._replace(rule=rules.at_random_gates())))
 
 sdarts_adv = darts._replace(
     name='sdarts_adv',
-    updates=(ARCH, THETA._replace(rule=rules.at_worst_gates(steps=7))),
-    check=check_slots('sdarts_adv', nodes=True))
+    updates=(ARCH, THETA._replace(rule=rules.at_worst_gates(steps=7))))

@@ -43,7 +43,7 @@ from rome_jax.methods.method import (
     gumbel_of_arch,
     normal,
 )
-from rome_jax.methods.rows.darts import check_space
+from rome_jax.methods.rows.darts import operations_on_edges
 from rome_jax.spaces import Space
 
 
@@ -62,11 +62,11 @@ def _init(space, key, alpha_std=1e-3, beta_std=1e-3):
   return arch._replace(alpha=jax.tree.map(lambda a: 1 + a, arch.alpha))
 
 
-def _check(space, section):
+def _check(method, space, section):
   if section.alpha_start:
     return (f'search.alpha_start={section.alpha_start} must be 0 with '
-            "method='snas', whose theta and alpha move together")
-  return check_space('snas', space)
+            f'method={method.name!r}, whose theta and alpha move together')
+  return operations_on_edges(method, space)
 
 
 snas = Method(
