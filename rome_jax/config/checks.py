@@ -123,6 +123,9 @@ def _check_search(config):
   recipe = recipes.SearchRecipe(**search.to_dict())
   plans.check(searched, method, recipe)
   _check_drops(searched, method, recipe)
+  if recipe.evaluator != 'auto':
+    families.table.check_evaluator(
+        searched, recipe.evaluator, 'config.search')
   _check_laws(config)
   if search.scalar_gates and (
       config.method != table.gdas.name or searched.sites != 'edges'):

@@ -165,6 +165,10 @@ _SEARCH = {
         "the K samples one after another in the memory of one ('scan') or "
         "batched ('vmap'); 'auto': as the device and its memory suggest",
         ('auto', 'scan', 'vmap')),
+    'evaluator': _choice(
+        "the slots one by one ('listed') or all operations of an edge at once "
+        "('batched'); 'auto': batched where the method evaluates them all",
+        ('auto', 'listed', 'batched')),
     'dtype': _choice(_DTYPE, DTYPES),
     'accumulate': _between(1, MANY, _ACCUMULATE),
     'sampler': _choice(

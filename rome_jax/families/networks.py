@@ -11,7 +11,7 @@ REMATS = ('none', 'cells')
 
 
 def supernet(space: Space | str, sizes: Sizes, stem: str = AUTO,
-             partial: int = 1) -> nn.Module:
+             partial: int = 1, evaluator: str = 'listed') -> nn.Module:
   """The search network of a space: all candidate weights, one forward pass.
 
   Args:
@@ -21,6 +21,10 @@ def supernet(space: Space | str, sizes: Sizes, stem: str = AUTO,
       `resolve_stem`.
     partial: k, where operations see 1/k of the channels only (PC-DARTS, Xu et
       al. 2020); it must divide C.
+    evaluator: 'listed' runs the listed slots one by one, in the memory of
+      one; 'batched' all operations of an edge at once, which is faster where
+      every slot is listed, as in DARTS. The families 'darts' and
+      'nasbench201' have both.
 
   Returns:
     A Flax module: `apply({'params': theta}, images, arch)` are the logits
@@ -36,8 +40,11 @@ def supernet(space: Space | str, sizes: Sizes, stem: str = AUTO,
   known, stem = _resolved(space, sizes, stem)
   table.check_operations(known)
   table.check(known, '', sizes, stem)
-  return table.get(known).supernet(
-      known, sizes, stem, **_partial(known, sizes, partial))
+  table.check_evaluator(known, evaluator)
+  options = _partial(known, sizes, partial)
+  if evaluator != 'listed':  # Not every family has the option.
+    options['evaluator'] = evaluator
+  return table.get(known).supernet(known, sizes, stem, **options)
 
 
 def build(genotype: genotypes.Genotype, space: Space | str, sizes: Sizes, *,

@@ -14,6 +14,9 @@ from rome_jax.engine import operations, owners, weights
 from rome_jax.families import darts, mobile, nasbench1shot1, nasbench201
 from rome_jax.spaces import Sizes, Space, counting, genotypes
 
+# How slots are evaluated: one by one, or all operations of an edge at once.
+EVALUATORS = ('listed', 'batched')
+
 
 class Family(NamedTuple):
   """One row.
@@ -31,6 +34,7 @@ class Family(NamedTuple):
     auxiliary: whether the network can have an auxiliary head.
     partial: whether the supernet can have partial channels.
     drops: whether it can leave out paths and parts of identities.
+    evaluators: how it can evaluate slots, see `engine.cells.SearchCell`.
     knows: name -> whether its cells can hold the operation.
     candidates: (theta, space) -> where the supernet keeps the weights of each
       operation, `owners.Candidate`s.
@@ -46,6 +50,7 @@ class Family(NamedTuple):
   auxiliary: bool = False
   partial: bool = False
   drops: bool = False
+  evaluators: tuple[str, ...] = EVALUATORS[:1]
   knows: Callable[[str], bool] = lambda name: name in operations.OPS
   candidates: Callable[..., tuple[owners.Candidate, ...]] = weights.candidates
 
@@ -99,11 +104,11 @@ FAMILIES: dict[str, Family] = {
         _supernet(darts.Supernet), _darts_network, _darts_count,
         counting.supernet, counting.check,
         stems=('cifar', 'imagenet'), auxiliary=True, partial=True,
-        drops=True),
+        drops=True, evaluators=EVALUATORS),
     'nasbench201': Family(
         _supernet(nasbench201.Supernet), _nasbench201_network,
         nasbench201.count, nasbench201.count_supernet, nasbench201.check,
-        partial=True, drops=True),
+        partial=True, drops=True, evaluators=EVALUATORS),
     'nasbench1shot1': Family(
         _supernet(nasbench1shot1.Supernet), _nasbench1shot1_network,
         nasbench1shot1.count, nasbench1shot1.count_supernet,
@@ -180,6 +185,25 @@ def check(space: Space, where: str, sizes: Sizes, stem: str,
     raise errors.UserError(
         f'{prefix}channels={sizes.channels} must be even with the ImageNet '
         'stem')
+
+
+def check_evaluator(space: Space, evaluator: str, where: str = '') -> None:
+  """Checks that the supernet of a space has an evaluator.
+
+  Args:
+    space: the search space.
+    evaluator: a name.
+    where: what the message calls the section of the config; '' for none.
+
+  Raises:
+    UserError: naming the field, its value and what is allowed.
+  """
+  known = get(space).evaluators
+  if evaluator not in known:
+    raise errors.UserError(
+        f"{where and where + '.'}evaluator={evaluator!r} must be "
+        f"{' or '.join(map(repr, known))} with space={space.name}"
+        f'{errors.near_miss(evaluator, known)}')
 
 
 def check_genotype(space: Space, genotype: genotypes.Genotype,

@@ -23,6 +23,7 @@ class SearchRecipe(NamedTuple):
   batch_size: int = 64
   k: int = 7
   samples: str = 'auto'
+  evaluator: str = 'auto'
   dtype: str = 'float32'
   accumulate: int = 1
   sampler: str = 'iid'

@@ -18,6 +18,7 @@ from rome_jax.devices import hosts
 from rome_jax.devices import mesh as mesh_lib
 from rome_jax.engine import archs, drop
 from rome_jax.engine import weights as weights_lib
+from rome_jax.families import table
 from rome_jax.methods import laws
 from rome_jax.methods import step as step_lib
 from rome_jax.methods.method import State
@@ -273,11 +274,45 @@ def choose_samples(recipe: SearchRecipe, network: nn.Module, theta: Any,
   return memory.samples(recipe.k // groups, images * each, total)
 
 
-def make_supernet(setup: Setup, recipe: SearchRecipe) -> nn.Module:
+def choose_evaluator(setup: Setup, recipe: SearchRecipe) -> str:
+  """How a search evaluates slots: what `evaluator='auto'` is.
+
+  'batched' if the method lists every operation of every edge and the family
+  can. It needs as little memory as 'listed', so the device does not matter,
+  and a resumed run makes the same choice.
+
+  Raises:
+    UserError: the family has not what the recipe names.
+  """
+  known = setup.family.evaluators
+  if recipe.evaluator != 'auto':
+    table.check_evaluator(
+        setup.space, recipe.evaluator, 'config.search')
+    return recipe.evaluator
+  every = 'batched' in known and _lists_every_slot(setup.method, setup.space)
+  return 'batched' if every else 'listed'
+
+
+def _lists_every_slot(method, space):
+
+  def sample(key):
+    arch = method.init(space, key)
+    noise = method.noise(space, arch, key, 1)
+    return method.sample(space, arch, jax.tree.map(lambda a: a[0], noise), 1.)
+
+  cells = jax.eval_shape(sample, jax.random.key(0))
+  return all(len(cell.ops) == (space.choices(t) >= 0).sum()
+             for t, cell in cells.items())
+
+
+def make_supernet(setup: Setup, recipe: SearchRecipe,
+                  evaluator: str = 'listed') -> nn.Module:
   """The supernet of a setup."""
-  options = {}
+  options: dict[str, Any] = {}
   if setup.method.partial > 1:  # Not every family has partial channels.
     options['partial'] = setup.method.partial
+  if evaluator != 'listed':
+    options['evaluator'] = evaluator
   return setup.family.supernet(
       setup.space, setup.sizes_of(recipe), setup.stem, **options)
 
@@ -306,7 +341,7 @@ def build(setup: Setup, recipe: SearchRecipe, dataset: data.Dataset,
   per_epoch = batches.train.steps_per_epoch
   steps = num_steps(recipe, per_epoch)
   _check_start(method, recipe, steps, per_epoch)
-  network = make_supernet(setup, recipe)
+  network = make_supernet(setup, recipe, choose_evaluator(setup, recipe))
   # No step draws from this key: steps fold in their own, smaller number.
   init_rng = jax.random.fold_in(jax.random.key(seed), 2**32 - 1)
   arch = method.init(space, init_rng, recipe.alpha_init, recipe.beta_init)
@@ -470,7 +505,8 @@ def run(setup: Setup, recipe: SearchRecipe, dataset: data.Dataset, seed: int,
       functools.partial(metrics.read, settings.workdir))
   outcome = loop.run(search.phase, program, carry, settings, writer, stop)
   outcome = outcome._replace(
-      figures=outcome.figures | {'samples': search.way})
+      figures=outcome.figures | {
+          'samples': search.way, 'evaluator': choose_evaluator(setup, recipe)})
   if setup.method.derive is None:
     return outcome, None
   genotype = setup.method.derive(setup.space, outcome.state.arch)
