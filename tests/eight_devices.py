@@ -5,6 +5,7 @@
   python eight_devices.py accumulate DATAxSAMPLE ...
   python eight_devices.py method NAME DATAxSAMPLE ...
   python eight_devices.py drop DATAxSAMPLE ...
+  python eight_devices.py batched NAME DATAxSAMPLE ...
 """
 
 import json
@@ -52,14 +53,15 @@ def switched_gradient():
           'expected': (1.5 * counts * np.arange(1, 4)).tolist()}
 
 
-def problem(accumulate=1, name='rome_v2', drop_at=None, num_steps=4):
+def problem(accumulate=1, name='rome_v2', drop_at=None, num_steps=4,
+            evaluator='listed'):
   """A tiny search: (step or boundary of a mesh, state, {half: batch})."""
   space = spaces.Space(
       'tiny', ('skip_connect', 'sep_conv_3x3', 'avg_pool_3x3'), num_nodes=2)
   method, recipe = table.METHODS[name], recipes.SearchRecipe()
   net = families.supernet(
       space, spaces.Sizes(2, 8 if method.partial > 1 else 4, 3),
-      partial=method.partial)
+      partial=method.partial, evaluator=evaluator)
   k = method.recipe.get('search.k', 4) or space.num_choices
   theta_tx = optim.sgd(
       lambda step: .05, recipe, method.extra.hyperparameters)
@@ -141,9 +143,11 @@ def largest_difference(actual, expected):
   return max(found)
 
 
-def steps(meshes, accumulate=1, name='rome_v2', drop_at=None):
+def steps(meshes, accumulate=1, name='rome_v2', drop_at=None,
+          evaluator='listed'):
   """{mesh: the largest difference to one device, relative to the largest}."""
-  update, state, batches = problem(accumulate, name, drop_at)
+  update, state, batches = problem(
+      accumulate, name, drop_at, evaluator=evaluator)
   expected = two_steps(update, state, batches, None)
   found = {}
   for text in meshes:
@@ -193,6 +197,9 @@ if __name__ == '__main__':
     print(json.dumps(boundary(sys.argv[2])))
   elif sys.argv[1] == 'method':
     print(json.dumps(steps(sys.argv[3:], name=sys.argv[2])))
+  elif sys.argv[1] == 'batched':
+    print(json.dumps(steps(
+        sys.argv[3:], name=sys.argv[2], evaluator='batched')))
   elif sys.argv[1] == 'drop':
     print(json.dumps(steps(
         sys.argv[2:], accumulate=2, drop_at=lambda step: drop.Drop(.3, .4))))

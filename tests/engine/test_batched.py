@@ -5,6 +5,7 @@ import functools
 import jax
 import numpy as np
 import pytest
+import scripts
 
 from rome_jax import families, spaces
 from rome_jax.engine import archs
@@ -146,3 +147,12 @@ def test_of_many_examples_and_without_weight_gradients(fill, quick_jit):
       assert_close(at[0], dtheta)
       cell = jax.tree.map(lambda a, i=i: a[i, 0], grads[0]['cell0']['edges'])
       assert not any(np.any(leaf) for leaf in jax.tree.leaves(cell))
+
+
+@pytest.mark.parametrize('name', [
+    'darts', pytest.param('pc_darts', marks=pytest.mark.slow)])
+def test_two_devices_are_one(name):
+  """Moments of a batch that is cut; float32 sums in another order."""
+  found = scripts.printed(
+      'eight_devices.py', 'batched', name, '2x1', timeout=900)
+  assert max(found.values()) < 1e-4, found
