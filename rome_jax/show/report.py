@@ -320,8 +320,9 @@ def _diagnostics(record, rows):
     parts += _of_cells(record, searched, last)
   parts.append(_facts([
       (f'{_words(name)}, at the end', _value(name, last.get(name)))
-      for name in ('derived_accuracy', 'discretisation_gap',
-                   'dominant_eigenvalue', 'eigenvalue_bound')]))
+      for name in ('supernet_accuracy', 'derived_accuracy',
+                   'discretisation_gap', 'dominant_eigenvalue',
+                   'eigenvalue_bound')]))
   parts.append(_facts([
       (f'{kind} of {letter}, {cell} cell, at the end', _value('', last.get(
           f'{letter}_{kind}_{cell}')))
@@ -339,29 +340,35 @@ def _of_cells(record, searched, last):
   counts = {cell: int(last.get(f'parameterless_{cell}', n))
             for cell, n in genotypes.parameterless(
                 record.genotype, space).items()}
-  collapsed = [cell for cell in sizes if last.get(f'collapsed_{cell}')]
   parts = [_paragraph(_collapse(record, space, cell, searched), 'warning')
-           for cell in collapsed]
-  if 'normal' not in collapsed and 2 * counts['normal'] > sizes['normal']:
-    parts.append(_paragraph(
-        f'{counts["normal"]} of the {sizes["normal"]} operations of the '
-        'normal cell have no weights: the search may have collapsed.',
-        'warning'))
+           for cell in _collapsed(record, space, searched, last)]
   return [*parts, _facts([
       (f'operations without weights, {name} cell',
        f'{counts[cell]} of {sizes[cell]}')
       for cell, name in collapse.NAMES.items() if cell in counts])]
 
 
+def _collapsed(record, space, searched, last):
+  """The cell types that have collapsed, as the search's last line says.
+
+  The lines of a search that ends with a choice do not; then the cells do.
+  """
+  if not searched:
+    return []
+  found = {} if space is None else collapse.cells(record.genotype, space)
+  return [t for t in genotypes.cell_types(record.genotype)
+          if last.get(f'collapsed_{t}', t in found and found[t].collapsed)]
+
+
 def _collapse(record, space, cell, searched):
   """The sentence about a collapsed cell, with the epoch since when."""
   phase = searched[-1]['phase']
-  epoch = collapse.since(searched, phase, cell) or 0
+  epoch = collapse.since(searched, phase, cell)
   if space is None:
     return (f'The {collapse.NAMES[cell]} cell has collapsed, since epoch '
-            f'{epoch:.4g}.')
+            f'{epoch or 0:.4g}.')
   text = collapse.sentence(
-      cell, collapse.cells(record.genotype, space)[cell], 'since', epoch)
+      cell, collapse.cells(record.genotype, space)[cell], epoch)
   return text[0].upper() + text[1:] + '.'
 
 

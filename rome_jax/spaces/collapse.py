@@ -75,22 +75,21 @@ def _site(space, node, pred):
   return start + int(pred - space.edge_preds[start])
 
 
-def sentence(cell_type: str, cell: Cell, when: str, epoch: float) -> str:
+def sentence(cell_type: str, cell: Cell, epoch: float | None = None) -> str:
   """Says that a cell has collapsed.
 
   Args:
     cell_type: 'normal' or 'reduce'.
     cell: its operations.
-    when: 'at' or 'since'.
-    epoch: of the search.
+    epoch: of the search, since when; None where nobody knows.
 
-  >>> print(sentence('reduce', Cell(7, 8), 'at', 12.))
+  >>> print(sentence('reduce', Cell(7, 8), 12.))
   the reduction cell has collapsed: 7 of its 8 operations that could have \
-weights have none, at epoch 12
+weights have none, since epoch 12
   """
+  since = '' if epoch is None else f', since epoch {epoch:.4g}'
   return (f'the {NAMES[cell_type]} cell has collapsed: {cell.free} of its '
-          f'{cell.of} operations that could have weights have none, {when} '
-          f'epoch {epoch:.4g}')
+          f'{cell.of} operations that could have weights have none{since}')
 
 
 def since(rows: Iterable[Mapping[str, Any]], phase: str,

@@ -2,11 +2,12 @@
 
 A search that is going wrong derives cells of skips and pooling, its alpha
 grows sharp in that direction (the dominant eigenvalue rises), and its derived
-network falls far behind the mixture it is cut from (Zela et al., ICLR 2020).
+network falls far behind the supernet it is cut from (Zela et al., ICLR 2020).
 """
 
+import functools
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -14,6 +15,7 @@ import jax
 import numpy as np
 
 from rome_jax import data, families
+from rome_jax.devices import hosts
 from rome_jax.devices import mesh as mesh_lib
 from rome_jax.methods import curvature
 from rome_jax.methods import step as step_lib
@@ -27,11 +29,12 @@ from rome_jax.train.setup import Setup
 Scalars = dict[str, float]
 
 GAP_BATCHES = 16  # at 64 images: a standard error of at most 1.6 points
-LONG = 5_000  # steps
+LONG = 500_000  # images: 20 epochs of half of CIFAR-10
 
 
 def make_test(setup: Setup, recipe: SearchRecipe, network: nn.Module,
               valid: data.Batches, dataset: data.Dataset,
+              tau: Callable[[Any], Any],
               eigenvalue: Callable[..., Any] | None,
               batches: Callable[[int], Any], steps: int, steps_per_epoch: int,
               ) -> tuple[Callable[[State], Scalars] | None, int]:
@@ -41,6 +44,7 @@ def make_test(setup: Setup, recipe: SearchRecipe, network: nn.Module,
     setup, recipe, dataset: of the search.
     network: the supernet.
     valid: batches of the validation half.
+    tau: step -> temperature.
     eigenvalue: see `make_eigenvalue`, or None.
     batches: those of the steps, for the eigenvalue.
     steps, steps_per_epoch: of the search.
@@ -51,7 +55,7 @@ def make_test(setup: Setup, recipe: SearchRecipe, network: nn.Module,
   """
   derived, number = None, gap_batches(recipe, steps)
   if number and setup.method.derive is not None:
-    derived = Derived(setup, recipe, network, valid, dataset, number)
+    derived = Derived(setup, recipe, network, valid, dataset, tau, number)
   if derived is None and eigenvalue is None:
     return None, 1
   every = 1 if derived is not None else recipe.eigenvalue_every
@@ -66,7 +70,7 @@ def make_test(setup: Setup, recipe: SearchRecipe, network: nn.Module,
       # As the authors: on the validation batch of the last step.
       value, bound = eigenvalue(state, batches(step - 1))
       scalars |= {
-          'dominant_eigenvalue': float(value) + recipe.alpha_weight_decay,
+          'dominant_eigenvalue': float(value),
           'eigenvalue_bound': float(bound)}
     return scalars
 
@@ -76,20 +80,22 @@ def make_test(setup: Setup, recipe: SearchRecipe, network: nn.Module,
 def gap_batches(recipe: SearchRecipe, steps: int) -> int:
   """How many batches measure the gap in a search of so many steps.
 
-  Compiling it took 6 s of CPU time where the step took 26 s (the quickstart's
-  supernet; 2 cores, 2026-11-26), too long for a search of seconds.
+  Images decide, as steps depend on the batch: full-size searches of all rows
+  have it. Compiling one of its two programs took 6 s of CPU time where the
+  step took 26 s (the quickstart's supernet; 2 cores, 2026-11-26), too long for
+  a search of seconds.
 
   >>> gap_batches(SearchRecipe(), 19_500), gap_batches(SearchRecipe(), 176)
   (16, 0)
   """
   if recipe.gap_batches >= 0:
     return recipe.gap_batches
-  return GAP_BATCHES if steps >= LONG else 0
+  return GAP_BATCHES if steps * recipe.batch_size >= LONG else 0
 
 
 def make_eigenvalue(parts: tuple[Any, ...], mesh: Any = None,
                     ) -> Callable[..., Any]:
-  """The program (state, batches) -> `curvature.Eigenvalue`, without L2.
+  """The program (state, batches) -> `curvature.Eigenvalue`, L2 included.
 
   Args:
     parts: the arguments of `step.make_boundary`.
@@ -110,26 +116,36 @@ def make_eigenvalue(parts: tuple[Any, ...], mesh: Any = None,
   return jax.jit(step_lib.make_boundary(measured, *parts[1:]), **shardings)
 
 
-def has_eigenvalue(method: Method) -> bool:
-  """Whether the validation loss is a function of alpha.
+def no_eigenvalue(method: Method) -> str:
+  """Why the eigenvalue of a method is not to be logged, or ''.
 
   >>> from rome_jax import methods
-  >>> has_eigenvalue(methods.darts), has_eigenvalue(methods.gdas)
-  (True, False)
+  >>> no_eigenvalue(methods.darts), no_eigenvalue(methods.gdas)
+  ('', 'which samples architectures')
   """
-  return method.noise is no_noise and method.derive is not None
+  if all(update.params == 'theta' for update in method.updates):
+    return 'which learns no alpha'
+  if method.noise is not no_noise:
+    return 'which samples architectures'
+  if 'dominant_eigenvalue' in method.extra.reports:
+    return 'which measures and logs the eigenvalue itself'
+  return ''
 
 
 class Derived:
-  """state -> {'derived_accuracy'} with the supernet's weights.
+  """state -> accuracies of the supernet and its derived network, and the gap.
 
-  The first batches of the validation half, not augmented, the same each time;
-  BatchNorm takes the statistics of the batch, as in the search. One program
-  serves all genotypes; it is compiled at the first call.
+  Both have the supernet's weights and the same images: the first batches of
+  the validation half, not augmented, the same each time. BatchNorm takes the
+  statistics of the batch, as in the search. The supernet is that of alpha and
+  tau as they are, a mixture or, for each batch, one sampled architecture; its
+  noise is the same each time. Compiled at the first call: a program for
+  derived networks and, if they have other slots, one for the supernet.
   """
 
   def __init__(self, setup: Setup, recipe: SearchRecipe, network: nn.Module,
-               valid: data.Batches, dataset: data.Dataset, number: int):
+               valid: data.Batches, dataset: data.Dataset,
+               tau: Callable[[Any], Any], number: int):
     """Takes at most `number` batches; compiles nothing yet."""
     mesh = setup.mesh
     plain = data.Batches(
@@ -138,7 +154,9 @@ class Derived:
     self._number = min(number, plain.steps_per_epoch)
     self._batches = mesh_lib.sharded(
         plain, mesh_lib.split_batch(mesh) if mesh else None, plain.batch_size)
-    self._setup = setup
+    self._setup, self._tau = setup, tau
+    self._sample = jax.jit(functools.partial(
+        _sampled, setup.method, setup.space))
     if getattr(network, 'evaluator', 'listed') != 'listed':
       # A single path has nothing to run side by side.
       network = network.clone(evaluator='listed')
@@ -153,20 +171,34 @@ class Derived:
   def __call__(self, state: State) -> Scalars:
     space, method = self._setup.space, self._setup.method
     assert method.derive is not None
-    genotype = method.derive(space, state.arch)
-    cells = jax.tree.map(
-        lambda leaf: np.asarray(leaf)[None],
-        families.arch_of(genotype, space, fewer_edges=True))
-    total = 0.
+    arch, mask = jax.device_get((state.arch, state.mask))
+    derived = families.arch_of(
+        method.derive(space, arch), space, fewer_edges=True)
+    tau = self._tau(int(state.step) - 1)  # That of the last step.
+    totals = np.zeros(2)
     with data.prefetch(self._batches, 0, self._number) as batches:
       for i, batch in enumerate(batches):
-        # For operations that draw: the same in every call.
-        key = np.asarray(jax.random.key_data(
-            jax.random.fold_in(jax.random.key(0), i)))
-        scores = self._score(
-            state.theta, cells, batch['image'], batch['label'], key)
-        total += float(np.asarray(scores)[0, 0])
-    return {'derived_accuracy': total / self._number}
+        # For samples and for operations that draw: the same in every call.
+        key = jax.random.fold_in(jax.random.key(0), i)
+        supernet = self._sample(arch, mask, tau, key)
+        totals += [self._accuracy(state.theta, cells, batch, key)
+                   for cells in (supernet, derived)]
+    of_supernet, of_derived = (float(x) for x in totals / self._number)
+    return {'supernet_accuracy': of_supernet, 'derived_accuracy': of_derived,
+            'discretisation_gap': of_supernet - of_derived}
+
+  def _accuracy(self, theta, cells, batch, key):
+    block = jax.tree.map(lambda leaf: np.asarray(leaf)[None], cells)
+    scores = self._score(theta, block, batch['image'], batch['label'],
+                         np.asarray(jax.random.key_data(key)))
+    return float(np.asarray(scores)[0, 0])
+
+
+def _sampled(method, space, arch, mask, tau, key):
+  """One architecture of the supernet: its mixture, or a sample."""
+  noise = jax.tree.map(
+      lambda leaf: leaf[0], method.noise(space, arch, key, 1))
+  return method.sample(space, arch, noise, tau, mask or None)
 
 
 # ------------------------------------------------------------------ collapse
@@ -176,31 +208,63 @@ class Watch:
   """Says on stderr that a cell has collapsed, once per cell type.
 
   A cell counts once it has been so for a tenth of the search, or at its end:
-  at first alpha is noise, and so is the cell.
+  at first alpha is noise, and so is the cell. A search that continues knows
+  from its lines since when that is so, and what it has said.
   """
 
-  def __init__(self, space: Space, name: str, epochs: float):
-    """Remembers the name of the phase and how long it lasts."""
+  def __init__(self, space: Space, name: str, epochs: float,
+               lines: Callable[[], Iterable[Mapping[str, Any]]] = tuple):
+    """Remembers the name of the phase and how long it lasts.
+
+    Args:
+      space: the search space.
+      name: of the phase.
+      epochs: of the phase.
+      lines: () -> rows of metrics.jsonl so far, asked for at the first call.
+    """
     self._space, self._name, self._epochs = space, name, epochs
+    self._lines: Callable[[], Iterable[Mapping[str, Any]]] | None = lines
     self._since: dict[str, float] = {}
     self._said: set[str] = set()
 
   def __call__(self, genotype: Genotype, epoch: float) -> Scalars:
     """The scalars {'collapsed_<cell type>': 0 or 1}."""
     found = collapse.cells(genotype, self._space)
+    if not hosts.is_first():
+      return _flags(found)
+    self._remember(found)
     for cell_type, cell in found.items():
-      if not cell.collapsed:
-        self._since.pop(cell_type, None)
-        continue
-      since = self._since.setdefault(cell_type, epoch)
-      lasts = epoch - since >= self._epochs / 10 or epoch >= self._epochs
-      if lasts and cell_type not in self._said:
-        self._said.add(cell_type)
+      if self._is_news(cell_type, cell.collapsed, epoch):
+        since = self._since[cell_type]
         print(f'{self._name}: warning: '
-              f'{collapse.sentence(cell_type, cell, "since", since)}',
+              f'{collapse.sentence(cell_type, cell, since)}',
               file=sys.stderr, flush=True)
-    return {f'collapsed_{t}': int(cell.collapsed)
-            for t, cell in found.items()}
+    return _flags(found)
+
+  def _remember(self, cell_types):
+    """Goes through the lines of an earlier start, once."""
+    rows, self._lines = self._lines() if self._lines else (), None
+    for row in rows:
+      for cell_type in cell_types:
+        if row['phase'] == self._name and f'collapsed_{cell_type}' in row:
+          self._is_news(
+              cell_type, row[f'collapsed_{cell_type}'], row['epoch'])
+
+  def _is_news(self, cell_type, collapsed, epoch):
+    """Whether to say, now and never again, that a cell has collapsed."""
+    if not collapsed:
+      self._since.pop(cell_type, None)
+      return False
+    since = self._since.setdefault(cell_type, epoch)
+    lasts = epoch - since >= self._epochs / 10 or epoch >= self._epochs
+    news = lasts and cell_type not in self._said
+    if news:
+      self._said.add(cell_type)
+    return news
+
+
+def _flags(found):
+  return {f'collapsed_{t}': int(cell.collapsed) for t, cell in found.items()}
 
 
 def figures(rows: Sequence[Mapping[str, Any]], phase: str, genotype: Genotype,

@@ -85,6 +85,8 @@ class Phase(NamedTuple):
       ends here.
     draw: state -> [n] weights, or None. By them the images of `batches` are
       drawn up to the next boundary; see `data.Batches`.
+    line_at: a step after which a line is logged whatever `log_every`, so that
+      no mean spans it; 0: none.
   """
 
   name: str
@@ -100,6 +102,7 @@ class Phase(NamedTuple):
   boundary: Callable | None = None
   stop: Callable | None = None
   draw: Callable | None = None
+  line_at: int = 0
 
 
 class Settings(NamedTuple):
@@ -358,12 +361,13 @@ class _Runner:
 
   def _after(self, step, carry, batch, wait):
     """What follows a step: the boundary, a line, a checkpoint."""
+    phase = self.phase
     at_boundary = self._has_boundary(step)
     if at_boundary:
       carry = self._cross(step, carry, batch)
     last = step == self.end
     if (step % self.settings.log_every == 0 or last or at_boundary
-        or self._tests_at(step)):
+        or step == phase.line_at or self._tests_at(step)):
       carry = self._log(step, carry, wait)
     self.progress.update(step, **{
         k: v for k, v in self.scalars.items() if k.endswith('accuracy')})

@@ -124,7 +124,8 @@ def test_whole_run(run):
       '92.00 ± 2.83% (n = 2)', '5.00 points above',
       'standard error of 2.24 points.',  # sqrt(1.41^2 / 2 + 2.83^2 / 2)
       '1:01:15', '3.349 M', '528.359 M', '300 MiB', '87.50%', '42.0 s',
-      '3 of the 4 operations of the normal cell have no weights',
+      'The normal cell has collapsed: 3 of its 4 operations that could have '
+      'weights have none. ',
       'cpu <b>&', '<script>alert', 'search.k', "('max_pool_3x3', 0)", '1.25'):
     assert text in page.text, text
   text = (run / 'report.html').read_text()
@@ -168,7 +169,8 @@ def collapsed_run(workdir, space='s0', phase='search'):
           'epoch': epoch, 'collapsed_normal': bad, 'collapsed_reduce': 0,
           'parameterless_normal': 3, 'parameterless_reduce': 1,
           'alpha_entropy_normal/00': .5, 'alpha_entropy_normal/01': .25,
-          'derived_accuracy': .5, 'discretisation_gap': .25,
+          'supernet_accuracy': .75, 'derived_accuracy': .5,
+          'discretisation_gap': .25,
           'dominant_eigenvalue': .375})
   curves.save_run(workdir, metrics.read(workdir))
 
@@ -180,8 +182,8 @@ def test_a_collapse_is_named_with_its_epoch(tmp_path, phase):
   assert ('The normal cell has collapsed: 3 of its 4 operations that could '
           'have weights have none, since epoch 3.') in page.text
   assert 'reduction cell has collapsed' not in page.text
-  assert 'may have collapsed' not in page.text
   for text in ('derived accuracy, at the end', '50.00%', '0.375',
+               'supernet accuracy, at the end', '75.00%',
                'discretisation gap, at the end'):
     assert text in page.text, text
   # The search's curves and the map of its edges.
@@ -194,14 +196,28 @@ def test_a_collapse_in_a_space_of_ones_own(tmp_path):
       read_page(tmp_path).text)
 
 
-def test_no_warning_for_a_cell_with_weights(tmp_path):
-  genotype = genotypes.from_text(TEXT)
-  swapped = genotype._replace(normal=genotype.reduce, reduce=genotype.normal)
-  genotypes.save(tmp_path / 'genotype.json', swapped, space='s0', seed=0,
-                 step=1)
+def test_no_warning_for_a_genotype_that_no_search_has_found(tmp_path):
+  genotypes.save(tmp_path / 'genotype.json', genotypes.from_text(TEXT),
+                 space='s0', seed=0, step=1)
   page = read_page(tmp_path)
   assert 'collapsed' not in page.text
-  assert '1 of 4' in page.text and '3 of 4' in page.text
+  assert '3 of 4' in page.text and '1 of 4' in page.text
+
+
+@pytest.mark.parametrize('free, collapsed', [(5, False), (6, True)])
+def test_one_rule_of_collapse(tmp_path, free, collapsed):
+  """Three quarters, where the lines of a search do not say it."""
+  ops = free * ['skip_connect'] + (8 - free) * ['sep_conv_3x3']
+  nodes = [(op, i % 2) for i, op in enumerate(ops)]
+  genotypes.save(tmp_path / 'genotype.json', genotypes.from_text(
+      f'Genotype(normal={nodes}, normal_concat=[2, 3, 4, 5], '
+      f'reduce={4 * [("sep_conv_3x3", 0), ("sep_conv_3x3", 1)]}, '
+      'reduce_concat=[2, 3, 4, 5])'), space='s2', seed=0, step=1)
+  with metrics.MetricsWriter(tmp_path, tensorboard=False) as out:
+    out.write('search', 1, {'epoch': 1, 'train_loss': 1.})
+  text = read_page(tmp_path).text
+  assert ('The normal cell has collapsed' in text) is collapsed
+  assert 'reduction cell has collapsed' not in text
 
 
 def test_summarise():

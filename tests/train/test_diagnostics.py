@@ -1,6 +1,7 @@
 """Diagnostics of collapse: what they measure, when, and what they say."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +10,12 @@ import pytest
 
 from rome_jax import config as config_lib
 from rome_jax import data, errors, families, spaces
+from rome_jax.engine import archs
 from rome_jax.engine import weights as weights_lib
 from rome_jax.methods import step, table
 from rome_jax.methods.method import ArchParams
 from rome_jax.spaces import collapse, genotypes
-from rome_jax.train import diagnostics, loop, metrics, search
+from rome_jax.train import diagnostics, loop, metrics, optim, search
 from rome_jax.train.recipes import SearchRecipe
 from rome_jax.train.setup import Setup
 
@@ -136,6 +138,31 @@ def test_a_sentence_once_per_cell_type(capsys):
   assert 'the reduction cell has collapsed' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('logged', range(1, 7))
+def test_a_watch_goes_on_from_the_lines_of_a_run(logged, capsys):
+  """Wherever it is cut it says what one watch says, once in all."""
+  good, bad = darts_cells(8 * [SEP]), darts_cells(8 * [SKIP], 8 * [SEP])
+  course = [(good, 1.), (bad, 2.), (good, 3.), (bad, 7.5), (bad, 9.5),
+            (bad, 12.), (bad, 20.)]
+
+  def watched(watch, part):
+    return [{'phase': 'search', 'epoch': epoch, **watch(genotype, epoch)}
+            for genotype, epoch in part]
+
+  before = watched(diagnostics.Watch(spaces.S2, 'search', 20.), course[:logged])
+  said = capsys.readouterr().err
+  rows = [{'phase': 'retrain/a', 'epoch': 1, 'train_loss': 1.},
+          *({**row, 'phase': 'search/stage-1', 'collapsed_reduce': 1}
+            for row in before),
+          {'phase': 'search', 'epoch': .5, 'tau': 1.}, *before]
+  watched(diagnostics.Watch(spaces.S2, 'search', 20., lambda: rows),
+          course[logged:])
+  assert bool(said) is (logged >= 5)
+  assert said + capsys.readouterr().err == (
+      'search: warning: the normal cell has collapsed: 8 of its 8 operations '
+      'that could have weights have none, since epoch 7.5\n')
+
+
 def test_the_figures_say_since_when():
   rows = [{'phase': phase, 'epoch': e, 'collapsed_normal': c} for phase, e, c in
           (('search', 1, 1), ('search', 2, 0), ('search', 3, 1),
@@ -147,7 +174,7 @@ def test_the_figures_say_since_when():
       rows, 'search', darts_cells(8 * [SEP]), spaces.S2) == {}
 
 
-# ------------------------------------------------- the derived network's gap
+# --------------------------------------------------- the discretisation gap
 
 
 @functools.cache
@@ -173,34 +200,29 @@ def with_alpha(table_of, beta=0):
   return step.State(jnp.int32(2), jnp.uint32(0), None, arch, (), ())
 
 
-def test_the_derived_networks_accuracy(quick_jit):
-  """Against the network itself on images read by hand; one compilation.
-
-  FairDARTS leaves edges out, whose slots then have gate 0.
-  """
-  setup = setup_of('fair_darts')
-  recipe = RECIPE._replace(cells=1)
+@pytest.fixture(name='judge', scope='module')
+def _judge(quick_jit):
+  """What makes `Derived`s of one cell and knows its accuracy by hand."""
+  recipe, setup = RECIPE._replace(cells=1), setup_of('darts')
   halves = search.make_halves(setup, recipe, dataset(), 0)
   net = search.make_supernet(setup, recipe)
   apply = quick_jit(net.apply)
   theta = weights_lib.init_supernet(net, 0, 8, 1)
-  measure = diagnostics.Derived(
-      setup, recipe, net, halves.valid, dataset(), number=9)
   images = dataset().train
   plain = data.make_transform('shift', dataset(), train=False)
-  found = []
-  for alpha in ([[9., 0.], [9., 0.]], [[0., 9.], [9., 0.]],
-                [[9., 0.], [0., 0.]]):
-    state = with_alpha({t: alpha for t in spaces.CELL_TYPES})._replace(
-        theta=theta)
-    genotype = setup.method.derive(TINY, state.arch)
-    # The edges that are kept, with gate 1.
-    edges = [pred for _, pred in genotype.normal[0]]
-    ops = [TINY.ops.index(op) for op, _ in genotype.normal[0]]
-    cell = families.arch_of(
-        darts_cells([SKIP, SKIP]), TINY)['normal']._replace(
-            edges=jnp.array(edges, jnp.int32), ops=jnp.array(ops, jnp.int32),
-            gates=jnp.ones(len(edges)))
+  programs = []
+
+  def make(method, tau=None):
+    made = diagnostics.Derived(
+        setup_of(method), recipe, net, halves.valid, dataset(), tau, number=9)
+    programs.append(made._score)
+    made._score = programs[0]  # One network, one program.
+    return made
+
+  def by_hand(edges, ops, gates):
+    cell = archs.CellArch(
+        jnp.array(edges, jnp.int32), jnp.array(ops, jnp.int32),
+        jnp.array(gates, jnp.float32))
     right = []
     for number in range(2):  # The half has two whole batches.
       chosen = halves.valid.batch_indices(number)
@@ -208,29 +230,146 @@ def test_the_derived_networks_accuracy(quick_jit):
           {'params': theta}, plain(images.get(chosen), None),
           {'normal': cell, 'reduce': cell})
       right.append(np.asarray(logits).argmax(-1) == images.labels[chosen])
-    scalars = measure(state)
-    assert scalars == {'derived_accuracy': pytest.approx(np.mean(right))}
-    found.append((len(edges), scalars['derived_accuracy']))
-  assert [n for n, _ in found] == [2, 2, 1]
-  assert measure._score._cache_size() == 1
+    return pytest.approx(np.mean(right))
+
+  def state(alpha):
+    return with_alpha({t: alpha for t in spaces.CELL_TYPES})._replace(
+        theta=theta)
+
+  return types.SimpleNamespace(make=make, by_hand=by_hand, state=state)
+
+
+MIXED = [0, 0, 1, 1], [0, 1, 0, 1]  # edges and operations of TINY's mixture
+
+
+def test_supernet_and_derived_network_on_the_same_images(judge):
+  """Against the network itself on images read by hand.
+
+  FairDARTS leaves edges out, whose slots then have gate 0.
+  """
+  measure = judge.make('fair_darts', lambda step: 1.)
+  numbers = []
+  for alpha in ([[9., 0.], [9., 0.]], [[0., 9.], [9., 0.]],
+                [[9., 0.], [0., 0.]]):
+    state = judge.state(alpha)
+    node, = table.METHODS['fair_darts'].derive(TINY, state.arch).normal
+    edges = [pred for _, pred in node]
+    numbers.append(len(edges))
+    derived = judge.by_hand(
+        edges, [TINY.ops.index(op) for op, _ in node], [1.] * len(edges))
+    supernet = judge.by_hand(*MIXED, 1 / (1 + np.exp(-np.ravel(alpha))))
+    found = measure(state)
+    assert found['derived_accuracy'] == derived
+    assert found['supernet_accuracy'] == supernet
+    assert found['discretisation_gap'] == (
+        found['supernet_accuracy'] - found['derived_accuracy'])
+    assert set(found) == {
+        'supernet_accuracy', 'derived_accuracy', 'discretisation_gap'}
+  assert numbers == [2, 2, 1]
+  # A program each for derived networks and for the mixture.
+  assert measure._score._cache_size() == 2
+
+
+def test_a_sampled_supernet_has_the_present_alpha_and_tau(judge):
+  """SNAS' gates are all alike at a high tau; a strong alpha makes them 0, 1.
+
+  The state has done two steps; tau is that of the second.
+  """
+  flat = [[.01, 0.], [0., .01]]
+  hot = judge.make('snas', {1: 1e6}.__getitem__)(judge.state(flat))
+  assert hot['supernet_accuracy'] == judge.by_hand(*MIXED, [.5] * 4)
+  measure = judge.make('snas', lambda step: .1)
+  cold = measure(judge.state([[99., 0.], [0., 99.]]))
+  assert cold['supernet_accuracy'] == judge.by_hand(*MIXED, [1., 0., 0., 1.])
+  assert cold['discretisation_gap'] == 0
+  # Noise decides at a flat alpha; it is the same in every call.
+  assert measure(judge.state(flat)) == measure(judge.state(flat))
+
+
+def test_one_path_needs_one_program(judge):
+  measure = judge.make('rome_v2', lambda step: .1)
+  before = measure._score._cache_size()
+  arch = ArchParams(
+      {t: np.float32([[99., 0.], [0., 99.]]) for t in spaces.CELL_TYPES},
+      {t: np.zeros(2, np.float32) for t in spaces.CELL_TYPES})
+  found = measure(judge.state([[0., 0.]])._replace(arch=arch))
+  assert found['supernet_accuracy'] == judge.by_hand([0, 1], [0, 1], [1., 1.])
+  assert found['discretisation_gap'] == 0
+  assert measure._score._cache_size() == max(before, 1)
 
 
 def test_when_it_is_measured():
   of = diagnostics.gap_batches
   assert of(SearchRecipe(gap_batches=3), 10) == 3
   assert of(SearchRecipe(gap_batches=0), 10**5) == 0
-  assert of(SearchRecipe(), 4_999) == 0 and of(SearchRecipe(), 5_000) == 16
+  small = SearchRecipe(batch_size=100)
+  assert of(small, 4_999) == 0 and of(small, 5_000) == 16
+  # The digits, 50 epochs.
+  assert of(SearchRecipe(), 50 * (1_437 // 2 // 64)) == 0
 
 
-def test_the_eigenvalue_needs_a_function_of_alpha():
+@pytest.mark.parametrize('method', [
+    name for name, row in table.METHODS.items() if row.derive is not None])
+def test_every_row_has_it_at_the_size_of_its_paper(method):
+  """By its own recipe on the 50,000 images of CIFAR-10."""
   config = config_lib.defaults()
+  config.method = method
+  config_lib.apply_recipe(config)
+  recipe = SearchRecipe(**config.search.to_dict())
+  images = int(50_000 * recipe.fraction_theta)
+  steps = recipe.epochs * (images // recipe.batch_size)
+  assert method != 'pc_darts' or steps == 4_850
+  assert diagnostics.gap_batches(recipe, steps) == 16
+
+
+@pytest.mark.parametrize('method, why', [
+    ('rome_v2', 'which samples architectures'),
+    ('snas', 'which samples architectures'),
+    ('spos', 'which learns no alpha'),
+    ('random_search', 'which learns no alpha'),
+    ('darts_es', 'which measures and logs the eigenvalue itself'),
+    ('darts_ada', 'which measures and logs the eigenvalue itself')])
+def test_whose_eigenvalue_is_not_to_be_logged(method, why):
+  config = config_lib.defaults()
+  config.method = method
+  config_lib.apply_recipe(config)
   config.search.eigenvalue_every = 2
   with pytest.raises(errors.UserError, match=(
-      r"config\.search\.eigenvalue_every=2 must be 0 with config\.method="
-      "'rome_v2', whose validation loss is no function of alpha$")):
+      r'^config\.search\.eigenvalue_every=2 must be 0 with config\.method='
+      f"'{method}', {why}$")):
     config_lib.validate(config)
-  config.method, config.search.k = 'darts', 1
+
+
+def test_the_eigenvalue_of_a_mixture_may_be_logged():
+  config = config_lib.defaults()
+  config.method, config.search.k, config.search.eigenvalue_every = 'darts', 1, 2
   config_lib.validate(config)
+
+
+def test_the_eigenvalue_has_the_l2_of_the_recipe():
+  """A loss that is a parabola of alpha: its curvature and the decay."""
+  setup = setup_of('darts')
+  arch = ArchParams({t: jnp.zeros((2, 2)) for t in spaces.CELL_TYPES},
+                    {t: jnp.zeros(0) for t in spaces.CELL_TYPES})
+
+  def loss(theta, cells, batch, key):
+    alpha = cells['normal'].gates
+    return batch * (alpha ** 2).sum() / 2, {'accuracy': batch}
+
+  row = setup.method._replace(
+      sample=lambda space, arch, noise, tau, mask=None: {
+          t: archs.CellArch(jnp.zeros(4, int), jnp.zeros(4, int),
+                            arch.alpha[t].ravel())
+          for t in spaces.CELL_TYPES})
+  recipe = RECIPE._replace(alpha_weight_decay=.25)
+  options = search._options(recipe, 'scan', 6, 2)
+  txs = optim.sgd(lambda step: .1, recipe), optim.arch_adam(recipe)
+  measure = diagnostics.make_eigenvalue(
+      (row, TINY, loss, *txs, lambda step: 1., options))
+  state = step.init_state(row, TINY, jnp.zeros(1), arch, *txs)
+  batch = jnp.float32(3.)
+  assert float(measure(state, {'train': batch, 'valid': batch}).value) == (
+      pytest.approx(3.25, rel=1e-4))
 
 
 # ----------------------------------------------------------- whole searches
@@ -258,6 +397,66 @@ def lines(workdir):
           for row in metrics.read(workdir)]
 
 
+@pytest.fixture(name='toy')
+def _toy(monkeypatch):
+  """A loss that is the mean label of the batch; alpha moves to the skips.
+
+  So a search compiles in no time and its means are known.
+  """
+
+  def make_loss(*unused):
+    def loss(theta, cells, batch, key):
+      skips = sum((cell.gates * (cell.ops == 0)).sum()
+                  for cell in cells.values())
+      pull = skips - jax.lax.stop_gradient(skips)
+      mean = batch['label'].astype(jnp.float32).mean()
+      return mean - pull, {'accuracy': mean / 10}
+    return loss
+
+  monkeypatch.setattr(search, 'make_loss', make_loss)
+
+
+def test_no_mean_spans_steps_without_alpha(toy, tmp_path):
+  """Alpha moves from step 3 on; lines are due every 4 steps."""
+  del toy
+  recipe = RECIPE._replace(epochs=4, alpha_start=1)
+  settings = loop.Settings(tmp_path, 4, 8, 2)
+  with metrics.MetricsWriter(tmp_path, tensorboard=False) as writer:
+    search.run(setup_of('darts'), recipe, dataset(), 0, settings, writer,
+               Never())
+  halves = search.make_halves(setup_of('darts'), recipe, dataset(), 0)
+  means = [halves.valid(i)['label'].mean() for i in range(8)]
+  rows = {row['step']: row for row in metrics.read(tmp_path)}
+  assert set(rows) == {2, 4, 8} and 'valid_loss' not in rows[2]
+  for last, first in ((4, 2), (8, 4)):
+    assert rows[last]['valid_loss'] == pytest.approx(
+        np.mean(means[first:last]), rel=1e-5)
+    assert rows[last]['valid_accuracy'] == pytest.approx(
+        np.mean(means[first:last]) / 10, rel=1e-5)
+
+
+def test_a_resumed_search_says_what_one_start_says(toy, tmp_path, capsys):
+  """Collapsed by step 3, it says so at step 6; it is cut after 4 and 8.
+
+  A tenth of its 12 epochs is 2.4 steps; lines are due every 3 steps.
+  """
+  del toy
+
+  def said():
+    return [line for line in capsys.readouterr().err.splitlines()
+            if 'collapsed' in line]
+
+  recipe = RECIPE._replace(epochs=12, alpha_lr=1.)
+  assert run('darts', recipe, tmp_path / 'whole')[0].finished
+  whole = said()
+  assert len(whole) == 2 and all('since epoch 1.5' in line for line in whole)
+  for _ in range(2):
+    assert not run('darts', recipe, tmp_path / 'cut', StopAfter(4))[0].finished
+  assert run('darts', recipe, tmp_path / 'cut')[0].finished
+  assert said() == whole
+  assert lines(tmp_path / 'cut') == lines(tmp_path / 'whole')
+
+
 @pytest.mark.slow
 def test_a_search_with_all_of_them(tmp_path):
   """At each epoch's end and the last step; the same when it is resumed."""
@@ -273,7 +472,7 @@ def test_a_search_with_all_of_them(tmp_path):
   for row in rows.values():
     if 'derived_accuracy' in row:
       assert row['discretisation_gap'] == pytest.approx(
-          row['valid_accuracy'] - row['derived_accuracy'])
+          row['supernet_accuracy'] - row['derived_accuracy'])
     if 'dominant_eigenvalue' in row:
       assert np.isfinite(row['dominant_eigenvalue'])
       assert row['eigenvalue_bound'] >= 0
