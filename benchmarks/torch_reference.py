@@ -27,6 +27,8 @@ otherwise:
 import functools
 import operator
 import os
+import resource
+import sys
 import time
 from collections.abc import Sequence
 
@@ -155,8 +157,10 @@ OPS = {
 class Cell(nn.Module):
   """One cell: all E x O operations exist, only the given ones are run."""
 
-  def __init__(self, space, in_channels, channels, reduction, after_reduction):
+  def __init__(self, space, in_channels, channels, reduction, after_reduction,
+               partial=1):
     super().__init__()
+    self.partial = partial
     # Lists, since `torch.compile` would trace NumPy's arrays as tensors.
     self.edge_nodes, self.edge_preds = (
         table.tolist() for table in (space.edge_nodes, space.edge_preds))
@@ -170,7 +174,8 @@ class Cell(nn.Module):
     for pred in space.edge_preds:
       stride = 2 if reduction and pred < space.num_inputs else 1
       self.edges.append(nn.ModuleDict(
-          {name: OPS[name](channels, stride) for name in space.ops}))
+          {name: OPS[name](channels // partial, stride)
+           for name in space.ops}))
 
   def forward(self, inputs, edges, ops, gates=None):
     states = [f(x) for f, x in zip(self.preprocess, inputs)]
@@ -189,6 +194,39 @@ class Cell(nn.Module):
     return torch.cat(states[self.num_inputs:], dim=1)
 
 
+class MixedCell(Cell):
+  """All operations of all edges: `MixedOp` and `Cell` of DARTS and PC-DARTS.
+
+  Liu et al., ICLR 2019, and Xu et al., ICLR 2020, `cnn/model_search.py` and
+  `model_search.py` of the authors' code.
+  """
+
+  def forward(self, inputs, weights, betas=None):
+    states = [f(x) for f, x in zip(self.preprocess, inputs)]
+    for node in range(self.num_nodes):
+      terms = []
+      for edge, of_node in enumerate(self.edge_nodes):
+        if of_node == node:
+          y = self._mixed(edge, states[self.edge_preds[edge]], weights[edge])
+          terms.append(y if betas is None else betas[edge] * y)
+      states.append(functools.reduce(operator.add, terms))
+    return torch.cat(states[self.num_inputs:], dim=1)
+
+  def _mixed(self, edge, x, weights):
+    inside = x if self.partial == 1 else x[:, :x.shape[1] // self.partial]
+    y = functools.reduce(operator.add, [
+        w * self.edges[edge][op](inside) for w, op in zip(weights, self.ops)])
+    if self.partial == 1:
+      return y
+    rest = x[:, x.shape[1] // self.partial:]
+    if y.shape[2:] != x.shape[2:]:
+      rest = functional.max_pool2d(rest, 2, 2)
+    y = torch.cat([y, rest], dim=1)
+    b, c, h, w = y.shape
+    y = y.view(b, self.partial, c // self.partial, h, w)
+    return y.transpose(1, 2).reshape(b, c, h, w)
+
+
 class Supernet(nn.Module):
   """The DARTS search network, run along one sampled architecture.
 
@@ -202,11 +240,14 @@ class Supernet(nn.Module):
     image_channels: of the input.
     memory_format: `torch.contiguous_format` (NCHW, PyTorch's default) or
       `torch.channels_last`, for weights and images.
+    make_cell: makes a cell, `Cell` or `MixedCell`; what `forward` gets of
+      `arch` is passed on to it.
   """
 
   def __init__(self, space: spaces.Space, cells: int, channels: int,
                num_classes: int, image_channels: int = 3,
-               memory_format: torch.memory_format = torch.contiguous_format):
+               memory_format: torch.memory_format = torch.contiguous_format,
+               make_cell=Cell):
     super().__init__()
     if space.num_inputs != 2:
       raise ValueError(f'space {space.name}: num_inputs={space.num_inputs}, '
@@ -219,7 +260,7 @@ class Supernet(nn.Module):
     for i in range(cells):
       reduction = i in (cells // 3, 2 * cells // 3)
       width *= 2 if reduction else 1
-      self.cells.append(Cell(space, widths, width, reduction, after))
+      self.cells.append(make_cell(space, widths, width, reduction, after))
       self.reductions.append(reduction)
       widths = [widths[1], space.num_nodes * width]
       after = reduction
@@ -243,9 +284,68 @@ class Supernet(nn.Module):
     x = self.stem(images.contiguous(memory_format=self.memory_format))
     inputs = [x, x]
     for cell, reduction in zip(self.cells, self.reductions):
-      edges, ops, gates = arch['reduce' if reduction else 'normal']
-      inputs = [inputs[1], cell(inputs, edges, ops, gates)]
+      inputs = [inputs[1], cell(
+          inputs, *arch['reduce' if reduction else 'normal'])]
     return self.head(inputs[1].mean(dim=(2, 3)))
+
+
+class MixedSearch:
+  """DARTS' or PC-DARTS' first-order step: alpha on one batch, theta on another.
+
+  The work that the package does: where alpha moves, gradients of the weights
+  are not computed, which the authors' code does and throws away.
+
+  Args:
+    space: of the search.
+    cells, channels, num_classes, memory_format: of the `Supernet`.
+    partial: k of PC-DARTS, whose edges have weights beta; 1: DARTS.
+  """
+
+  def __init__(self, space: spaces.Space, cells: int, channels: int,
+               num_classes: int, partial: int = 1,
+               memory_format: torch.memory_format = torch.contiguous_format):
+    self.space = space
+    self.model = Supernet(
+        space, cells, channels, num_classes, memory_format=memory_format,
+        make_cell=functools.partial(MixedCell, partial=partial))
+    edges = space.num_edges
+    self.arch = {t: [(1e-3 * torch.randn(*shape)).requires_grad_()
+                     for shape in ((edges, len(space.ops)), (edges,))]
+                 for t in spaces.CELL_TYPES}
+    self.with_beta = partial > 1
+    self.leaves = [leaf for pair in self.arch.values()
+                   for leaf in pair[:1 + self.with_beta]]
+    self.theta_opt = torch.optim.SGD(
+        self.model.parameters(), .025, momentum=.9, weight_decay=3e-4)
+    self.arch_opt = torch.optim.Adam(
+        self.leaves, 3e-4, betas=(.5, .999), weight_decay=1e-3)
+
+  def weights(self):
+    """{cell type: (softmax of alpha, softmax of beta at each node)}."""
+    found = {}
+    for t, (alpha, beta) in self.arch.items():
+      betas = torch.cat([torch.softmax(beta[a:b], 0)
+                         for a, b in self.space.node_edges])
+      found[t] = (torch.softmax(alpha, -1),
+                  *((betas,) if self.with_beta else ()))
+    return found
+
+  def step(self, train, valid) -> None:
+    """Both halves; batches are (images [B,3,H,W], labels [B])."""
+    images, labels = valid
+    loss = functional.cross_entropy(
+        self.model(images, self.weights()), labels)
+    for leaf, grad in zip(
+        self.leaves, torch.autograd.grad(loss, self.leaves)):
+      leaf.grad = grad
+    self.arch_opt.step()
+    images, labels = train
+    with torch.no_grad():
+      weights = self.weights()
+    self.theta_opt.zero_grad(set_to_none=True)
+    functional.cross_entropy(self.model(images, weights), labels).backward()
+    nn.utils.clip_grad_norm_(self.model.parameters(), 5.)
+    self.theta_opt.step()
 
 
 def random_arch(space: spaces.Space, rng: np.random.Generator) -> dict:
@@ -330,3 +430,25 @@ def time_sample(
       step(model, arch, images, labels)
       seconds.append(time.perf_counter() - start)
   return seconds[len(arch_list):]
+
+
+def peak_bytes(partial: int, cells: int, channels: int, batch: int,
+               image_size: int, channels_last: bool) -> int:
+  """What a `MixedSearch` step adds to the memory of this process, at most.
+
+  For a process of its own, whose memory has never been larger.
+  """
+  memory_format = (
+      torch.channels_last if channels_last else torch.contiguous_format)
+  search = MixedSearch(
+      spaces.S0, cells, channels, 10, partial, memory_format)
+  both = [(torch.randn(batch, 3, image_size, image_size).contiguous(
+      memory_format=memory_format), torch.randint(10, (batch,)))
+      for _ in range(2)]
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  search.step(*both)
+  return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+
+
+if __name__ == '__main__':  # For `benchmarks.methods`: prints `peak_bytes`.
+  print(peak_bytes(*map(int, sys.argv[1:])))

@@ -21,8 +21,8 @@ from rome_jax.engine import weights as weights_lib
 from rome_jax.families import table
 from rome_jax.methods import laws
 from rome_jax.methods import step as step_lib
-from rome_jax.methods.method import State
-from rome_jax.spaces import genotypes
+from rome_jax.methods.method import Method, State
+from rome_jax.spaces import Space, genotypes
 from rome_jax.spaces.genotypes import Genotype
 from rome_jax.train import (
     diagnostics,
@@ -274,22 +274,21 @@ def choose_samples(recipe: SearchRecipe, network: nn.Module, theta: Any,
   return memory.samples(recipe.k // groups, images * each, total)
 
 
-def choose_evaluator(setup: Setup, recipe: SearchRecipe) -> str:
-  """How a search evaluates slots: what `evaluator='auto'` is.
+def choose_evaluator(space: Space, method: Method, asked: str = 'auto') -> str:
+  """How a search evaluates slots: `asked`, or what 'auto' stands for.
 
-  'batched' if the method lists every operation of every edge and the family
-  can. It needs as little memory as 'listed', so the device does not matter,
-  and a resumed run makes the same choice.
+  That is 'batched' if the method lists every operation of every edge and the
+  family can. It needs as little memory as 'listed', so the device does not
+  matter, and a resumed run makes the same choice.
 
   Raises:
-    UserError: the family has not what the recipe names.
+    UserError: the family of the space has not what is asked for.
   """
-  known = setup.family.evaluators
-  if recipe.evaluator != 'auto':
-    table.check_evaluator(
-        setup.space, recipe.evaluator, 'config.search')
-    return recipe.evaluator
-  every = 'batched' in known and _lists_every_slot(setup.method, setup.space)
+  if asked != 'auto':
+    table.check_evaluator(space, asked, 'config.search')
+    return asked
+  known = table.get(space).evaluators
+  every = 'batched' in known and _lists_every_slot(method, space)
   return 'batched' if every else 'listed'
 
 
@@ -341,7 +340,8 @@ def build(setup: Setup, recipe: SearchRecipe, dataset: data.Dataset,
   per_epoch = batches.train.steps_per_epoch
   steps = num_steps(recipe, per_epoch)
   _check_start(method, recipe, steps, per_epoch)
-  network = make_supernet(setup, recipe, choose_evaluator(setup, recipe))
+  network = make_supernet(
+      setup, recipe, choose_evaluator(space, method, recipe.evaluator))
   # No step draws from this key: steps fold in their own, smaller number.
   init_rng = jax.random.fold_in(jax.random.key(seed), 2**32 - 1)
   arch = method.init(space, init_rng, recipe.alpha_init, recipe.beta_init)
@@ -506,7 +506,8 @@ def run(setup: Setup, recipe: SearchRecipe, dataset: data.Dataset, seed: int,
   outcome = loop.run(search.phase, program, carry, settings, writer, stop)
   outcome = outcome._replace(
       figures=outcome.figures | {
-          'samples': search.way, 'evaluator': choose_evaluator(setup, recipe)})
+          'samples': search.way, 'evaluator': choose_evaluator(
+              setup.space, setup.method, recipe.evaluator)})
   if setup.method.derive is None:
     return outcome, None
   genotype = setup.method.derive(setup.space, outcome.state.arch)
