@@ -77,11 +77,12 @@ def _cell(theta, cell, gates, s0, s1):
   return (states[2] + states[3]) / 2
 
 
-def transformations(rate=RATE, clip=CLIP):
+def transformations(rate=RATE, clip=CLIP, alpha_clip=0., hyperparameters=()):
   recipe = recipes.SearchRecipe(
       clip_norm=clip, weight_decay=DECAY, momentum=MOMENTUM,
-      alpha_lr=ARCH_RATE, alpha_weight_decay=ARCH_DECAY)
-  return optim.sgd(lambda step: rate, recipe), optim.arch_adam(recipe)
+      alpha_lr=ARCH_RATE, alpha_weight_decay=ARCH_DECAY, alpha_clip=alpha_clip)
+  return (optim.sgd(lambda step: rate, recipe, hyperparameters),
+          optim.arch_adam(recipe))
 
 
 def plain(rate=1.):
@@ -89,13 +90,13 @@ def plain(rate=1.):
   return optax.sgd(rate), optax.sgd(rate)
 
 
-def make(row, txs=None, tau=1., **options):
+def make(row, txs=None, tau=1., scale=.7, **options):
   """(step, state) of a row on this net, float64 if JAX is."""
   txs = txs or transformations()
   step = step_lib.make_step(
       row, SPACE, loss_fn, *txs, lambda step: tau,
       step_lib.Options(**{'k': 1, 'steps': 10, **options}))
-  theta = jax.tree.map(jnp.asarray, theta_of())
+  theta = jax.tree.map(jnp.asarray, theta_of(scale=scale))
   arch = ArchParams(jax.tree.map(jnp.asarray, alpha_of()),
                     {t: jnp.zeros(0) for t in spaces.CELL_TYPES})
   return step, step_lib.init_state(row, SPACE, theta, arch, *txs)
@@ -112,20 +113,51 @@ def update_key(row, number, params, seed=0):
 # ---------------------------------------------------------------- PyTorch
 
 
-class Torch:
-  """theta and alpha as tensors, with the optimisers of DARTS' code."""
+class Authors:
+  """theta and {'alpha': tables, ...}, with the optimisers of DARTS' code.
 
-  def __init__(self, torch, rate=RATE):
+  Both are trees of arrays, here of tensors in float64.
+  """
+
+  def __init__(self, torch, theta, arch, rate=RATE):
     self.torch = torch
-    self.theta = {name: torch.tensor(a, requires_grad=True)
-                  for name, a in theta_of().items()}
-    self.alpha = {t: torch.tensor(a, requires_grad=True)
-                  for t, a in alpha_of().items()}
+    self.theta, self.arch = jax.tree.map(
+        lambda a: torch.tensor(np.float64(a), requires_grad=True),
+        (theta, arch))
     self.sgd = torch.optim.SGD(
-        list(self.theta.values()), rate, momentum=MOMENTUM, weight_decay=DECAY)
+        jax.tree.leaves(self.theta), rate, momentum=MOMENTUM,
+        weight_decay=DECAY)
     self.adam = torch.optim.Adam(
-        list(self.alpha.values()), ARCH_RATE, betas=(.5, .999),
+        jax.tree.leaves(self.arch), ARCH_RATE, betas=(.5, .999),
         weight_decay=ARCH_DECAY)
+
+  def step_alpha(self, loss, clip=np.inf):
+    """Returns the norm of the gradient before it is clipped (P-DARTS)."""
+    return self._step(self.adam, self.arch, loss, clip)
+
+  def step_theta(self, loss):
+    """Returns the norm of the gradient before it is clipped."""
+    return self._step(self.sgd, self.theta, loss, CLIP)
+
+  def _step(self, optimiser, tree, loss, clip):
+    """`clip_grad_norm_` without the 1e-6 that PyTorch adds to the norm."""
+    optimiser.zero_grad()
+    loss.backward()
+    grads = [a.grad for a in jax.tree.leaves(tree) if a.grad is not None]
+    norm = sum((g ** 2).sum() for g in grads).sqrt().item()
+    for g in grads:
+      g.mul_(min(1., clip / norm))
+    optimiser.step()
+    return norm
+
+
+class Torch(Authors):
+  """The net of two cells; its architecture is alpha."""
+
+  def __init__(self, torch, rate=RATE, scale=.7):
+    super().__init__(
+        torch, theta_of(scale=scale), {'alpha': alpha_of()}, rate)
+    self.alpha = self.arch['alpha']
     self.batches = {
         half: (torch.tensor(b['x']), torch.tensor(b['label']))
         for half, b in batches_of().items()}
@@ -151,28 +183,11 @@ class Torch:
     w, v = (theta[f'{cell}/{op}'][edge] for op in ('tanh', 'linear'))
     return sum(g * y for g, y in zip(gates, (x, self.torch.tanh(x @ w), x @ v)))
 
-  def step_alpha(self, loss):
-    self.adam.zero_grad()
-    loss.backward()
-    self.adam.step()
 
-  def step_theta(self, loss):
-    """Returns the norm of the gradient before it is clipped."""
-    self.sgd.zero_grad()
-    loss.backward()
-    norm = self.torch.nn.utils.clip_grad_norm_(self.sgd_parameters(), CLIP)
-    self.sgd.step()
-    return norm.item()
-
-  def sgd_parameters(self):
-    return list(self.theta.values())
-
-
-def check(state, oracle, rtol=1e-8):
+def check(state, oracle, rtol=1e-8, atol=1e-10):
   """The state of the search is the oracle's."""
-  for name, value in oracle.theta.items():
-    np.testing.assert_allclose(
-        state.theta[name], value.detach().numpy(), rtol=rtol, atol=1e-10)
-  for t, value in oracle.alpha.items():
-    np.testing.assert_allclose(
-        state.arch.alpha[t], value.detach().numpy(), rtol=rtol, atol=1e-10)
+  arch = {name: getattr(state.arch, name) for name in oracle.arch}
+  jax.tree.map(
+      lambda mine, theirs: np.testing.assert_allclose(
+          mine, theirs.detach().numpy(), rtol=rtol, atol=atol),
+      (state.theta, arch), (oracle.theta, oracle.arch))
