@@ -27,7 +27,8 @@ otherwise:
 import functools
 import operator
 import os
-import resource
+import pathlib
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -436,7 +437,7 @@ def peak_bytes(partial: int, cells: int, channels: int, batch: int,
                image_size: int, channels_last: bool) -> int:
   """What a `MixedSearch` step adds to the memory of this process, at most.
 
-  For a process of its own, whose memory has never been larger.
+  For a process of its own, on Linux.
   """
   memory_format = (
       torch.channels_last if channels_last else torch.contiguous_format)
@@ -445,9 +446,17 @@ def peak_bytes(partial: int, cells: int, channels: int, batch: int,
   both = [(torch.randn(batch, 3, image_size, image_size).contiguous(
       memory_format=memory_format), torch.randint(10, (batch,)))
       for _ in range(2)]
-  before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  # Not ru_maxrss, which a process has from the one that started it.
+  pathlib.Path('/proc/self/clear_refs').write_text('5')
+  before = _kilobytes('VmRSS')
   search.step(*both)
-  return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+  return 1024 * (_kilobytes('VmHWM') - before)
+
+
+def _kilobytes(name):
+  """A figure of /proc/self/status: VmRSS, or VmHWM, the largest so far."""
+  status = pathlib.Path('/proc/self/status').read_text()
+  return int(re.search(rf'{name}:\s+(\d+) kB', status)[1])
 
 
 if __name__ == '__main__':  # For `benchmarks.methods`: prints `peak_bytes`.
