@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from rome_jax import errors
 
@@ -20,7 +21,7 @@ def make_output_safe() -> None:
 class Parser(argparse.ArgumentParser):
   """Raises a UserError where argparse would print its usage and exit."""
 
-  def error(self, message):
+  def error(self, message: str) -> NoReturn:
     raise errors.UserError(message)
 
 

@@ -66,15 +66,9 @@ class Run(NamedTuple):
   argv: list[str]
 
 
-class _Parser(argparse.ArgumentParser):
-
-  def error(self, message):
-    raise errors.UserError(message)
-
-
 def make_parser(prog: str) -> argparse.ArgumentParser:
   """The flags of a sweep; all others are those of its runs."""
-  parser = _Parser(
+  parser = cli.Parser(
       prog=prog, allow_abbrev=False,
       description='All other flags are given to every run of rome_jax.main.')
   parser.add_argument('--workdir', required=True, metavar='DIR',

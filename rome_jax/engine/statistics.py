@@ -31,7 +31,7 @@ def measured_on(rows: int, function: Callable[..., Any]) -> Callable[..., Any]:
                   axis_name=_CALIBRATION_AXIS, axis_size=rows)
 
 
-def measuring(x):
+def measuring(x: jax.Array) -> jax.Array:
   """The images of x that measure the statistics."""
   try:
     return x[:lax.axis_size(_CALIBRATION_AXIS)]
