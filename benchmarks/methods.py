@@ -107,7 +107,7 @@ def _fill_times(row, args, compiled, state, batches):
 def measure(args, name: str) -> dict:
   """The row of one method; `error` is None or says what was not run."""
   config, method, space = _config(args, name), METHODS[name], spaces.S0
-  row = {'method': name, 'k': config.search.k, 'batch': args.batch,
+  row = {'method': name, 'k': checks.samples(config), 'batch': args.batch,
          'updates': len(method.updates), 'partial': method.partial,
          'evaluator': search.choose_evaluator(space, method, args.evaluator),
          **dict.fromkeys(MEASURED), 'cells': args.cells,

@@ -58,7 +58,7 @@ import ml_collections
 import numpy as np
 
 from benchmarks import grid, timing
-from rome_jax import errors, spaces
+from rome_jax import errors, families, spaces
 from rome_jax.config import checks, fields
 from rome_jax.devices import mesh as mesh_lib
 from rome_jax.engine import sums
@@ -276,9 +276,14 @@ def problem_of(network, method: method_lib.Method, batch_size: int,
 
   params = method.init(space, keys[0])
   batches = batch(keys[1]), batch(keys[2])
+  if method.extra.draw is not None:
+    places = jnp.arange(batch_size)
+    batches[0].update(
+        index=places, row=places, weight=jnp.ones(batch_size))
   theta = init(network, seed, image_size, 3)
-  return Problem(space, method, search.make_loss(network, dtype), theta,
-                 params, batches)
+  return Problem(
+      space, method, search.make_loss(network, dtype, batch_size=batch_size),
+      theta, params, batches)
 
 
 def make_optimisers(config, hyperparameters=()):
@@ -298,7 +303,8 @@ def init_state(problem: Problem, optimisers) -> step_lib.State:
   """The state before a step that donates it; the problem keeps its own."""
   theta, arch = jax.tree.map(jnp.copy, (problem.theta, problem.arch))
   return step_lib.init_state(
-      problem.method, problem.space, theta, arch, *optimisers)
+      problem.method, problem.space, theta, arch, *optimisers,
+      num_examples=len(problem.batches[0]['label']))
 
 
 def make_step(problem: Problem, config, mesh=None):
@@ -312,8 +318,10 @@ def make_step(problem: Problem, config, mesh=None):
   search = config.search
   optimisers = make_optimisers(config, problem.method.extra.hyperparameters)
   options = step_lib.Options(
-      k=search.k, samples=search.samples, accumulate=search.accumulate,
-      clip_norm=search.clip_norm)
+      k=search.k or problem.space.num_choices, samples=search.samples,
+      accumulate=search.accumulate, sampler=search.sampler,
+      clip_norm=search.clip_norm, steps=_STEPS,
+      alpha_decay=search.alpha_weight_decay)
 
   def tau(step):
     return laws.tau_at(
@@ -321,7 +329,9 @@ def make_step(problem: Problem, config, mesh=None):
 
   step = step_lib.make_step(
       problem.method, problem.space, problem.loss_fn, *optimisers, tau,
-      options, mesh_lib.spread(mesh))
+      options, mesh_lib.spread(mesh),
+      lambda theta: families.get(problem.space).candidates(
+          theta, problem.space))
   return of_two_batches(step), init_state(problem, optimisers)
 
 
