@@ -24,7 +24,7 @@ import sys
 import jax
 
 from benchmarks import grid, search_step, timing
-from rome_jax import spaces
+from rome_jax import errors, spaces
 from rome_jax.config import checks, fields
 from rome_jax.devices import mesh as mesh_lib
 from rome_jax.engine import sums
@@ -111,6 +111,8 @@ def make_cells(args) -> list[dict]:
     sizes |= {'cells': 1, 'channels': 2, 'image_size': 4, 'space': 's2',
               'repeats': 1, 'architectures': 1}
   grid.check_names('ways', args.ways, WAYS)
+  if min(ks) < 1:
+    raise errors.UserError(f'--k={min(ks)} must be at least 1')
   cells = [
       {'way': way, 'k': k, 'batch': batch,
        'devices': k if way == DEVICES else 1, **sizes}

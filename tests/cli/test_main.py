@@ -25,9 +25,9 @@ def test_help_names_every_command_and_nothing_is_left_out(capsys):
 
 @pytest.mark.parametrize('argv, message', [
     ([], 'a command is missing; use one of run, sweep, describe, '
-     'rank'),
+     'rank, variance'),
     (['descibe', 'DARTS_V2'], "unknown command 'descibe'; use one of run, "
-     "sweep, describe, rank; did you mean 'describe'?"),
+     "sweep, describe, rank, variance; did you mean 'describe'?"),
     (['--config=quickstart'], "unknown command '--config=quickstart'"),
 ])
 def test_no_such_command_is_one_sentence(argv, message, capsys):
