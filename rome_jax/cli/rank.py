@@ -38,7 +38,7 @@ from rome_jax.spaces.genotypes import Genotype
 from rome_jax.tables import nasbench201
 from rome_jax.tables import scores as measures
 from rome_jax.tables.table import Table
-from rome_jax.train import ranking, search
+from rome_jax.train import candidates, ranking, search
 
 FILENAME = 'ranking.json'
 PICTURE = 'ranking'
@@ -76,7 +76,7 @@ def _parser():
   parser = cli.Parser(
       prog='python -m rome_jax rank', allow_abbrev=False,
       description="Scores architectures with the weights of a run's search.")
-  parser.add_argument('run', metavar='RUN', help='folder of the run')
+  searched.add_arguments(parser)
   parser.add_argument(
       '--cells', default='1000', metavar='all|N|FILE',
       help='every architecture of the space, N random ones (default 1000), or '
@@ -110,12 +110,6 @@ def _parser():
       '--table', metavar='DATASET',
       help="data set of the table (default: the run's, if the table has it; "
       f'{NO_TABLE}: no comparison)')
-  parser.add_argument(
-      '--data-dir', metavar='DIR', help='where the images are now')
-  parser.add_argument(
-      '--config', metavar='FILE',
-      help='a config file, run first for the operations and spaces of your '
-      'own that it adds')
   return parser
 
 
@@ -209,9 +203,7 @@ def architectures(space: Space, cells: str, seed: int) -> list[Genotype]:
         f'which has {total:.3g} architectures')
   if number < 1:
     raise errors.UserError(f'--cells={cells} must be at least 1')
-  # No training draws from this key: theirs are numbered from 0.
-  rng = np.random.Generator(np.random.Philox(key=[seed, 2**32]))
-  return enumeration.distinct(space, number, rng)
+  return enumeration.distinct(space, number, candidates.generator(seed))
 
 
 def _in_file(space, path):

@@ -39,19 +39,13 @@ def _parser():
   parser = cli.Parser(
       prog='python -m rome_jax variance', allow_abbrev=False,
       description="The variance of theta's gradient under PA&DA's laws.")
-  parser.add_argument('run', metavar='RUN', help='folder of the run')
+  searched.add_arguments(parser)
   parser.add_argument(
       '--draws', type=cli.at_least(2), default=200, metavar='N',
       help='gradients of each law (default 200)')
   parser.add_argument(
       '--seed', type=cli.at_least(0), default=0, metavar='N',
       help='of paths and images')
-  parser.add_argument(
-      '--data-dir', metavar='DIR', help='where the images are now')
-  parser.add_argument(
-      '--config', metavar='FILE',
-      help='a config file, run first for the operations and spaces of your '
-      'own that it adds')
   return parser
 
 

@@ -35,6 +35,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
+from rome_jax.methods import rules
 from rome_jax.methods.method import ArchParams, State, full_mask
 
 ITERATIONS = 20
@@ -67,11 +68,7 @@ def hessian_vector(gradient: Callable[[jax.Array], jax.Array],
   >>> hessian_vector(lambda x: 2 * x, jnp.ones(1), jnp.ones(1), .5).tolist()
   [2.0]
   """
-  # One program for both gradients.
-  both = lax.map(
-      lambda sign: gradient(point + sign * step * vector),
-      jnp.array([1., -1.], point.dtype))
-  return (both[0] - both[1]) / (2 * step)
+  return rules.central_difference(gradient, point, vector, step)
 
 
 def largest(product: Callable[[jax.Array], jax.Array], key: jax.Array,

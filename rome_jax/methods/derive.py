@@ -167,10 +167,8 @@ def _skip_to_drop(space, shares, edges, ops, most):
 
 def _strongest_of(space, cell_type, shares):
   """(edges, operations) by the largest share of each edge."""
-  choices = space.choices(cell_type)
-  places = np.argmax(shares, -1)
-  return strongest_edges(space, shares.max(-1)), [
-      space.ops[choices[i, place]] for i, place in enumerate(places)]
+  return strongest_edges(space, shares.max(-1)), _best_of(
+      space, cell_type, shares)
 
 
 def above(threshold: float) -> Callable[..., Genotype]:
@@ -244,6 +242,12 @@ def _derivable(space, alpha, cell_type, mask):
 
 def _best_ops(space, alpha, cell_type, mask):
   """Per site the likeliest operation."""
-  places = np.argmax(_derivable(space, alpha, cell_type, mask), -1)
+  return _best_of(
+      space, cell_type, _derivable(space, alpha, cell_type, mask))
+
+
+def _best_of(space, cell_type, values):
+  """Per site the name of the operation of the largest value."""
   choices = space.choices(cell_type)
-  return [space.ops[choices[i, place]] for i, place in enumerate(places)]
+  return [space.ops[choices[i, place]]
+          for i, place in enumerate(np.argmax(values, -1))]

@@ -286,6 +286,14 @@ def log_prob_ops(alpha: jax.Array, sites: np.ndarray | jax.Array,
   return jax.nn.log_softmax(alpha)[sites, places].sum()
 
 
+def sites_and_places(space: Space, cell_type: str,
+                     cell: CellArch) -> tuple[Any, jax.Array]:
+  """Where in alpha the operations of a path stand: rows [M], columns [M]."""
+  sites = cell.edges if space.sites == 'edges' else np.arange(space.num_sites)
+  there = jnp.asarray(space.choices(cell_type))[sites]
+  return sites, jnp.argmax(there == cell.ops[:, None], -1)
+
+
 def entropy(logits: jax.Array) -> jax.Array:
   """Entropy in nats of softmax(logits) over the last axis."""
   log_p = jax.nn.log_softmax(logits)
@@ -355,11 +363,8 @@ def log_prob(log_prob_edges: Callable[[Space, Any, Any], jax.Array],
   """
   total: Any = 0.
   for t in space.cell_types:
-    choices, cell = space.choices(t), cells[t]
-    sites = (cell.edges if space.sites == 'edges'
-             else np.arange(space.num_sites))
-    places = jnp.argmax(jnp.asarray(choices)[sites] == cell.ops[:, None], -1)
-    total += log_prob_edges(space, params.beta[t], cell.edges)
+    total += log_prob_edges(space, params.beta[t], cells[t].edges)
     total += log_prob_ops(
-        masked_logits(params.alpha[t], choices >= 0), sites, places)
+        masked_logits(params.alpha[t], space.choices(t) >= 0),
+        *sites_and_places(space, t, cells[t]))
   return total

@@ -89,27 +89,37 @@ def unrolled(epsilon: float = .01) -> GradientRule:
         of_train('theta', theta))
     values, (v, direct) = objective.gradient(
         'both', ahead, arch, batches[update.batch], key, mask)
-    second = _central_difference(
-        functools.partial(of_train, 'arch'), theta, *pull(v), epsilon)
+    (u,) = pull(v)
+    length = optax.tree.norm(u)
+    second = central_difference(
+        functools.partial(of_train, 'arch'), theta, u,
+        jnp.where(length > 0, epsilon / length, 1.))
     return values, jax.tree.map(jnp.add, direct, second)
 
   return rule
 
 
-def _central_difference(function, x, direction, epsilon):
-  """The derivative of `function` along `direction`, a step of length epsilon.
+def central_difference(function: Callable[[Any], Any], x: Any,
+                       direction: Any, step: Any) -> Any:
+  """[f(x + h d) - f(x - h d)] / 2h; one program for both points.
 
-  One program for both points.
+  Args:
+    function: of trees like `x`.
+    x: a tree of arrays.
+    direction: d, a tree like it.
+    step: h.
+
+  >>> float(central_difference(jnp.square, jnp.array(3.), jnp.array(1.), .5))
+  6.0
   """
-  norm = optax.tree.norm(direction)
-  r = jnp.where(norm > 0, epsilon / norm, 1.)
 
   def at(sign):
     return function(jax.tree.map(
-        lambda a, d: a + (sign * r * d).astype(a.dtype), x, direction))
+        lambda a, d: a + (sign * step * d).astype(a.dtype), x, direction))
 
-  return jax.tree.map(lambda ends: (ends[0] - ends[1]) / (2 * r),
-                      lax.map(at, jnp.array([1., -1.], norm.dtype)))
+  dtype = jnp.result_type(*jax.tree.leaves(direction))
+  return jax.tree.map(lambda ends: (ends[0] - ends[1]) / (2 * step),
+                      lax.map(at, jnp.array([1., -1.], dtype)))
 
 
 def _check_one_sample(objective, name):

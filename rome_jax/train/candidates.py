@@ -22,11 +22,17 @@ from rome_jax.train.setup import Setup
 FILENAME = 'evolution.json'
 
 
+def generator(seed: int) -> np.random.Generator:
+  """Where random architectures come from.
+
+  No retraining of one draws from this key: theirs are numbered from 0.
+  """
+  return np.random.Generator(np.random.Philox(key=[seed, 2**32]))
+
+
 def draw(space: Space, number: int, seed: int) -> list[Genotype]:
   """`number` uniform genotypes of a space, the same for the same seed."""
-  # No retraining of a random architecture draws from this key: theirs are
-  # numbered from 0.
-  rng = np.random.Generator(np.random.Philox(key=[seed, 2**32]))
+  rng = generator(seed)
   return [genotypes.random(space, rng) for _ in range(number)]
 
 

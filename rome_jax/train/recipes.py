@@ -6,6 +6,8 @@ and says what each field means, what it may be and where it is from.
 
 from typing import NamedTuple
 
+from rome_jax.methods.evolve import SPOS
+
 
 class SearchRecipe(NamedTuple):
   """How to search: the fields of a config's `search` section.
@@ -62,14 +64,14 @@ class SearchRecipe(NamedTuple):
   stage_skip_dropout: str = '0.,0.,0.'
   candidates: int = 0
   evolution: str = 'random'
-  population: int = 50
-  parents: str = 'top_k'
-  select: int = 10
-  crossover: int = 25
-  mutation: int = 25
-  mutation_rate: float = .1
-  max_params: int = 0
-  max_macs: int = 0
+  population: int = SPOS.population
+  parents: str = SPOS.parents
+  select: int = SPOS.select
+  crossover: int = SPOS.crossover
+  mutation: int = SPOS.mutation
+  mutation_rate: float = SPOS.mutation_rate
+  max_params: int = SPOS.max_params
+  max_macs: int = SPOS.max_macs
   calibration: int = 0
   gap_batches: int = -1
   eigenvalue_every: int = 0

@@ -21,7 +21,8 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from rome_jax.engine.archs import CellArch
-from rome_jax.methods.method import ArchParams, Method, full_mask
+from rome_jax.methods import laws
+from rome_jax.methods.method import ArchParams, Method
 from rome_jax.spaces import Space
 
 
@@ -82,14 +83,11 @@ def path_weight(space: Space, arch: ArchParams,
   """
   log_weight: Any = 0.
   for t, cell in cells.items():
-    there = full_mask(space)[t]
-    log_p = jax.nn.log_softmax(jnp.where(there, arch.alpha[t], -jnp.inf))
-    sites = (cell.edges if space.sites == 'edges'
-             and space.parents == 'all' else np.arange(space.num_sites))
-    places = jnp.argmax(
-        jnp.asarray(space.choices(t))[sites] == cell.ops[:, None], -1)
-    counts = jnp.asarray(there.sum(-1))[sites]
-    log_weight -= (log_p[sites, places] + jnp.log(counts)).sum()
+    there = space.choices(t) >= 0
+    sites, places = laws.sites_and_places(space, t, cell)
+    log_weight -= laws.log_prob_ops(
+        laws.masked_logits(arch.alpha[t], there), sites, places)
+    log_weight -= jnp.log(jnp.asarray(there.sum(-1))[sites]).sum()
   return jnp.exp(log_weight)
 
 
