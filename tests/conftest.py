@@ -15,6 +15,9 @@ if os.environ.get('ROME_JAX_TEST_CACHE'):
 import jax  # noqa: E402  after the environment is set
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from jax.experimental.compilation_cache import (  # noqa: E402
+    compilation_cache,
+)
 
 from rome_jax import spaces  # noqa: E402
 from rome_jax.engine import archs
@@ -37,6 +40,22 @@ def quick_jit():
   except jax.errors.JaxRuntimeError:
     return jax.jit
   return _hurried
+
+
+@pytest.fixture(scope='module')
+def compiles_once(tmp_path_factory):
+  """Compiles little, and every program once."""
+  values = {'jax_disable_most_optimizations': True,
+            'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('cache')),
+            'jax_persistent_cache_min_compile_time_secs': 0.}
+  before = {name: jax.config.values[name] for name in values}
+  for name, value in values.items():
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()
+  yield
+  for name, value in before.items():
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope='session')

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from stopping import StopAfter
 
 from rome_jax import spaces
 from rome_jax.methods import curvature, step, table
@@ -274,16 +275,6 @@ def test_what_follows_is_a_search_from_there_with_more_decay(course):
   assert np.abs(still.theta['normal'] - ours.theta['normal']).max() > 1e-5
 
 
-class Stopping:
-  def __init__(self, count):
-    self.count = count
-
-  @property
-  def requested(self):
-    self.count -= 1
-    return self.count <= 0
-
-
 def run(course, workdir, stop_after=10**6):
   state, update, boundary = course
   batches = lambda step: batch_of(np.sin(step) + 2)  # noqa: E731
@@ -299,7 +290,7 @@ def run(course, workdir, stop_after=10**6):
       update, jax.tree.map(jnp.copy, state), batches(0))
   with metrics.MetricsWriter(workdir, tensorboard=False) as writer:
     return loop.run(phase, course.program, carry, loop.Settings(
-        workdir, 4, 5, 2), writer, Stopping(stop_after))
+        workdir, 4, 5, 2), writer, StopAfter(stop_after))
 
 
 class Compiled(tuple):

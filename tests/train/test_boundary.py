@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from stopping import StopAfter
 
 from rome_jax.devices import mesh as mesh_lib
 from rome_jax.train import checkpoint, loop, metrics
@@ -51,18 +52,6 @@ def counts(state, batch):
   return state._replace(crossed=state.crossed + 1)
 
 
-class Stopping:
-  """Asks to stop once `count` steps of this start are done."""
-
-  def __init__(self, count):
-    self.count = count
-
-  @property
-  def requested(self):
-    self.count -= 1
-    return self.count <= 0
-
-
 def compiled(boundary, placement=None):
   carry = loop.init_carry(update, first(), batches(0), placement=placement)
   batch = batches(0)
@@ -90,7 +79,7 @@ def run(programs, workdir, stop_after=10**6, placement=None, **options):
   carry = loop.init_carry(update, first(), batches(0), placement=placement)
   with metrics.MetricsWriter(workdir, tensorboard=False) as writer:
     return loop.run(phase_of(programs, **options), programs.update, carry,
-                    settings, writer, Stopping(stop_after))
+                    settings, writer, StopAfter(stop_after))
 
 
 def lines(workdir):

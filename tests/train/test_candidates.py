@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from stopping import StopAfter
 from tiny_run import CONFIG
 
 from rome_jax import data, errors, families, spaces
@@ -29,20 +30,6 @@ def dataset(n=24):
 def convolutions(genotype):
   return sum(op == 'sep_conv_3x3' for nodes in (
       genotype.normal, genotype.reduce) for node in nodes for op, _ in node)
-
-
-class Stop:
-  """Requests a stop when it has been asked so often."""
-
-  def __init__(self, after=None):
-    self.after = after
-
-  @property
-  def requested(self):
-    if self.after is None:
-      return False
-    self.after -= 1
-    return self.after < 0
 
 
 @pytest.fixture
@@ -70,7 +57,7 @@ def chosen(tiny, tmp_path, monkeypatch):
     (tmp_path / folder).mkdir(exist_ok=True)
     return candidates.choose(
         setup, recipe, RETRAINING, {'w': np.array(theta)},
-        found._replace(train=split), 0, tmp_path / folder, stop or Stop())
+        found._replace(train=split), 0, tmp_path / folder, stop or StopAfter())
 
   return choose
 
@@ -104,7 +91,7 @@ def test_evolution_finds_more_than_random_search(chosen):
 
 def test_a_choice_goes_on_where_it_was_stopped(chosen, tmp_path):
   whole = chosen(candidates=40, evolution='evolution', folder='whole')
-  assert chosen(Stop(2), candidates=40, evolution='evolution') is None
+  assert chosen(StopAfter(3), candidates=40, evolution='evolution') is None
   rows = json.loads((tmp_path / 'run' / 'evolution.json').read_text())
   assert len(rows['history']) == 2
   assert chosen(candidates=40, evolution='evolution') == whole
@@ -114,7 +101,8 @@ def test_a_choice_goes_on_where_it_was_stopped(chosen, tmp_path):
 
 def test_a_choice_with_other_weights_begins_anew(chosen, tmp_path):
   chosen(candidates=24, evolution='random')
-  assert chosen(Stop(1), theta=1., candidates=24, evolution='random') is None
+  stop = StopAfter(2)
+  assert chosen(stop, theta=1., candidates=24, evolution='random') is None
   rows = json.loads((tmp_path / 'run' / 'evolution.json').read_text())
   assert len(rows['history']) == 1
 

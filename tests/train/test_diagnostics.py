@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from stopping import StopAfter
 
 from rome_jax import config as config_lib
 from rome_jax import data, errors, families, spaces
@@ -373,16 +374,6 @@ def test_the_eigenvalue_has_the_l2_of_the_recipe():
 
 
 # ----------------------------------------------------------- whole searches
-
-
-class StopAfter:
-  def __init__(self, count):
-    self.count = count
-
-  @property
-  def requested(self):
-    self.count -= 1
-    return self.count <= 0
 
 
 def run(method, recipe, workdir, stop=None):

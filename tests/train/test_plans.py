@@ -5,7 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
+from stopping import StopAfter
 from tiny_run import final_arrays
 
 from rome_jax import data, errors, families, spaces
@@ -25,6 +25,7 @@ RECIPE = recipes.SearchRecipe(
     cells=1, channels=2, epochs=3, batch_size=4, k=1, lr=.025, lr_end=0.,
     alpha_start=1, alpha_lr=.1, alpha_clip=5., augment='none',
     stage_cells='1,2,1', stage_keep='3,2', stage_skip_dropout='.1,.4,0.')
+pytestmark = pytest.mark.usefixtures('compiles_once')
 TIMES = ('time', 'seconds', 'images_per_second', 'step_ms', 'input_wait_ms')
 
 
@@ -40,45 +41,15 @@ def setup_of(method, space=SPACE):
                'cifar')
 
 
-class After:
-  """Asks to stop after so many steps of the run."""
-
-  def __init__(self, steps=None):
-    self.left = steps
-
-  @property
-  def requested(self):
-    if self.left is None:
-      return False
-    self.left -= 1
-    return self.left <= 0
-
-
-@pytest.fixture(scope='module', autouse=True)
-def quickly(tmp_path_factory):
-  """Compiles little, and every program once."""
-  values = {'jax_disable_most_optimizations': True,
-            'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('cache')),
-            'jax_persistent_cache_min_compile_time_secs': 0.}
-  before = {name: jax.config.values[name] for name in values}
-  for name, value in values.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
-  yield
-  for name, value in before.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
-
-
 def go(workdir, stop=None, method=table.p_darts, recipe=RECIPE, follow=None):
   settings = loop.Settings(workdir, 2, 2, 2)
   with metrics.MetricsWriter(workdir, tensorboard=False) as writer:
     if follow is not None:
       return follow(setup_of(method), recipe, dataset(), 5, settings, writer,
-                    After())
+                    StopAfter())
     return plans.run(
         setup_of(method), recipe, recipes.RetrainRecipe(), dataset(), 5,
-        settings, writer, After(stop))
+        settings, writer, StopAfter(stop))
 
 
 def lines(workdir):

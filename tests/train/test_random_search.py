@@ -2,10 +2,9 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
+from stopping import StopAfter
 from tiny_run import CONFIG, final_arrays
 
 from rome_jax import data, errors, families, spaces
@@ -17,6 +16,7 @@ from rome_jax.train import candidates, loop, metrics, plans, recipes, retrain
 from rome_jax.train.setup import Setup
 
 CLASSES = 3
+pytestmark = pytest.mark.usefixtures('compiles_once')
 TIMES = ('time', 'seconds', 'images_per_second', 'step_ms', 'input_wait_ms')
 RECIPE = recipes.SearchRecipe(candidates=3, epochs=2, k=1)
 RETRAINING = recipes.RetrainRecipe(
@@ -31,22 +31,6 @@ def dataset(n=24):
   return data.Dataset('npz', split, split, CLASSES, 8, 3, (.5,) * 3, (.25,) * 3)
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quickly(tmp_path_factory):
-  """Compiles little, and every program once."""
-  values = {'jax_disable_most_optimizations': True,
-            'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('cache')),
-            'jax_persistent_cache_min_compile_time_secs': 0.}
-  before = {name: jax.config.values[name] for name in values}
-  for name, value in values.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
-  yield
-  for name, value in before.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
-
-
 @pytest.fixture(scope='module')
 def setup():
   space = spaces.Space('trained', ('skip_connect', 'avg_pool_3x3',
@@ -55,25 +39,11 @@ def setup():
                Sizes(1, 2, CLASSES, 8), 'cifar')
 
 
-class After:
-  """Asks to stop after so many steps of the run."""
-
-  def __init__(self, steps=None):
-    self.left = steps
-
-  @property
-  def requested(self):
-    if self.left is None:
-      return False
-    self.left -= 1
-    return self.left <= 0
-
-
 def go(setup, workdir, stop=None):
   with metrics.MetricsWriter(workdir, tensorboard=False) as writer:
     return plans.run(
         setup, RECIPE, RETRAINING, dataset(), 5,
-        loop.Settings(workdir, 2, 2, 2), writer, After(stop))
+        loop.Settings(workdir, 2, 2, 2), writer, StopAfter(stop))
 
 
 def lines(workdir):
@@ -125,7 +95,7 @@ def test_a_candidate_is_trained_as_one_is_retrained(setup, whole, tmp_path):
   genotype = candidates.draw(setup.space, 3, 5)[1]
   with metrics.MetricsWriter(tmp_path, tensorboard=False) as writer:
     trainer.run(retrain.Job('x', 'candidate', genotype, 6),
-                loop.Settings(tmp_path, 2, 2, 2), writer, After())
+                loop.Settings(tmp_path, 2, 2, 2), writer, StopAfter())
   assert final_arrays(tmp_path, 'retrain/x') == final_arrays(
       workdir, NAMES[1])
 

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from stopping import StopAfter
 
 from rome_jax import data, spaces
 from rome_jax.config import checks, fields
@@ -28,17 +29,6 @@ def dataset():
                       (.25,) * 3)
 
 
-class Stopping:
-
-  def __init__(self, count):
-    self.count = count
-
-  @property
-  def requested(self):
-    self.count -= 1
-    return self.count <= 0
-
-
 def prepared(method, unbiased=False):
   config = fields.defaults()
   config.method, config.space, config.stem = method, SPACE.name, 'cifar'
@@ -59,7 +49,7 @@ def run(prepared, workdir, stop_after=10**6):
   carry = jax.tree.map(np.array, carry)
   with metrics.MetricsWriter(workdir, tensorboard=False) as writer:
     return loop.run(found.phase, program, carry, settings, writer,
-                    Stopping(stop_after))
+                    StopAfter(stop_after))
 
 
 @pytest.fixture(autouse=True)
