@@ -54,6 +54,18 @@ ARGUMENTS = {
     'nasbench1shot1': dict(
         space=('1', '2', '3'), variant=('original', 'skip'),
         method=(*SAMPLED, 'darts', 'darts_2nd', 'sdarts_rs', 'sdarts_adv')),
+    'gm_nas': dict(
+        space=('nasbench201', 's0'), split=('gm', 'few_shot', 'none'),
+        method=('darts', 'darts_2nd', 'snas', 'gdas', 'rome_v2', 'spos',
+                'pada')),
+    'gm_mobile': dict(
+        method=('gdas', 'rome_v2', 'spos', 'pada'),
+        split=('gm', 'few_shot', 'none'), dataset=('imagenet', 'cifar10')),
+    'leaves_nasbench201': dict(
+        split=('none', 'few_shot', 'gm'), method=('spos', 'pada')),
+    'ranking_nasbench201': dict(
+        method=('spos', 'fairnas', 'pa', 'da', 'pada'),
+        scale=('small', 'full')),
     'every_method': dict(
         space=('s2', 'nasbench201'),
         method=(*SAMPLED, 'darts', 'darts_2nd', 'darts_es', 'darts_ada',
@@ -62,7 +74,9 @@ ARGUMENTS = {
                 'spos', 'fairnas', 'pada', 'pa', 'da'))}
 # What else the run of two steps takes; the other files run as they are.
 RUN = {'robustdarts': ('space=s2', 'dataset=cifar100'),
-       'nasbench1shot1': ('space=2', 'variant=skip')}
+       'nasbench1shot1': ('space=2', 'variant=skip'),
+       'gm_mobile': ('dataset=cifar10',),
+       'leaves_nasbench201': ('split=few_shot',)}
 # Epochs times K of methods that sample.
 EQUAL_COST = {'robustdarts': 350, 'nasbench1shot1': 350, 'nasbench201': 250}
 # Of the same kind, and compiled in a fraction of the time.
@@ -184,6 +198,9 @@ def test_config_runs_two_steps(path, argument, tmp_path, monkeypatch):
   search_part.batch_size = retrain_part.batch_size = 4
   search_part.fraction_theta = search_part.fraction_alpha = .5
   search_part.max_steps = 2
+  # One split, before any training.
+  search_part.split_epochs, search_part.split_batches = '0', 1
+  search_part.split_groups, search_part.split_sizes = '2', ''
   if config.method == 'random_search':  # It has no supernet to limit.
     search_part.epochs = 2
   retrain_part.epochs = 1

@@ -14,14 +14,16 @@ from rome_jax.config import setup as door
 from rome_jax.data import formats
 from rome_jax.devices import hosts
 from rome_jax.engine import operations
+from rome_jax.methods.split import NO_SPLIT
 from rome_jax.spaces import genotypes, nasbench201_forms
 from rome_jax.train import (
-    candidates,
-    checkpoint,
-    memory,
-    plans,
-    retrain,
-    search,
+  candidates,
+  checkpoint,
+  leaves,
+  memory,
+  plans,
+  retrain,
+  search,
 )
 from rome_jax.train.recipes import RetrainRecipe, SearchRecipe
 from rome_jax.train.setup import Setup
@@ -251,6 +253,10 @@ def _search(prepared):
         f'K={each.k}; {len(halves.train.indices):,} images for theta, '
         f'{len(halves.valid.indices):,} for alpha and beta; '
         f'{_size(each, found)}')
+  if recipe.split != NO_SPLIT:
+    lines.append(
+        f'split: after epochs {recipe.split_epochs} into '
+        f'{leaves.number(setup.space, recipe)} leaves, each trained so')
   return lines
 
 

@@ -53,7 +53,8 @@ class Ranked(NamedTuple):
   """What is needed to rank: all of it read and checked, nothing compiled.
 
   Attributes:
-    network, theta: the supernet and its weights.
+    network: the supernet.
+    leaves: its weights; of a search that split, those of each leaf.
     step: of the checkpoint.
     found: the architectures.
     batches: of held-out images.
@@ -63,7 +64,7 @@ class Ranked(NamedTuple):
   """
 
   network: Any
-  theta: Any
+  leaves: list[candidates.Leaf]
   step: int
   found: list[Genotype]
   batches: Any
@@ -132,12 +133,14 @@ def rank(workdir: str | os.PathLike[str], args: argparse.Namespace,
   name = hashlib.sha256(text.encode()).hexdigest()[:12]
   mesh = mesh_lib.make_mesh()
   with interrupt.Interrupt() as stop:
-    scores = ranking.rank(
-        ranked.network, ranked.theta, ranked.found, ranked.batches,
-        norm=args.norm, calibration=ranked.calibration, block=args.block,
+    scorer = ranking.Scorer(
+        ranked.network, ranked.leaves[0].theta, ranked.batches,
+        norm=args.norm, calibration=ranked.calibration,
+        block=min(args.block, len(ranked.found)),
         dtype=ranked.prepared.search.dtype,
-        mesh=mesh if mesh.size > 1 else None,
-        record=ranking.Record(
+        mesh=mesh if mesh.size > 1 else None)
+    scores = candidates.LeafScorer(scorer, ranked.leaves)(
+        ranked.found, record=ranking.Record(
             workdir / PICTURE / f'{name}.jsonl', ranked.settings),
         progress=True, stop=stop)
   if len(scores.loss) < len(ranked.found):
@@ -157,7 +160,7 @@ def rank(workdir: str | os.PathLike[str], args: argparse.Namespace,
 def read(workdir: pathlib.Path, args: argparse.Namespace,
          dataset: data.Dataset | None = None) -> Ranked:
   """Reads a run and draws what is ranked; arguments as `rank`."""
-  prepared, state = searched.read(
+  prepared, state, leaves = searched.read(
       workdir, args.config, args.data_dir, dataset)
   setup, recipe = prepared.setup, prepared.search
   found = architectures(setup.space, args.cells, args.seed)
@@ -174,7 +177,7 @@ def read(workdir: pathlib.Path, args: argparse.Namespace,
       'seed': args.seed,
       'architectures': hashlib.sha256(names.encode()).hexdigest()[:12]}
   return Ranked(
-      search.make_supernet(setup, recipe), state['theta'], step, found,
+      search.make_supernet(setup, recipe), leaves, step, found,
       ranking.FirstBatches(batches, number), calibration, settings, prepared)
 
 

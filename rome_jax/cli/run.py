@@ -29,9 +29,18 @@ from rome_jax.config import checks, command_line, fields
 from rome_jax.config import setup as door
 from rome_jax.devices import hosts, interrupt
 from rome_jax.show import curves, ranking, report
+from rome_jax.show import split as pictures
 from rome_jax.spaces import genotypes, nasbench201_forms
 from rome_jax.tables import nasbench201
-from rome_jax.train import candidates, metrics, notes, plans, retrain, search
+from rome_jax.train import (
+    candidates,
+    leaves,
+    metrics,
+    notes,
+    plans,
+    retrain,
+    search,
+)
 
 try:
   import fcntl
@@ -427,7 +436,11 @@ def _finish(workdir, result, began):
   """Pictures, the result and, last, the report."""
   writing = time.perf_counter()
   record = genotypes.read(str(workdir / 'genotype.json'))
-  curves.save_run(workdir, metrics.read(workdir), record.genotype)
+  rows = curves.of_leaf(
+      metrics.read(workdir), (result.get('search') or {}).get('leaf'))
+  curves.save_run(workdir, rows, record.genotype)
+  if (tree := workdir / leaves.FILENAME).exists():
+    pictures.save(workdir, files.read_json(tree))
   rounds = workdir / candidates.FILENAME
   if rounds.exists():
     ranking.save_history(rounds.with_suffix(''),

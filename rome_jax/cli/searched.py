@@ -10,7 +10,9 @@ from rome_jax import data, errors, files
 from rome_jax.cli import prepare as prepare_lib
 from rome_jax.cli import run as run_lib
 from rome_jax.config import checks, command_line, fields
-from rome_jax.train import checkpoint
+from rome_jax.methods.method import full_mask
+from rome_jax.methods.split import NO_SPLIT
+from rome_jax.train import candidates, checkpoint, leaves
 
 
 class Searched(NamedTuple):
@@ -18,11 +20,14 @@ class Searched(NamedTuple):
 
   Attributes:
     prepared: config, data and setup of the run, for a single device.
-    state: of the newest checkpoint, nested dicts of NumPy arrays.
+    state: of the newest checkpoint, nested dicts of NumPy arrays; of a search
+      that split, the first leaf's.
+    leaves: the supernets; of an unsplit search, one.
   """
 
   prepared: prepare_lib.Prepared
   state: dict[str, Any]
+  leaves: list[candidates.Leaf]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,8 +60,15 @@ def read(workdir: pathlib.Path, config: str | None = None,
   prepared = prepare_lib.prepare(found, dataset)
   _check_images(workdir, prepared.dataset)
   run_lib.use_compilation_cache(found.compilation_cache)
-  return Searched(prepared, checkpoint.read_tree(
-      workdir / 'checkpoints' / 'search', 'state'))
+  space = prepared.setup.space
+  split = prepared.search.split != NO_SPLIT
+  found = leaves.read(workdir, space) if split else None
+  if split and found is None:
+    raise errors.UserError(f'the search in {workdir} has not split yet')
+  name = leaves.FIRST if found else 'search'
+  state = checkpoint.read_tree(workdir / 'checkpoints' / name, 'state')
+  return Searched(prepared, state, found or [
+      candidates.Leaf(full_mask(space), state['theta'])])
 
 
 def _config(workdir: pathlib.Path, file: str | None,

@@ -66,6 +66,9 @@ def measure(workdir: str | os.PathLike[str], draws: int = 200, seed: int = 0,
   workdir = pathlib.Path(checks.local_path('RUN', os.fspath(workdir)))
   found = searched.read(workdir, config, data_dir, dataset)
   prepared, state = found.prepared, found.state
+  if len(found.leaves) > 1:
+    raise errors.UserError(
+        f'{workdir} holds a search that split; its leaves have no common law')
   method = prepared.setup.method
   if method.name not in pada.ROWS:
     raise errors.UserError(

@@ -15,7 +15,7 @@ from typing import Any
 import ml_collections
 
 from rome_jax import errors
-from rome_jax.methods import table
+from rome_jax.methods import split, table
 from rome_jax.spaces import counting
 from rome_jax.train import recipes
 
@@ -252,6 +252,48 @@ _SEARCH = {
     'unbiased': Field(
         "weigh an image's loss by 1 / (n p) where images are drawn with "
         'probabilities p (PA&DA: no)'),
+    'split': _choice(
+        "split the supernet into leaves (docs/methods/split.md): by gradient "
+        "matching ('gm', GM-NAS), or a leaf for each operation of one site "
+        "('few_shot')", split.SPLITS),
+    'split_epochs': Field(
+        'epochs after which every supernet is split, separated by commas '
+        '(GM-NAS: 15,30 in NAS-Bench-201, 2,4,6 in DARTS\' space)'),
+    'split_groups': Field(
+        'groups of each split, or one number for all (GM-NAS: 2)'),
+    'split_sizes': Field(
+        "sizes that the groups may have, such as '2+5,3+4'; '': any (GM-NAS: "
+        '2+3 in NAS-Bench-201)'),
+    'split_rule': _choice(
+        'split the site of the largest distances between its groups, or of '
+        'the smallest within them', split.RULES),
+    'split_cells': _choice(
+        'cells whose sites may be split (GM-NAS: normal)', split.CELLS),
+    'split_site': _between(
+        0, MANY, 'the edge, node or block of the normal cell that few_shot '
+        'splits'),
+    'split_batches': _between(
+        1, MANY, 'training batches whose gradients are compared (GM-NAS)'),
+    'split_shared': _choice(
+        'weights whose gradients are compared: those of all other operations, '
+        "these and what is between stem and head ('body'), or all but the "
+        "site's own ('all'); 'auto': as GM-NAS in this family",
+        ('auto', *split.SHARED)),
+    'split_soft': Field(
+        "whether the one active candidate of a mixture keeps its own gate "
+        "(GM-NAS in DARTS' space) instead of 1"),
+    'split_inherit': _choice(
+        'what a leaf continues after the last split: nothing (GM-NAS in '
+        'cells), the weights and alpha (Few-Shot NAS), or all of the search',
+        split.INHERITED),
+    'split_choice': _choice(
+        "how the leaf is chosen: by its cell's validation accuracy with the "
+        "leaf's weights, NAS-Bench-201's table, successive halving of "
+        'trainings from scratch, or a search over the architectures of all '
+        "leaves ('evolution')", split.CHOICES),
+    'split_rungs': Field(
+        'epochs of these trainings after which the better half stays (GM-NAS: '
+        '30,100,600)'),
     'candidates': _between(
         0, MANY, 'architectures to choose from: evaluated on the '
         'validation half with the weights of the search (SPOS), or each '

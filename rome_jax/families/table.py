@@ -36,6 +36,7 @@ class Family(NamedTuple):
     drops: whether it can leave out paths and parts of identities.
     evaluators: how it can evaluate slots, see `engine.cells.SearchCell`.
     knows: name -> whether its cells can hold the operation.
+    compared: whose gradients GM-NAS compares, a name of `split.SHARED`.
     candidates: (theta, space) -> where the supernet keeps the weights of each
       operation, `owners.Candidate`s.
   """
@@ -52,6 +53,7 @@ class Family(NamedTuple):
   drops: bool = False
   evaluators: tuple[str, ...] = EVALUATORS[:1]
   knows: Callable[[str], bool] = lambda name: name in operations.OPS
+  compared: str = 'operations'
   candidates: Callable[..., tuple[owners.Candidate, ...]] = weights.candidates
 
 
@@ -108,7 +110,7 @@ FAMILIES: dict[str, Family] = {
     'nasbench201': Family(
         _supernet(nasbench201.Supernet), _nasbench201_network,
         nasbench201.count, nasbench201.count_supernet, nasbench201.check,
-        partial=True, drops=True, evaluators=EVALUATORS),
+        partial=True, drops=True, evaluators=EVALUATORS, compared='body'),
     'nasbench1shot1': Family(
         _supernet(nasbench1shot1.Supernet), _nasbench1shot1_network,
         nasbench1shot1.count, nasbench1shot1.count_supernet,
@@ -117,7 +119,7 @@ FAMILIES: dict[str, Family] = {
     'mobile': Family(
         _supernet(mobile.Supernet), _mobile_network, mobile.count,
         mobile.count_supernet, mobile.check, stems=('cifar', 'imagenet'),
-        knows=mobile.knows, candidates=mobile.candidates),
+        knows=mobile.knows, compared='all', candidates=mobile.candidates),
 }
 
 

@@ -221,8 +221,8 @@ def strict_fair_ops(rng: jax.Array, num_samples: int, num_edges: int,
       rng, order, axis=1, independent=True).reshape(num_samples, num_edges)
 
 
-def fair_ops(rng: jax.Array, num_samples: int,
-             counts: np.ndarray) -> jax.Array:
+def fair_ops(rng: jax.Array, num_samples: int, counts: np.ndarray,
+             mask: jax.Array | None = None) -> jax.Array:
   """`strict_fair_ops` where sites have different numbers of operations.
 
   Each site goes through random permutations of its own operations, one after
@@ -233,10 +233,13 @@ def fair_ops(rng: jax.Array, num_samples: int,
     rng: PRNG key.
     num_samples: K.
     counts: [S] int, operations of each site.
+    mask: bool [S,C], of these those that there are; may be traced.
 
   Returns:
     [K,S] int32 places in the rows of `Space.choices`.
   """
+  if mask is not None:
+    return _fair_ops_of(rng, num_samples, mask)
   if (counts == counts[0]).all() and num_samples % counts[0] == 0:
     return strict_fair_ops(rng, num_samples, len(counts), int(counts[0]))
   rounds = -(-num_samples // int(counts.min()))
@@ -245,6 +248,14 @@ def fair_ops(rng: jax.Array, num_samples: int,
   orders = jnp.argsort(jnp.where(there, scores, 2.), -1).astype(jnp.int32)
   turn, place = np.divmod(np.arange(num_samples)[:, None], counts)
   return orders[turn, np.arange(len(counts)), place]
+
+
+def _fair_ops_of(rng, num_samples, mask):
+  """`fair_ops` of a mask; as many rounds as a site of one operation needs."""
+  scores = jax.random.uniform(rng, (num_samples, *mask.shape))
+  orders = jnp.argsort(jnp.where(mask, scores, 2.), -1).astype(jnp.int32)
+  turn, place = jnp.divmod(jnp.arange(num_samples)[:, None], mask.sum(-1))
+  return orders[turn, np.arange(len(mask)), place]
 
 
 # ------------------------------------------------------ laws and diagnostics

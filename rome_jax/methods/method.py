@@ -57,6 +57,23 @@ def full_mask(space: Space) -> dict[str, np.ndarray]:
   return {t: space.choices(t) >= 0 for t in space.cell_types}
 
 
+def mask_to_names(space: Space, mask: Mask) -> dict[str, list[list[str]]]:
+  """{cell type: the names that a mask keeps, site by site}, for JSON."""
+  return {t: [
+      [space.ops[o] for o in row[kept]]
+      for row, kept in zip(space.choices(t), np.asarray(mask[t]))]
+          for t in space.cell_types}
+
+
+def mask_from_names(space: Space, names: Mapping[str, Any]) -> dict[
+    str, np.ndarray]:
+  """The inverse of `mask_to_names`."""
+  return {t: np.array([
+      [o >= 0 and space.ops[o] in kept for o in row]
+      for row, kept in zip(space.choices(t), names[t])])
+          for t in space.cell_types}
+
+
 class State(NamedTuple):
   """Everything that a step changes; what a checkpoint holds.
 

@@ -140,7 +140,7 @@ def init_state(method: Method, space: Space, theta: Any, arch: Any,
   init = method.extra.init
   if init is None:
     return state
-  told = {'state': state} if _told(init, 'state') else {}
+  told = {'state': state} if takes(init, 'state') else {}
   return state._replace(extra=init(space, num_examples, **told))
 
 
@@ -160,10 +160,11 @@ def _move(tx, grads, opt, params):
 def make_objective(context: '_Context', step: jax.Array) -> Objective:
   """The objective of one step, at its temperature."""
   method, space, options = context.method, context.space, context.options
-  told = _told(context.loss_fn, 'step')
+  told = takes(context.loss_fn, 'step')
 
   def gradient(params, theta, arch, batch, key, mask=(), gates=None):
-    noise, keys = _draw(method, space, options, arch, key, params != 'arch')
+    noise, keys = _draw(
+        method, space, options, arch, key, params != 'arch', mask)
 
     def one(sampled, key, shared, batch):
       *fixed, mask, tau, step = shared
@@ -206,9 +207,9 @@ def make_objective(context: '_Context', step: jax.Array) -> Objective:
       options.alpha_decay)
 
 
-def _told(loss_fn, name):
-  """Whether a loss takes this keyword."""
-  return name in inspect.signature(loss_fn).parameters
+def takes(function: Callable[..., Any], name: str) -> bool:
+  """Whether a function, a loss for instance, takes this keyword."""
+  return name in inspect.signature(function).parameters
 
 
 def _with_gates(cells, gates):
@@ -244,12 +245,12 @@ def _reduced(grads, how, k):
   return jax.tree.map(lambda a: a / k, grads) if how == 'mean' else grads
 
 
-def _draw(method, space, options, arch, key, of_theta):
+def _draw(method, space, options, arch, key, of_theta, mask=()):
   """(noise of K samples, K keys for operations that draw)."""
   noise_key, fair_key, op_key = jax.random.split(key, 3)
   noise = method.noise(space, arch, noise_key, options.k)
   if of_theta:
-    noise = _fair(space, options, fair_key, noise)
+    noise = _fair(space, options, fair_key, noise, mask)
   return noise, _keys(op_key, options.k)
 
 
@@ -258,14 +259,16 @@ def _keys(key, k):
   return jax.random.key_data(jax.random.split(key, k))
 
 
-def _fair(space: Space, options: Options, key: jax.Array,
-          noise: Noise) -> Noise:
+def _fair(space: Space, options: Options, key: jax.Array, noise: Noise,
+          mask: Mask | tuple) -> Noise:
   """The noise with the operations of `Options.sampler`."""
   if options.sampler != 'strict_fair':
     return noise
   keys = jax.random.split(key, len(space.cell_types))
+  allowed: Mapping[str, Any] = dict(mask)
   return noise._replace(ops={
-      t: laws.fair_ops(key, options.k, (space.choices(t) >= 0).sum(-1))
+      t: laws.fair_ops(key, options.k, (space.choices(t) >= 0).sum(-1),
+                       allowed.get(t))
       for t, key in zip(space.cell_types, keys)})
 
 
@@ -515,10 +518,10 @@ def _both_gradients(context, state, batch, key, trained):
   method, space, options = context.method, context.space, context.options
   noise_key, fair_key, op_key = jax.random.split(key, 3)
   noise = method.noise(space, state.arch, noise_key, options.k)
-  fair = _fair(space, options, fair_key, noise)
+  fair = _fair(space, options, fair_key, noise, state.mask)
   samples = noise, None if fair is noise else fair.ops
   told = [name for name in ('want_weight_grads', 'step')
-          if _told(context.loss_fn, name)]
+          if takes(context.loss_fn, name)]
 
   def one(sampled, key, shared, batch):
     theta, arch, mask, tau, trained, step = shared

@@ -53,6 +53,19 @@ def search_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
   return found
 
 
+def of_leaf(rows: Sequence[Mapping[str, Any]],
+            leaf: str | None) -> list[Mapping[str, Any]]:
+  """The rows of one leaf and of no other search; all if it is None.
+
+  >>> rows = [{'phase': 'search/leaf-01'}, {'phase': 'search/leaf-02'},
+  ...         {'phase': 'retrain/derived-0'}]
+  >>> len(of_leaf(rows, 'search/leaf-02'))
+  2
+  """
+  return [row for row in rows if leaf is None or row.get('phase') == leaf
+          or str(row.get('phase')).partition('/')[0] != 'search']
+
+
 def _curve(rows, name):
   """Returns (x, y, label of x); x is the epoch if every row has one."""
   rows = [row for row in rows if row.get(name) is not None]

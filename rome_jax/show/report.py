@@ -403,7 +403,8 @@ def write_report(workdir: str | os.PathLike[str]) -> pathlib.Path:
   workdir = pathlib.Path(workdir)
   config = _optional_json(workdir / 'config.json')
   result = _optional_json(workdir / 'result.json')
-  rows = metrics.read(workdir)
+  rows = curves.of_leaf(
+      metrics.read(workdir), (result.get('search') or {}).get('leaf'))
   path = workdir / 'genotype.json'
   record = genotypes.read(path) if path.exists() else None
   subject = config.get('genotype') or result.get('method') or config.get(
@@ -421,6 +422,7 @@ def write_report(workdir: str | os.PathLike[str]) -> pathlib.Path:
       _headline(result),
       _tabular(result),
       _cells(workdir, record),
+      _leaves(workdir),
       _section('Curves', *(
           _picture(workdir, name) for name in curves.PICTURES[2:])),
       _diagnostics(record, rows),
@@ -437,6 +439,21 @@ def write_report(workdir: str | os.PathLike[str]) -> pathlib.Path:
       f'<title>{html.escape(title)}</title>\n<style>{_CSS}</style>\n</head>\n'
       f'<body>\n{body}</body>\n</html>\n'))
   return workdir / FILENAME
+
+
+def _leaves(workdir):
+  """How the supernet split, and what its leaves found."""
+  tree = _optional_json(workdir / 'split.json')
+  rows = [(row['name'].split('/')[-1], _percent(row.get('score')),
+           _percent(row.get('valid_accuracy')), row.get('genotype') or '–')
+          for row in tree.get('leaves', ())]
+  if not rows:
+    return ''
+  return _section(
+      'Leaves', _picture(workdir, 'split'), _picture(
+          workdir, 'split_distances'),
+      _table(('leaf', 'chosen by', 'accuracy in the search', 'genotype'), rows,
+             numbers=(1, 2)))
 
 
 def _architectures(workdir):

@@ -6,13 +6,14 @@ the validation half.
 """
 
 import functools
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from rome_jax import data, errors, files
 from rome_jax.devices import hosts
-from rome_jax.methods import evolve
+from rome_jax.methods import evolve, split
 from rome_jax.spaces import Space, genotypes
 from rome_jax.spaces.genotypes import Genotype
 from rome_jax.train import checkpoint, metrics, ranking, retrain, search
@@ -85,6 +86,18 @@ def check(setup: Setup, recipe: SearchRecipe, retraining: RetrainRecipe,
     raise errors.UserError(f'config.search: {error}') from None
 
 
+class Leaf(NamedTuple):
+  """A trained supernet, or a part of one that was split.
+
+  Attributes:
+    mask: {cell type: bool [S,C]}, the candidates that it has.
+    theta: its weights.
+  """
+
+  mask: Mapping[str, Any]
+  theta: Any
+
+
 class Chosen(NamedTuple):
   """The outcome of a choice.
 
@@ -99,8 +112,8 @@ class Chosen(NamedTuple):
 
 
 def choose(setup: Setup, recipe: SearchRecipe, retraining: RetrainRecipe,
-           theta: Any, dataset: data.Dataset, seed: int, workdir: Any,
-           stop: Any) -> Chosen | None:
+           leaves: Sequence[Leaf], dataset: data.Dataset, seed: int,
+           workdir: Any, stop: Any) -> Chosen | None:
   """Chooses an architecture, or continues to, in a run's folder.
 
   Every finished round is kept in evolution.json.
@@ -108,7 +121,8 @@ def choose(setup: Setup, recipe: SearchRecipe, retraining: RetrainRecipe,
   Args:
     setup, recipe, dataset, seed: of the search.
     retraining: see `strategy`.
-    theta: trained weights.
+    leaves: of the search, or the one supernet; each architecture is scored
+      by the leaf that has it.
     workdir: of the run.
     stop: an object whose `requested` ends it after a round.
 
@@ -116,17 +130,20 @@ def choose(setup: Setup, recipe: SearchRecipe, retraining: RetrainRecipe,
     None if it was stopped.
   """
   searcher = strategy(setup, recipe, retraining)
-  path, weights = workdir / FILENAME, checkpoint.digest(theta)
+  path = workdir / FILENAME
+  weights = checkpoint.digest([leaf.theta for leaf in leaves])
   kept = hosts.from_first(lambda: _kept(path, weights))
   state = evolve.from_json(kept) if kept else searcher.init(seed)
-  scorer = _scorer(setup, recipe, theta, dataset, seed)
+  scorer = LeafScorer(
+      make_scorer(setup, recipe, leaves[0].theta, dataset, seed,
+                  min(recipe.population, recipe.candidates)), leaves)
   done = len(evolve.scored(state))
   with metrics.Progress(recipe.candidates, unit='architecture', initial=done,
                         label=f'search: {recipe.evolution}') as bar:
     while found := searcher.ask(state):
       if stop.requested:
         return None
-      state = searcher.tell(state, scorer(found).accuracy)
+      state = searcher.tell(state, scorer(found).accuracy.tolist())
       hosts.from_first(functools.partial(_keep, path, weights, state))
       done += len(found)
       bar.update(done, best=evolve.best(state)[1])
@@ -149,8 +166,71 @@ def _keep(path, weights, state):
       'state': evolve.to_json(state)})
 
 
-def _scorer(setup, recipe, theta, dataset, seed):
-  """Scores rounds on all whole batches of the validation half."""
+class LeafScorer:
+  """Scores architectures, each with the weights of its leaf."""
+
+  def __init__(self, scorer: ranking.Scorer, leaves: Sequence[Leaf]):
+    """Takes a scorer of the first leaf's weights; one program serves all."""
+    self._space = scorer.space
+    self._masks = [leaf.mask for leaf in leaves]
+    self._scorers = [scorer, *(
+        scorer.with_weights(leaf.theta) for leaf in leaves[1:])]
+
+  def __call__(self, found: Sequence[Genotype],
+               numbers: Sequence[int] | None = None,
+               record: ranking.Record | None = None, progress: bool = False,
+               stop: Any = None) -> ranking.Scores:
+    """Scores N genotypes.
+
+    Args:
+      found: the genotypes.
+      numbers: their leaves; None: those that have them.
+      record, progress, stop: as of `ranking.Scorer`; leaves after the first
+        have records of their own beside it.
+
+    Returns:
+      Scores; of fewer than N, in no order, if `stop` was requested.
+    """
+    if numbers is None:
+      numbers = [split.leaf_of(self._space, self._masks, g) for g in found]
+    parts, order = [], []
+    for number, scorer in enumerate(self._scorers):
+      rows = [i for i, own in enumerate(numbers) if own == number]
+      if not rows:
+        continue
+      parts.append(scorer(
+          [found[i] for i in rows], record=_record_of(record, number),
+          progress=progress, stop=stop))
+      order += rows[:len(parts[-1].loss)]
+    places = np.argsort(order)
+    accuracy, loss = (np.concatenate([np.zeros(0), *(
+        getattr(part, name) for part in parts)])[places]
+                      for name in ('accuracy', 'loss'))
+    timed = [(len(part.loss), part.rate) for part in parts
+             if not np.isnan(part.rate)]
+    seconds = sum(number / rate for number, rate in timed)
+    return ranking.Scores(
+        accuracy, loss,
+        sum(number for number, _ in timed) / seconds if timed else np.nan)
+
+
+def _record_of(record, number):
+  if record is None or not number:
+    return record
+  return record._replace(path=record.path.with_stem(
+      f'{record.path.stem}-{number}'))
+
+
+def make_scorer(setup: Setup, recipe: SearchRecipe, theta: Any,
+                dataset: data.Dataset, seed: int, block: int,
+                ) -> ranking.Scorer:
+  """Scores architectures on all whole batches of the validation half.
+
+  Args:
+    setup, recipe, dataset, seed: of the search.
+    theta: trained weights.
+    block: architectures in a call of the program.
+  """
   halves = search.make_halves(setup, recipe, dataset, seed)
   plain = data.make_transform(recipe.augment, dataset, train=False)
 
@@ -166,4 +246,4 @@ def _scorer(setup, recipe, theta, dataset, seed):
       ranking.FirstBatches(valid, valid.steps_per_epoch),
       norm='recalibrated' if recipe.calibration else 'batch',
       calibration=calibration, dtype=recipe.dtype, mesh=setup.mesh,
-      block=min(recipe.population, recipe.candidates))
+      block=block)

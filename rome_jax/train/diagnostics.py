@@ -173,7 +173,7 @@ class Derived:
     assert method.derive is not None
     arch, mask = jax.device_get((state.arch, state.mask))
     derived = families.arch_of(
-        method.derive(space, arch), space, fewer_edges=True)
+        method.derive(space, arch, mask or None), space, fewer_edges=True)
     tau = self._tau(int(state.step) - 1)  # That of the last step.
     totals = np.zeros(2)
     with data.prefetch(self._batches, 0, self._number) as batches:

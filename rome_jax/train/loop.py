@@ -87,6 +87,8 @@ class Phase(NamedTuple):
       drawn up to the next boundary; see `data.Batches`.
     line_at: a step after which a line is logged whatever `log_every`, so that
       no mean spans it; 0: none.
+    first: the step at which the phase begins: where the state is that of
+      another phase, which it goes on from.
   """
 
   name: str
@@ -103,6 +105,7 @@ class Phase(NamedTuple):
   stop: Callable | None = None
   draw: Callable | None = None
   line_at: int = 0
+  first: int = 0
 
 
 class Settings(NamedTuple):
@@ -237,7 +240,7 @@ def run(phase: Phase, program: Program, carry: Carry, settings: Settings,
   Args:
     phase: what to run.
     program: its compiled step.
-    carry: the carry before the first step.
+    carry: the carry at the step `phase.first`.
     settings: see `Settings`.
     writer: for metrics; rewound to the checkpoint that the run resumes from.
     stop: object whose `requested` becomes true when the run should end.
@@ -249,10 +252,10 @@ def run(phase: Phase, program: Program, carry: Carry, settings: Settings,
   folder = settings.workdir / 'checkpoints' / phase.name
   with checkpoint.Checkpoints(folder, settings.keep_checkpoints) as store:
     found = _restore(store, carry)
-    start, carry = found or (0, carry)
+    start, carry = found or (phase.first, carry)
     logged = start - int(carry.count)
     if found:
-      hosts.from_first(lambda: _check_lines(phase.name, folder, logged,
+      hosts.from_first(lambda: _check_lines(phase, folder, logged,
                                             settings.workdir))
     writer.rewind(phase.name, logged if found else -1)
     return _Runner(phase, program, settings, writer, stop, store).run(
@@ -268,13 +271,14 @@ def _restore(store, carry):
   return found or (step, store.read(step, carry))
 
 
-def _check_lines(name, folder, logged, workdir):
+def _check_lines(phase, folder, logged, workdir):
   """Refuses to continue if the line of step `logged` is lost.
 
   The checkpoint was saved after that line, whose means and test cannot be
   computed again.
   """
-  if logged and not any(
+  name = phase.name
+  if logged > phase.first and not any(
       row.get('phase') == name and row.get('step') == logged
       for row in metrics.read(workdir)):
     raise errors.UserError(
@@ -319,7 +323,7 @@ class _Runner:
     return Outcome(step == self.end, carry.state, self.scalars, {
         'seconds': seconds, 'steps': self.end,
         'images_per_second':
-            step * phase.images_per_step / max(seconds, 1e-9),
+            (step - phase.first) * phase.images_per_step / max(seconds, 1e-9),
         'compile_seconds': self.program.compile_seconds,
         'temp_bytes': self.program.temp_bytes,
         'resumed_at': start if resumed else None})

@@ -13,7 +13,7 @@ import numpy as np
 
 from rome_jax import data, errors
 from rome_jax.data import splits
-from rome_jax.methods import evolve
+from rome_jax.methods import evolve, split
 from rome_jax.methods.method import (
     ArchParams,
     Evolve,
@@ -21,10 +21,19 @@ from rome_jax.methods.method import (
     Stages,
     TrainRandom,
     full_mask,
+    mask_from_names,
+    mask_to_names,
 )
 from rome_jax.spaces import Space, genotypes
-from rome_jax.spaces.genotypes import Genotype
-from rome_jax.train import candidates, loop, notes, retrain, search
+from rome_jax.train import (
+    candidates,
+    leaves,
+    loop,
+    notes,
+    recipes,
+    retrain,
+    search,
+)
 from rome_jax.train.recipes import RetrainRecipe, SearchRecipe
 from rome_jax.train.setup import Setup
 
@@ -43,25 +52,9 @@ class Stage(NamedTuple):
   keep: int | None
 
 
-class Searched(NamedTuple):
-  """What a plan gives.
-
-  Attributes:
-    finished: False if a signal ended it early (its state is saved).
-    genotype: None if it was stopped before there was one.
-    scalars: last metrics, of the genotype's own part.
-    figures: of all its parts together; `phase` names the last of them.
-  """
-
-  finished: bool
-  genotype: Genotype | None
-  scalars: Mapping[str, Any]
-  figures: dict[str, Any]
-
-
 def run(setup: Setup, recipe: SearchRecipe, retraining: RetrainRecipe,
         dataset: data.Dataset, seed: int, settings: loop.Settings, writer: Any,
-        stop: Any, origin: Mapping[str, Any] | None = None) -> Searched:
+        stop: Any, origin: Mapping[str, Any] | None = None) -> search.Searched:
   """Follows a method's plan, or continues it, in the folder of `settings`.
 
   Args:
@@ -71,6 +64,8 @@ def run(setup: Setup, recipe: SearchRecipe, retraining: RetrainRecipe,
   """
   common = dataset, seed, settings, writer, stop, origin
   plan = setup.method.plan
+  if recipe.split != split.NO_SPLIT:
+    return leaves.run(setup, recipe, retraining, *common)
   if isinstance(plan, Stages):
     return _in_stages(setup, recipe, *common)
   if isinstance(plan, TrainRandom):
@@ -78,7 +73,7 @@ def run(setup: Setup, recipe: SearchRecipe, retraining: RetrainRecipe,
   if isinstance(plan, Evolve) or setup.method.derive is None:
     return _choose(setup, recipe, retraining, *common)
   outcome, genotype = search.run(setup, recipe, *common)
-  return Searched(
+  return search.Searched(
       outcome.finished, genotype, outcome.scalars,
       outcome.figures | {'phase': search.ONLY.name})
 
@@ -107,14 +102,15 @@ def _choose(setup, recipe, retraining, dataset, seed, settings, writer, stop,
   outcome, _ = search.run(
       setup, recipe, dataset, seed, settings, writer, stop, origin)
   chosen = candidates.choose(
-      setup, recipe, retraining, outcome.state.theta, dataset, seed,
-      settings.workdir, stop) if outcome.finished else None
+      setup, recipe, retraining,
+      [candidates.Leaf(full_mask(setup.space), outcome.state.theta)], dataset,
+      seed, settings.workdir, stop) if outcome.finished else None
   if chosen is None:
-    return Searched(False, None, outcome.scalars, outcome.figures)
+    return search.Searched(False, None, outcome.scalars, outcome.figures)
   search.save_genotype(
       settings.workdir, setup, seed, outcome.figures['steps'],
       chosen.genotype, origin)
-  return Searched(
+  return search.Searched(
       True, chosen.genotype, outcome.scalars,
       outcome.figures | chosen.figures | {'phase': search.ONLY.name})
 
@@ -131,12 +127,13 @@ def stages(recipe: SearchRecipe) -> tuple[Stage, ...]:
   >>> [stage.keep for stage in stages(SearchRecipe())]
   [5, 3, None]
   """
-  cells = _numbers('stage_cells', recipe.stage_cells, int, 1)
+  cells = recipes.numbers('stage_cells', recipe.stage_cells, int, 1)
   if not cells:
     raise errors.UserError(
         "config.search.stage_cells='' must be at least one whole number")
-  keeps = _numbers('stage_keep', recipe.stage_keep, int, 1)
-  rates = _numbers('stage_skip_dropout', recipe.stage_skip_dropout, float, 0)
+  keeps = recipes.numbers('stage_keep', recipe.stage_keep, int, 1)
+  rates = recipes.numbers(
+      'stage_skip_dropout', recipe.stage_skip_dropout, float, 0)
   for name, found, wanted in (('stage_keep', keeps, len(cells) - 1),
                               ('stage_skip_dropout', rates, len(cells))):
     if len(found) != wanted:
@@ -158,28 +155,13 @@ def stages(recipe: SearchRecipe) -> tuple[Stage, ...]:
       for i, (n, rate, keep) in enumerate(zip(cells, rates, (*keeps, None))))
 
 
-def _numbers(name, text, kind, low):
-  """The numbers of a text field; () of ''."""
-  found = []
-  for word in text.split(',') if text.strip() else ():
-    try:
-      found.append(kind(word))
-      if not low <= found[-1] < np.inf:
-        raise ValueError
-    except ValueError:
-      what = 'whole numbers' if kind is int else 'numbers'
-      raise errors.UserError(
-          f'config.search.{name}={text!r} must be {what} of at least {low} '
-          f'separated by commas, not {word.strip()!r}') from None
-  return tuple(found)
-
-
 def check(space: Space, method: Method, recipe: SearchRecipe) -> None:
   """Checks the fields that belong to a plan.
 
   Raises:
     UserError: naming the field, its value and what is allowed.
   """
+  leaves.check(space, method, recipe)
   if isinstance(method.plan, Evolve) and recipe.candidates:
     try:
       evolve.check(candidates.options(recipe))
@@ -221,20 +203,6 @@ def strongest(space: Space, mask: Mapping[str, np.ndarray], arch: ArchParams,
   return kept
 
 
-def _names(space, mask):
-  """{cell type: per site the names that a mask keeps}."""
-  return {t: [[space.ops[o] for o in row[kept]] for row, kept in zip(
-      space.choices(t), mask[t])] for t in space.cell_types}
-
-
-def _mask(space, names):
-  """The inverse of `_names`."""
-  return {t: np.array([
-      [o >= 0 and space.ops[o] in kept for o in row]
-      for row, kept in zip(space.choices(t), names[t])])
-          for t in space.cell_types}
-
-
 def largest(setup: Setup, recipe: SearchRecipe,
             ) -> list[tuple[Setup, SearchRecipe, search.Part]]:
   """Every supernet of a plan, before it is known which candidates survive.
@@ -265,17 +233,17 @@ def _in_stages(setup, recipe, dataset, seed, settings, writer, stop, origin):
           setup._replace(space=space.restrict_to(mask)), stage.recipe, dataset,
           seed, settings, writer, stop, origin, stage.part)
       if not outcome.finished:
-        return Searched(False, None, outcome.scalars, outcome.figures)
+        return search.Searched(False, None, outcome.scalars, outcome.figures)
       if stage.keep is None:
         break
       mask = strongest(space, mask, outcome.state.arch, stage.keep)
       figures = notes.write(
           settings.workdir, stage.part.name, outcome.figures | {
-              'cells': stage.recipe.cells, 'kept': _names(space, mask)})
-    mask = _mask(space, figures['kept'])
+              'cells': stage.recipe.cells, 'kept': mask_to_names(space, mask)})
+    mask = mask_from_names(space, figures['kept'])
     done.append(figures)
   figures = outcome.figures | {'cells': stage.recipe.cells}
-  return Searched(True, genotype, outcome.scalars, figures | _together(
+  return search.Searched(True, genotype, outcome.scalars, figures | _together(
       [*done, figures]) | {'phase': stage.part.name, 'stages': done})
 
 
@@ -327,7 +295,7 @@ def _random(setup, recipe, retraining, dataset, seed, settings, writer, stop,
       runner = runner or trainer(setup, recipe, retraining, dataset, seed)
       outcome = runner.run(job, settings, writer, stop)
       if not outcome.finished:
-        return Searched(False, None, outcome.scalars, outcome.figures)
+        return search.Searched(False, None, outcome.scalars, outcome.figures)
       figures = notes.write(settings.workdir, phase, outcome.figures | {
           'genotype': genotypes.to_text(job.genotype),
           **{name: outcome.scalars[name] for name in _OF_CANDIDATE}})
@@ -340,7 +308,7 @@ def _random(setup, recipe, retraining, dataset, seed, settings, writer, stop,
   # What a candidate is tested on is what others call the validation half.
   scalars = {name.replace('test', 'valid'): best[name]
              for name in _OF_CANDIDATE}
-  return Searched(True, genotype, scalars, {
+  return search.Searched(True, genotype, scalars, {
       **{name: done[-1][name] for name in (
           'steps', 'images_per_second', 'temp_bytes', 'resumed_at')},
       **_together(done), 'phase': phase, 'candidates': len(done),

@@ -5,6 +5,7 @@ share of a block and sees whole batches, so that scores do not depend on the
 mesh.
 """
 
+import copy
 import functools
 import hashlib
 import io
@@ -26,6 +27,7 @@ from jax.sharding import PartitionSpec as P
 from rome_jax import data, errors, families, files
 from rome_jax.devices import mesh as mesh_lib
 from rome_jax.engine import statistics
+from rome_jax.spaces import Space
 from rome_jax.spaces.genotypes import Genotype
 from rome_jax.train import metrics, optim
 
@@ -119,7 +121,11 @@ def rank(network: Any, theta: Any, found: Sequence[Arch],
 
 
 class Scorer:
-  """Scores architectures; compiles at the first block and never again."""
+  """Scores architectures; compiles at the first block and never again.
+
+  Attributes:
+    space: of the supernet.
+  """
 
   def __init__(self, network: Any, theta: Any, batches: Iterable[Batch], *,
                norm: str = 'batch', calibration: Any = None,
@@ -146,13 +152,15 @@ class Scorer:
       UserError: an unknown norm, or images missing for it.
     """
     self._calibration = _calibration(norm, calibration)
-    self._space, self._batches, self._mesh = network.space, batches, mesh
+    self.space: Space = network.space
+    self._batches, self._mesh = batches, mesh
     devices = 1 if mesh is None else mesh.size
     self._block = -(-block // devices) * devices
     calibrated = 0 if calibration is None else len(calibration)
     self._function = jax.jit(make_program(network, calibrated, dtype, mesh))
     self._theta = self._put(jax.tree.map(jnp.asarray, theta))
-    self._program = None
+    # Shared with copies that have other weights.
+    self._compiled: dict[str, Any] = {}
     self._seconds = 0.  # without compilation
 
   def __call__(self, found: Sequence[Arch], *, record: Record | None = None,
@@ -171,7 +179,7 @@ class Scorer:
     Raises:
       UserError, ValueError: as `rank`.
     """
-    rows, began = _known(record, found, self._space), self._seconds
+    rows, began = _known(record, found, self.space), self._seconds
     first = start = sum(map(len, rows))
     with metrics.Progress(
         len(found), unit='cell', label='rank', initial=start,
@@ -188,15 +196,23 @@ class Scorer:
     return Scores(scores[:, 0], scores[:, 1],
                   (start - first) / seconds if seconds else math.nan)
 
+  def with_weights(self, theta: Any) -> 'Scorer':
+    """The same for other weights of the supernet; nothing compiles anew."""
+    other = copy.copy(self)
+    other._theta = self._put(jax.tree.map(jnp.asarray, theta))
+    return other
+
   def _scores_of(self, part):
     """[block,2] of a block, means over all batches."""
     total, number = np.zeros(()), 0
-    cells = self._put(_stacked(part, self._space, self._block))
+    cells = self._put(_stacked(part, self.space, self._block))
     for step, batch in enumerate(self._batches):
       args = (self._theta, cells, *self._put(self._arrays(batch, step)))
-      self._program = self._program or self._function.lower(*args).compile()
+      if not self._compiled:
+        self._compiled['program'] = self._function.lower(*args).compile()
+      program = self._compiled['program']
       began = time.perf_counter()
-      total = total + np.asarray(self._program(*args), np.float64)
+      total = total + np.asarray(program(*args), np.float64)
       self._seconds += time.perf_counter() - began
       number += 1
     if not number:
@@ -240,8 +256,8 @@ def _calibration(norm, images):
 
 def _stacked(found, space, size):
   """{cell type: CellArch} with a leading axis of `size`, the last repeated."""
-  cells = [families.arch_of(arch, space) if isinstance(arch, Genotype) else arch
-           for arch in found]
+  cells = [families.arch_of(arch, space, fewer_edges=True)
+           if isinstance(arch, Genotype) else arch for arch in found]
   cells += cells[-1:] * (size - len(cells))
   return jax.tree.map(lambda *leaves: np.stack(leaves), *cells)
 

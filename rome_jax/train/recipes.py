@@ -4,8 +4,10 @@ This is the one place where a default stands; `config.fields` reads it here
 and says what each field means, what it may be and where it is from.
 """
 
+import math
 from typing import NamedTuple
 
+from rome_jax import errors
 from rome_jax.methods.evolve import SPOS
 
 
@@ -78,6 +80,19 @@ class SearchRecipe(NamedTuple):
   path_law: str = 'shared'
   path_delta: float = 0.
   unbiased: bool = False
+  split: str = 'none'
+  split_epochs: str = ''
+  split_groups: str = '2'
+  split_sizes: str = ''
+  split_rule: str = 'between'
+  split_cells: str = 'normal'
+  split_site: int = 0
+  split_batches: int = 100
+  split_shared: str = 'auto'
+  split_soft: bool = False
+  split_inherit: str = 'nothing'
+  split_choice: str = 'valid'
+  split_rungs: str = ''
 
 
 class RetrainRecipe(NamedTuple):
@@ -116,3 +131,32 @@ class RetrainRecipe(NamedTuple):
   eval_every: int = 1
   eval_batch_size: int = 0
   holdout: float = 0.
+
+
+def numbers(name: str, text: str, kind: type, low: int) -> tuple:
+  """The numbers of a text field of `search`; () of ''.
+
+  Args:
+    name: of the field.
+    text: numbers separated by commas.
+    kind: int or float.
+    low: the smallest that is allowed.
+
+  Raises:
+    UserError: naming the field, its value and what is allowed.
+
+  >>> numbers('stage_cells', '5,11,17', int, 1)
+  (5, 11, 17)
+  """
+  found = []
+  for word in text.split(',') if text.strip() else ():
+    try:
+      found.append(kind(word))
+      if not low <= found[-1] < math.inf:
+        raise ValueError
+    except ValueError:
+      what = 'whole numbers' if kind is int else 'numbers'
+      raise errors.UserError(
+          f'config.search.{name}={text!r} must be {what} of at least {low} '
+          f'separated by commas, not {word.strip()!r}') from None
+  return tuple(found)

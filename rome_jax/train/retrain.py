@@ -317,15 +317,22 @@ class Trainer:
     self._programs = {network: (program, test)}
     return program, test, carry
 
-  def run(self, job: Job, settings: loop.Settings, writer: Any,
-          stop: Any) -> loop.Outcome:
+  def run(self, job: Job, settings: loop.Settings, writer: Any, stop: Any,
+          epochs: int | None = None) -> loop.Outcome:
     """Trains one job, or continues it; see `loop.run`.
+
+    Args:
+      job, settings, writer, stop: see `loop.run`.
+      epochs: after which it pauses, its schedules being those of the whole;
+        None: its last.
 
     Returns:
       The outcome; its figures also have test_seconds (without compiling) and
       test_compile_seconds, both of this process and part of `seconds`.
     """
     phase, program, carry = self.prepare(job)
+    if epochs is not None:
+      phase = phase._replace(steps=min(self.steps, epochs * self.per_epoch))
     test: Any = phase.test  # a `Test`
     before = test.seconds, test.compile_seconds
     outcome = loop.run(phase, program, carry, settings, writer, stop)

@@ -21,7 +21,7 @@ from rome_jax.engine import weights as weights_lib
 from rome_jax.families import table
 from rome_jax.methods import laws
 from rome_jax.methods import step as step_lib
-from rome_jax.methods.method import Method, State
+from rome_jax.methods.method import Mask, Method, State
 from rome_jax.spaces import Space, genotypes
 from rome_jax.spaces.genotypes import Genotype
 from rome_jax.train import (
@@ -81,6 +81,22 @@ class Part(NamedTuple):
 
 
 ONLY = Part()
+
+
+class Searched(NamedTuple):
+  """What a plan gives.
+
+  Attributes:
+    finished: False if a signal ended it early (its state is saved).
+    genotype: None if it was stopped before there was one.
+    scalars: last metrics, of the genotype's own part.
+    figures: of all its parts together; `phase` names the last of them.
+  """
+
+  finished: bool
+  genotype: Genotype | None
+  scalars: Mapping[str, Any]
+  figures: dict[str, Any]
 
 
 class Search(NamedTuple):
@@ -317,9 +333,9 @@ def make_supernet(setup: Setup, recipe: SearchRecipe,
 
 
 def build(setup: Setup, recipe: SearchRecipe, dataset: data.Dataset,
-          seed: int, on_checkpoint: Callable | None = None,
-          part: Part = ONLY,
-          lines: Callable[[], Iterable[Mapping]] = tuple) -> Search:
+          seed: int, part: Part = ONLY,
+          lines: Callable[[], Iterable[Mapping]] = tuple,
+          mask: Mask | tuple = ()) -> Search:
   """Puts a search together; compiles nothing yet but the initialisation.
 
   Args:
@@ -327,9 +343,9 @@ def build(setup: Setup, recipe: SearchRecipe, dataset: data.Dataset,
     recipe: the numbers of the search.
     dataset: the images.
     seed: every random number follows from it.
-    on_checkpoint: see `loop.Phase`.
     part: which search of a run it is.
     lines: () -> rows of metrics.jsonl that this search goes on from.
+    mask: see `State`.
 
   Raises:
     UserError: there are no steps, or too few images.
@@ -385,10 +401,10 @@ def build(setup: Setup, recipe: SearchRecipe, dataset: data.Dataset,
           diagnostics.Watch(space, part.name, steps / per_epoch, lines)),
       # No mean of the validation half spans steps that leave it out.
       line_at=options.arch_from,
-      memo=jax.tree.map(jnp.copy, arch), on_checkpoint=on_checkpoint,
+      memo=jax.tree.map(jnp.copy, arch),
       stop=_of_extra(method.extra.stop), draw=_of_extra(method.extra.draw))
   state = step_lib.init_state(
-      method, space, theta, arch, theta_tx, arch_tx, seed,
+      method, space, theta, arch, theta_tx, arch_tx, seed, mask,
       num_examples=len(batches.train.indices))
   return Search(phase, update, state, way, method.extra.boundary and (
       step_lib.make_boundary(*parts)))
@@ -456,10 +472,12 @@ def _of_genotype(setup, state, logged, per_epoch, watch):
   space, method = setup.space, setup.method
   if method.derive is None:
     return {}
-  genotype = method.derive(space, state.arch)
+  mask = state.mask or None
+  genotype = method.derive(space, state.arch, mask)
   free = genotypes.parameterless(genotype, space)
   return {
-      'genotype_changes': _changes(method.derive(space, logged), genotype),
+      'genotype_changes': _changes(
+          method.derive(space, logged, mask), genotype),
       **{f'parameterless_{t}': n for t, n in free.items()},
       **watch(genotype, int(state.step) / per_epoch)}
 
@@ -472,9 +490,96 @@ def _changes(before, after):
       for old, new in zip(getattr(before, t), getattr(after, t)))
 
 
+class Start(NamedTuple):
+  """Where a search begins that goes on from another, or stops before its end.
+
+  Attributes:
+    mask: see `State`; () for all candidates.
+    state: the other's last, on the host: all of it is continued. None: fresh.
+    theta, arch: weights and architecture instead of fresh ones, if there is no
+      `state`; None: fresh.
+    last: the step after which it stops; None: the recipe's last.
+  """
+
+  mask: Mask | tuple = ()
+  state: State | None = None
+  theta: Any = None
+  arch: Any = None
+  last: int | None = None
+
+
+FRESH = Start()
+
+
+class Prepared(NamedTuple):
+  """A search whose programs are compiled."""
+
+  search: Search
+  program: loop.Program
+  carry: loop.Carry
+
+
+def prepare(setup: Setup, recipe: SearchRecipe, dataset: data.Dataset,
+            seed: int, part: Part = ONLY,
+            lines: Callable[[], Iterable[Mapping]] = tuple,
+            start: Start = FRESH, like: Prepared | None = None) -> Prepared:
+  """Compiles a search, after saying what the run will cost.
+
+  Args:
+    setup, recipe, dataset, seed, part, lines: as in `build`.
+    start: where it begins.
+    like: of the same arguments up to part and start, whose programs it takes.
+
+  Raises:
+    UserError: the program needs more memory than there is.
+  """
+  search = build(setup, recipe, dataset, seed, part, lines, start.mask)
+  mesh = setup.mesh
+  placement = loop.Placement(
+      mesh_lib.replicated(mesh), mesh_lib.split_batch(mesh)) if mesh else None
+  state = _started(search.state, start)
+  search = search._replace(phase=search.phase._replace(
+      memo=jax.tree.map(jnp.copy, state.arch), first=int(state.step),
+      steps=search.phase.steps if start.last is None else start.last))
+  batch = search.phase.batches(0)
+  carry = loop.init_carry(
+      search.update, state, batch, search.phase.memo, placement)
+  if like is not None:
+    phase = search.phase._replace(boundary=like.search.phase.boundary)
+    return Prepared(search._replace(phase=phase), like.program._replace(
+        compile_seconds=0.), carry)
+  program = loop.compile_step(
+      search.update, carry, batch, part.name, placement)
+  size = memory.Size(
+      'search', recipe.batch_size, recipe.accumulate, recipe.dtype,
+      recipe.channels, setup.sizes.image_size, *mesh_lib.sizes(mesh), recipe.k,
+      search.way)
+  if search.boundary is not None:
+    end = loop.compile_boundary(
+        search.boundary, carry.state, batch, placement)
+    memory.check_memory('the end of an epoch of the search', end, size)
+    search = search._replace(phase=search.phase._replace(boundary=end.call))
+    program = program._replace(
+        compile_seconds=program.compile_seconds + end.compile_seconds)
+  memory.announce('the search', search.phase, program, carry, batch, size)
+  return Prepared(search, program, carry)
+
+
+def _started(state, start):
+  """The first state of a search, by its `Start`."""
+  if start.state is not None:
+    state = jax.tree.map(jnp.asarray, start.state)
+    return state._replace(mask=jax.tree.map(jnp.asarray, start.mask))
+  for name in ('theta', 'arch'):
+    if (tree := getattr(start, name)) is not None:
+      state = state._replace(**{name: jax.tree.map(jnp.asarray, tree)})
+  return state
+
+
 def run(setup: Setup, recipe: SearchRecipe, dataset: data.Dataset, seed: int,
         settings: loop.Settings, writer: Any, stop: Any,
         origin: Mapping[str, Any] | None = None, part: Part = ONLY,
+        start: Start = FRESH, known: Prepared | None = None,
         ) -> tuple[loop.Outcome, Genotype | None]:
   """Searches, or continues a search, in the folder of `settings`.
 
@@ -488,31 +593,35 @@ def run(setup: Setup, recipe: SearchRecipe, dataset: data.Dataset, seed: int,
     stop: see `loop.run`.
     origin: more JSON values to keep in genotype.json.
     part: which search of the run it is.
+    start: where it begins.
+    known: what `prepare` gave for the same part and start.
 
   Returns:
     (outcome, genotype); None where the plan chooses it.
   """
-
-  def save(step, genotype):
-    save_genotype(settings.workdir, setup, seed, step, genotype, origin)
+  method, space = setup.method, setup.space
 
   def on_checkpoint(step, state):
-    if setup.method.derive is not None:
-      save(step, setup.method.derive(setup.space, state.arch))
+    if method.derive is not None:
+      genotype = method.derive(space, state.arch, state.mask or None)
+      save_genotype(settings.workdir, setup, seed, step, genotype, origin)
 
-  search, program, carry = prepare(
-      setup, recipe, dataset, seed, on_checkpoint, part,
-      functools.partial(metrics.read, settings.workdir))
-  outcome = loop.run(search.phase, program, carry, settings, writer, stop)
+  search, program, carry = known or prepare(
+      setup, recipe, dataset, seed, part,
+      functools.partial(metrics.read, settings.workdir), start)
+  outcome = loop.run(
+      search.phase._replace(on_checkpoint=on_checkpoint), program, carry,
+      settings, writer, stop)
   outcome = outcome._replace(
       figures=outcome.figures | {
           'samples': search.way, 'evaluator': choose_evaluator(
-              setup.space, setup.method, recipe.evaluator)})
-  if setup.method.derive is None:
+              space, method, recipe.evaluator)})
+  if method.derive is None:
     return outcome, None
-  genotype = setup.method.derive(setup.space, outcome.state.arch)
+  state = outcome.state
+  genotype = method.derive(space, state.arch, state.mask or None)
   found = hosts.from_first(lambda: diagnostics.figures(
-      metrics.read(settings.workdir), part.name, genotype, setup.space))
+      metrics.read(settings.workdir), part.name, genotype, space))
   return outcome._replace(figures=outcome.figures | found), genotype
 
 
@@ -532,40 +641,3 @@ def save_genotype(workdir: pathlib.Path, setup: Setup, seed: int, step: int,
     genotypes.save(
         workdir / 'genotype.json', genotype, space=setup.space.name, seed=seed,
         step=step, method=setup.method.name, **(origin or {}))
-
-
-def prepare(setup: Setup, recipe: SearchRecipe, dataset: data.Dataset,
-            seed: int, on_checkpoint: Callable | None = None,
-            part: Part = ONLY,
-            lines: Callable[[], Iterable[Mapping]] = tuple,
-            ) -> tuple[Search, loop.Program, loop.Carry]:
-  """(Search, compiled program, carry), after saying what the run will cost.
-
-  Args:
-    setup, recipe, dataset, seed, on_checkpoint, part, lines: as in `build`.
-
-  Raises:
-    UserError: the program needs more memory than there is.
-  """
-  search = build(setup, recipe, dataset, seed, on_checkpoint, part, lines)
-  mesh = setup.mesh
-  placement = loop.Placement(
-      mesh_lib.replicated(mesh), mesh_lib.split_batch(mesh)) if mesh else None
-  batch = search.phase.batches(0)
-  carry = loop.init_carry(
-      search.update, search.state, batch, search.phase.memo, placement)
-  program = loop.compile_step(
-      search.update, carry, batch, part.name, placement)
-  size = memory.Size(
-      'search', recipe.batch_size, recipe.accumulate, recipe.dtype,
-      recipe.channels, setup.sizes.image_size, *mesh_lib.sizes(mesh), recipe.k,
-      search.way)
-  if search.boundary is not None:
-    end = loop.compile_boundary(
-        search.boundary, carry.state, batch, placement)
-    memory.check_memory('the end of an epoch of the search', end, size)
-    search = search._replace(phase=search.phase._replace(boundary=end.call))
-    program = program._replace(
-        compile_seconds=program.compile_seconds + end.compile_seconds)
-  memory.announce('the search', search.phase, program, carry, batch, size)
-  return search, program, carry

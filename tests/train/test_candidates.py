@@ -13,6 +13,7 @@ from tiny_run import CONFIG
 from rome_jax import data, errors, families, spaces
 from rome_jax.cli import run as run_lib
 from rome_jax.methods import table
+from rome_jax.methods.method import full_mask
 from rome_jax.spaces import Sizes, counting, genotypes
 from rome_jax.train import candidates, plans, recipes, search
 from rome_jax.train.setup import Setup
@@ -56,7 +57,8 @@ def chosen(tiny, tmp_path, monkeypatch):
                                          'mutation': 5, **fields})
     (tmp_path / folder).mkdir(exist_ok=True)
     return candidates.choose(
-        setup, recipe, RETRAINING, {'w': np.array(theta)},
+        setup, recipe, RETRAINING,
+        [candidates.Leaf(full_mask(tiny), {'w': np.array(theta)})],
         found._replace(train=split), 0, tmp_path / folder, stop or StopAfter())
 
   return choose

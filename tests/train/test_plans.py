@@ -5,19 +5,17 @@ import json
 import jax
 import numpy as np
 import pytest
-from stopping import StopAfter
+import tiny_plan
 from tiny_run import final_arrays
 
-from rome_jax import data, errors, families, spaces
+from rome_jax import errors, families, spaces
 from rome_jax.config import checks, fields
 from rome_jax.engine import drop
 from rome_jax.methods import derive, table
-from rome_jax.methods.method import full_mask
-from rome_jax.spaces import Sizes, genotypes
-from rome_jax.train import loop, metrics, notes, plans, recipes, search
-from rome_jax.train.setup import Setup
+from rome_jax.methods.method import full_mask, mask_from_names
+from rome_jax.spaces import genotypes
+from rome_jax.train import notes, plans, recipes, search
 
-CLASSES = 3
 SPACE = spaces.Space(
     'stages', ('none', 'avg_pool_3x3', 'skip_connect', 'nor_conv_1x1'),
     num_nodes=1, not_derived=('none',))
@@ -26,35 +24,10 @@ RECIPE = recipes.SearchRecipe(
     alpha_start=1, alpha_lr=.1, alpha_clip=5., augment='none',
     stage_cells='1,2,1', stage_keep='3,2', stage_skip_dropout='.1,.4,0.')
 pytestmark = pytest.mark.usefixtures('compiles_once')
-TIMES = ('time', 'seconds', 'images_per_second', 'step_ms', 'input_wait_ms')
-
-
-def dataset(n=16):
-  rng = np.random.default_rng(0)
-  split = data.ArraySplit(rng.integers(0, 256, (n, 8, 8, 3), np.uint8),
-                          np.arange(n, dtype=np.int32) % CLASSES)
-  return data.Dataset('npz', split, split, CLASSES, 8, 3, (.5,) * 3, (.25,) * 3)
-
-
-def setup_of(method, space=SPACE):
-  return Setup(space, families.get(space), method, Sizes(1, 2, CLASSES, 8),
-               'cifar')
 
 
 def go(workdir, stop=None, method=table.p_darts, recipe=RECIPE, follow=None):
-  settings = loop.Settings(workdir, 2, 2, 2)
-  with metrics.MetricsWriter(workdir, tensorboard=False) as writer:
-    if follow is not None:
-      return follow(setup_of(method), recipe, dataset(), 5, settings, writer,
-                    StopAfter())
-    return plans.run(
-        setup_of(method), recipe, recipes.RetrainRecipe(), dataset(), 5,
-        settings, writer, StopAfter(stop))
-
-
-def lines(workdir):
-  return [{k: v for k, v in row.items() if k not in TIMES}
-          for row in metrics.read(workdir)]
+  return tiny_plan.go(workdir, method, SPACE, recipe, stop, follow)
 
 
 STAGES = [f'search/stage-{i}' for i in (1, 2, 3)]
@@ -71,7 +44,7 @@ def test_stages_narrow_the_space(whole):
   workdir, found = whole
   assert found.finished and found.figures['phase'] == 'search/stage-3'
   kept = [full_mask(SPACE)] + [
-      plans._mask(SPACE, notes.read(workdir, name)['kept'])
+      mask_from_names(SPACE, notes.read(workdir, name)['kept'])
       for name in STAGES[:2]]
   for before, after, count in zip(kept, kept[1:], (3, 2)):
     for t in SPACE.cell_types:
@@ -82,7 +55,7 @@ def test_stages_narrow_the_space(whole):
   families.arch_of(genotype, SPACE.restrict_to(kept[-1]))
   assert genotypes.load(str(workdir / 'genotype.json')) == genotype
   # Three stages of 6 steps: 8 images, batches of 4, 3 epochs.
-  assert [(row['phase'], row['step']) for row in lines(workdir)] == [
+  assert [(row['phase'], row['step']) for row in tiny_plan.lines(workdir)] == [
       (name, step) for name in STAGES for step in (2, 4, 6)]
 
 
@@ -103,15 +76,16 @@ def test_the_weakest_go_by_the_alpha_of_the_stage(whole):
 
 def test_stages_begin_anew_with_images_divided_alike(whole):
   stages = plans.stages(RECIPE)
-  setup = setup_of(table.p_darts)
-  halves = [search.make_halves(setup, stage.recipe, dataset(), 5, stage.part)
+  setup = tiny_plan.setup_of(table.p_darts, SPACE)
+  images = tiny_plan.dataset()
+  halves = [search.make_halves(setup, stage.recipe, images, 5, stage.part)
             for stage in stages]
   for half in ('train', 'valid'):
     found = [getattr(pair, half) for pair in halves]
     for other in found[1:]:
       np.testing.assert_array_equal(found[0].indices, other.indices)
     assert len({one.seed for one in found}) == 3
-  built = [search.build(setup, stage.recipe._replace(cells=1), dataset(), 5,
+  built = [search.build(setup, stage.recipe._replace(cells=1), images, 5,
                         part=stage.part) for stage in stages[::2]]
   # BatchNorm and biases begin as constants.
   first, other = ([np.asarray(leaf) for leaf in jax.tree.leaves(
@@ -130,7 +104,7 @@ def test_a_run_continues_in_its_stage(whole, stops, tmp_path):
     assert not go(tmp_path, steps).finished
   found = go(tmp_path)
   assert found.genotype == wanted.genotype
-  assert lines(tmp_path) == lines(workdir)
+  assert tiny_plan.lines(tmp_path) == tiny_plan.lines(workdir)
   for name in STAGES:
     assert final_arrays(tmp_path, name) == final_arrays(workdir, name)
 
@@ -151,7 +125,7 @@ def test_a_stage_whose_note_is_lost_is_not_trained_again(
   found = go(tmp_path)
   assert notes.read(tmp_path, STAGES[0])['resumed_at'] == 6
   assert found.genotype == wanted.genotype
-  assert lines(tmp_path) == lines(workdir)
+  assert tiny_plan.lines(tmp_path) == tiny_plan.lines(workdir)
 
 
 def test_one_stage_is_darts(tmp_path):
@@ -167,7 +141,7 @@ def test_one_stage_is_darts(tmp_path):
   assert final_arrays(tmp_path / 'stages', STAGES[0]) == final_arrays(
       tmp_path / 'darts', 'search')
   of_stages, of_darts = (
-      [row | {'phase': ''} for row in lines(tmp_path / name)]
+      [row | {'phase': ''} for row in tiny_plan.lines(tmp_path / name)]
       for name in ('stages', 'darts'))
   assert of_stages == of_darts
 
@@ -200,7 +174,7 @@ def test_rates_reach_the_supernet(monkeypatch):
 
     def apply(self, variables, images, arch, want, rngs, drop):
       seen.append(drop)
-      return np.zeros((len(images), CLASSES), np.float32)
+      return np.zeros((len(images), tiny_plan.CLASSES), np.float32)
 
   loss = search.make_loss(Net(), drop_at=lambda step: drop.Drop(path=step))
   batch = {'image': np.zeros((2, 8, 8, 3)), 'label': np.zeros(2, np.int32)}
@@ -249,7 +223,7 @@ def test_identities_of_a_part_of_the_channels_are_not_dropped():
 
 def test_the_largest_space_of_each_stage():
   """For estimates: one candidate fewer each time, the last stay."""
-  found = plans.largest(setup_of(table.p_darts), RECIPE)
+  found = plans.largest(tiny_plan.setup_of(table.p_darts, SPACE), RECIPE)
   assert [len(setup.space.ops) for setup, _, _ in found] == [4, 3, 2]
   assert found[-1][0].space.ops == SPACE.ops[-2:]
   assert [part.name for _, _, part in found] == STAGES
