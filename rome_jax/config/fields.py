@@ -294,6 +294,9 @@ _SEARCH = {
     'split_rungs': Field(
         'epochs of these trainings after which the better half stays (GM-NAS: '
         '30,100,600)'),
+    'split_together': Field(
+        'train leaves at the same time, one in each group of devices of '
+        'config.mesh.sample, instead of one after the other on all of them'),
     'candidates': _between(
         0, MANY, 'architectures to choose from: evaluated on the '
         'validation half with the weights of the search (SPOS), or each '

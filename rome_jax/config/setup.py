@@ -99,7 +99,9 @@ def _check_cuts(config, data_parts, groups):
       table.METHODS[config.method].plan, TrainRandom)
   shape = (f'a mesh of config.mesh.data={data_parts} by '
            f'config.mesh.sample={groups} devices')
-  if searches and (k := checks.samples(config)) % groups:
+  # Leaves side by side do not share their samples.
+  spread = searches and not config.search.split_together
+  if spread and (k := checks.samples(config)) % groups:
     raise errors.UserError(
         f'config.search.k={k} must be a multiple of {groups} on '
         f'{shape}')

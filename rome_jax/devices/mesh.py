@@ -62,6 +62,18 @@ def sizes(mesh: Mesh | None) -> tuple[int, int]:
   return (mesh.shape[DATA], mesh.shape[SAMPLE]) if mesh else (1, 1)
 
 
+def groups(mesh: Mesh | None) -> list[Mesh | None]:
+  """A mesh of one group of samples for each group of a mesh.
+
+  What is run on them at the same time must not wait for each other.
+  """
+  if mesh is None:
+    return [None]
+  return [Mesh(mesh.devices[:, i:i + 1], mesh.axis_names,
+               axis_types=(AxisType.Auto,) * 2)
+          for i in range(mesh.shape[SAMPLE])]
+
+
 def spread(mesh: Mesh | None) -> Callable[[Callable], Callable]:
   """A wrapper that runs a sum over samples on a mesh.
 

@@ -11,6 +11,7 @@ differ in their masks alone.
 import functools
 import time
 from collections.abc import Callable, Mapping
+from concurrent import futures
 from typing import Any, NamedTuple
 
 import jax
@@ -19,27 +20,28 @@ import numpy as np
 from rome_jax import data, errors, files
 from rome_jax.data import splits
 from rome_jax.devices import hosts
+from rome_jax.devices import mesh as mesh_lib
 from rome_jax.methods import evolve, split
 from rome_jax.methods.method import (
-    Evolve,
-    Method,
-    OneSearch,
-    full_mask,
-    mask_from_names,
-    mask_to_names,
+  Evolve,
+  Method,
+  OneSearch,
+  full_mask,
+  mask_from_names,
+  mask_to_names,
 )
 from rome_jax.spaces import Space, genotypes, nasbench201_forms
 from rome_jax.spaces.genotypes import Genotype
 from rome_jax.tables import nasbench201
 from rome_jax.train import (
-    candidates,
-    checkpoint,
-    loop,
-    metrics,
-    notes,
-    recipes,
-    retrain,
-    search,
+  candidates,
+  checkpoint,
+  loop,
+  metrics,
+  notes,
+  recipes,
+  retrain,
+  search,
 )
 from rome_jax.train.recipes import RetrainRecipe, SearchRecipe
 from rome_jax.train.setup import Setup
@@ -241,6 +243,10 @@ def run(setup: Setup, recipe: SearchRecipe, retraining: RetrainRecipe,
     UserError: no site can be split as asked.
   """
   common = _Common(setup, recipe, dataset, seed, settings, writer, stop, origin)
+  if recipe.split_together and hosts.several():
+    raise errors.UserError(
+        'config.search.split_together must be false in a run of several '
+        'processes, which take every step together')
   try:
     nodes, done = _grow(common)
     trained = _train_leaves(common, nodes)
@@ -317,6 +323,9 @@ def _growing(recipe):
 def _grow(common):
   """(nodes of the leaves, figures of the phases before them)."""
   setup, recipe = common.setup, common.recipe
+  if recipe.split_together:  # Nothing may ask more of K than a group does.
+    common = common._replace(
+        setup=setup._replace(mesh=mesh_lib.groups(setup.mesh)[0]))
   plan, runner = schedule(recipe), _Runner(common, _growing(recipe))
   per_epoch = search.make_halves(
       setup, recipe, common.dataset, common.seed).train.steps_per_epoch
@@ -374,7 +383,26 @@ def _untrained(common, start):
 
 
 def _train_leaves(common, nodes):
-  """Every leaf, trained to its end."""
+  """Every leaf, trained to its end, in groups of devices at the same time."""
+  meshes = [common.setup.mesh]
+  if common.recipe.split_together:
+    meshes = mesh_lib.groups(common.setup.mesh)
+    common = common._replace(writer=metrics.SharedWriter(common.writer))
+  with futures.ThreadPoolExecutor(len(meshes)) as pool:
+    parts = [pool.submit(
+        _train_in_turn,
+        common._replace(setup=common.setup._replace(mesh=mesh)),
+        nodes[i::len(meshes)]) for i, mesh in enumerate(meshes)]
+  # Mistakes before stops: what a signal ended is saved.
+  raised = sorted((part.exception() for part in parts if part.exception()),
+                  key=lambda error: isinstance(error, _Stopped))
+  if raised:
+    raise raised[0]
+  return sorted((leaf for part in parts for leaf in part.result()),
+                key=lambda leaf: leaf.name)
+
+
+def _train_in_turn(common, nodes):
   recipe = common.recipe
   inherits = recipe.split_inherit
   runner = _Runner(common, _growing(recipe) if (

@@ -12,6 +12,7 @@ import os
 import pathlib
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
@@ -225,6 +226,29 @@ class MetricsWriter:
     for name, value in scalars.items():
       if value is not None:
         self._events[phase].add_scalar(name, value, step, walltime=now)
+
+
+class SharedWriter:
+  """A writer for phases that run at the same time."""
+
+  def __init__(self, writer: Any):
+    """Takes a `MetricsWriter` or `NoWriter`, which nobody else uses now."""
+    self._writer, self._lock = writer, threading.Lock()
+
+  def write(self, phase: str, step: int, scalars: Mapping[str, Any]) -> None:
+    """See `MetricsWriter.write`."""
+    with self._lock:
+      self._writer.write(phase, step, scalars)
+
+  def rewind(self, phase: str, step: int) -> None:
+    """See `MetricsWriter.rewind`."""
+    with self._lock:
+      self._writer.rewind(phase, step)
+
+  def sync(self) -> None:
+    """See `MetricsWriter.sync`."""
+    with self._lock:
+      self._writer.sync()
 
 
 class NoWriter:

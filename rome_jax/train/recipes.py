@@ -93,6 +93,7 @@ class SearchRecipe(NamedTuple):
   split_inherit: str = 'nothing'
   split_choice: str = 'valid'
   split_rungs: str = ''
+  split_together: bool = False
 
 
 class RetrainRecipe(NamedTuple):

@@ -6,6 +6,7 @@ import chex
 import jax
 import numpy as np
 import pytest
+import scripts
 import tiny_plan
 from tiny_run import final_arrays
 
@@ -315,3 +316,10 @@ def test_the_number_of_leaves():
   assert leaves.number(SPACE, RECIPE) == 4
   assert leaves.number(SPACE, RECIPE._replace(split_groups='2,3')) == 6
   assert leaves.number(SPACE, RECIPE._replace(split='none')) == 1
+
+
+@pytest.mark.slow
+def test_leaves_side_by_side_are_those_in_turn():
+  """In a process of two devices."""
+  found = scripts.printed('four_leaves.py', timeout=600)
+  assert len(found) == 6 and all(found.values()), found
