@@ -10,6 +10,7 @@ from rome_jax import cli, errors
 COMMANDS = {
     'run': 'search, derive, retrain and report, as a config says',
     'sweep': 'repeat a run over seeds and values of fields',
+    'compare': 'methods side by side, on one page',
     'describe': 'count and draw a genotype',
     'rank': "how well a run's supernet ranks architectures",
     'variance': "what PA&DA's laws do to the gradient's variance",

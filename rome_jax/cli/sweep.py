@@ -35,7 +35,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rome_jax import cli, errors, files
@@ -198,8 +198,9 @@ _LONGEST_NAME = 160  # bytes; file systems allow 255
 
 
 def execute(run: Run, stop: interrupt.Interrupt,
-            program: Sequence[str] = PROGRAM,
-            cwd: str | None = None) -> int:
+            program: Sequence[str] = PROGRAM, cwd: str | None = None,
+            environment: Mapping[str, str] | None = None,
+            output: Any = None) -> int:
   """Runs one in a process of its own; returns its exit code.
 
   Args:
@@ -207,6 +208,8 @@ def execute(run: Run, stop: interrupt.Interrupt,
     stop: once it is requested, the run is asked to save and stop.
     program: see PROGRAM.
     cwd: where relative paths begin; None: here.
+    environment: its variables; None: those of this process.
+    output: a file for what it prints; None: where this process prints.
 
   Returns:
     Its exit code, or 128 + the number of the signal that ended it.
@@ -215,7 +218,8 @@ def execute(run: Run, stop: interrupt.Interrupt,
   # signal would end it before everything is saved.
   process = subprocess.Popen(
       [sys.executable, *program, *run.argv, f'--workdir={run.workdir}'],
-      cwd=cwd, start_new_session=True)
+      cwd=cwd, start_new_session=True, env=environment, stdout=output,
+      stderr=output)
   try:
     code = _wait(process, stop)
   except BaseException:

@@ -87,7 +87,7 @@ def load(argv: list[str]) -> Loaded:
     raise errors.UserError(
         '--config=PATH is missing, for example '
         '--config=configs/quickstart.py')
-  path, argument = _find(checks.local_path('--config', named['config']))
+  path, argument = find(checks.local_path('--config', named['config']))
   config = _read(path, argument)
   before = config.get('method')
   # A stable sort: the method first, all others in the order given.
@@ -183,14 +183,20 @@ def _flags(argv):
   return flags
 
 
-def _find(text):
-  """(path of the config file, its argument or '')."""
+def find(text: str) -> tuple[pathlib.Path, str]:
+  """(path of the config file, its argument or '') of PATH[:ARGUMENT].
+
+  Raises:
+    UserError: there is no such file.
+  """
   given = [(text, '')]
   if ':' in text:
-    given.append(tuple(text.rsplit(':', 1)))
+    path, _, argument = text.rpartition(':')
+    given.append((path, argument))
   # Of the checkout, or of an installed wheel.
   package = pathlib.Path(__file__).parents[1]
-  folders = ['configs', package.parent / 'configs', package / 'configs']
+  folders = [pathlib.Path('configs'), package.parent / 'configs',
+             package / 'configs']
   for name, argument in given:
     places = [pathlib.Path(name)]
     if name and not os.path.dirname(name):
@@ -240,28 +246,42 @@ _OTHER_FORMATS = ('.yaml', '.yml', '.toml', '.ini', '.jsonl')
 
 def _run_file(path, argument):
   """The ConfigDict of the file's get_config()."""
-  module = types.ModuleType('config_file')
-  module.__file__ = str(path)
-  try:
-    code = compile(path.read_bytes(), str(path), 'exec')
-    exec(code, module.__dict__)  # A config file is a program of the user's.
-    get_config = getattr(module, 'get_config', None)
-    if not callable(get_config):
-      raise errors.UserError(f'{path} has no function get_config()')
-    takes = len(inspect.signature(get_config).parameters)
-    if argument and not takes:
-      raise errors.UserError(
-          f'get_config() of {path} takes no argument, got {argument!r}')
-    config = get_config(argument) if argument else get_config()
-  except errors.UserError:
-    raise
-  except (Exception, SystemExit) as error:
-    raise errors.UserError(_file_error(path, error)) from error
+  config = call(path, argument, 'get_config')
   if not isinstance(config, ml_collections.ConfigDict):
     raise errors.UserError(
         f'get_config() of {path} must return a ConfigDict, not a '
         f'{type(config).__name__}; start from rome_jax.config.defaults()')
   return config
+
+
+def call(path: pathlib.Path, argument: str, name: str) -> Any:
+  """What a function of a config file returns.
+
+  Args:
+    path: of the file, a program of the user's.
+    argument: its only one; '': none.
+    name: of the function.
+
+  Raises:
+    UserError: the file has an error, or no such function.
+  """
+  module = types.ModuleType('config_file')
+  module.__file__ = str(path)
+  try:
+    code = compile(path.read_bytes(), str(path), 'exec')
+    exec(code, module.__dict__)
+    function = getattr(module, name, None)
+    if not callable(function):
+      raise errors.UserError(f'{path} has no function {name}()')
+    takes = len(inspect.signature(function).parameters)
+    if argument and not takes:
+      raise errors.UserError(
+          f'{name}() of {path} takes no argument, got {argument!r}')
+    return function(argument) if argument else function()
+  except errors.UserError:
+    raise
+  except (Exception, SystemExit) as error:
+    raise errors.UserError(_file_error(path, error)) from error
 
 
 def arguments(text: str, **allowed: Any) -> types.SimpleNamespace:

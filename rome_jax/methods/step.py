@@ -35,6 +35,7 @@ from rome_jax.methods.method import (
 )
 from rome_jax.methods.rules import first_order
 from rome_jax.spaces import Space
+from rome_jax.spaces.genotypes import PARAMETERLESS
 
 Metrics = dict[str, jax.Array]
 
@@ -591,6 +592,10 @@ def diagnostics(space: Space, arch: Any,
                 mask: Mask | tuple = ()) -> dict[str, Any]:
   """Entropy (nats) and top-1 margin of alpha and beta, as scalars.
 
+  `parameterless_share_normal` is the mean probability, over sites, of the
+  operations without weights: a less noisy sign of collapse than their number
+  in the derived cell.
+
   `alpha_entropy_normal` is the mean over sites, `alpha_entropy_normal/03` that
   of site 3; beta's are means over nodes with a choice. Methods without beta
   have no beta entries, methods without parameters none at all.
@@ -601,6 +606,9 @@ def diagnostics(space: Space, arch: Any,
   masks: Any = mask or full_mask(space)
   for t in space.cell_types:
     alpha = laws.masked_logits(arch.alpha[t], masks[t])
+    free = np.isin(np.array([*space.ops, ''])[space.choices(t)], PARAMETERLESS)
+    scalars[f'parameterless_share_{t}'] = (
+        jax.nn.softmax(alpha) * free).sum(-1).mean()
     for name, values in (('entropy', laws.entropy(alpha)),
                          ('margin', laws.margin(alpha))):
       scalars[f'alpha_{name}_{t}'] = values.mean()

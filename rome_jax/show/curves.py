@@ -121,6 +121,11 @@ _SEARCH_PANELS = (
 )
 # Drawn where they are recorded.
 _OTHER_PANELS: tuple[tuple[str, str, dict[str, str]], ...] = (
+    ('Probability of no weights', 'mean over sites', {
+        'parameterless_share_normal': 'normal',
+        'parameterless_share_reduce': 'reduction'}),
+    ('Derived cell in the table', 'test accuracy, fraction', {
+        'table_accuracy': 'after 200 epochs'}),
     ('Discretisation gap', 'accuracy, supernet - derived', {
         'discretisation_gap': 'gap'}),
     ('Dominant eigenvalue', 'of the Hessian in alpha', {

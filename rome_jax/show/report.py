@@ -11,156 +11,15 @@ import json
 import math
 import os
 import pathlib
-import re
 import statistics
 from collections.abc import Mapping, Sequence
 
 from rome_jax import files, spaces
-from rome_jax.show import curves
+from rome_jax.show import curves, page
 from rome_jax.spaces import collapse, genotypes
 from rome_jax.train import metrics
 
 FILENAME = 'report.html'
-
-_CSS = '''
-:root { --ink: #1f2933; --soft: #52606d; --line: #d9dee4; --page: #ffffff;
-  --card: #f5f7f9; --mark: #0072b2; --warn: #fff3df; --warn-line: #d55e00; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e4e7eb;
-  --soft: #a3afbb; --line: #3a444f; --page: #14181d; --card: #1e242b;
-  --mark: #56b4e9; --warn: #3a2a14; --warn-line: #e69f00; } }
-:root { color-scheme: light dark; }
-body { margin: 0 auto; max-width: 1080px; padding: 24px 20px 64px;
-  background: var(--page); color: var(--ink);
-  font: 15px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.7rem; margin: 0 0 4px; }
-h2 { font-size: 1.2rem; margin: 40px 0 12px; padding-bottom: 4px;
-  border-bottom: 1px solid var(--line); }
-p { margin: 8px 0; max-width: 75ch; }
-.soft { color: var(--soft); }
-.cards { display: flex; flex-wrap: wrap; gap: 12px; margin: 20px 0; }
-.card { background: var(--card); border-radius: 8px; padding: 12px 18px; }
-.card b { display: block; font-size: 1.5rem; color: var(--mark); }
-.warning { background: var(--warn); border-left: 4px solid var(--warn-line);
-  padding: 10px 14px; border-radius: 4px; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; margin: 8px 0 16px; }
-th, td { text-align: left; padding: 4px 16px 4px 0; vertical-align: top;
-  border-bottom: 1px solid var(--line); }
-td { overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
-td.number, th.number { text-align: right; }
-pre { background: var(--card); padding: 12px; border-radius: 8px;
-  white-space: pre-wrap; overflow-wrap: anywhere; }
-figure { margin: 12px 0; padding: 8px; background: #ffffff;
-  border: 1px solid var(--line); border-radius: 8px; }
-figure svg { display: block; width: 100%; height: auto; }
-figure svg * { stroke-linejoin: round; stroke-linecap: butt; }
-'''
-
-
-# Values as text.
-
-
-def _percent(value):
-  return '–' if value is None else f'{100 * value:.2f}%'
-
-
-def _spread(summary):
-  """'97.42 ± 0.07% (n = 3)' of one kind of `summarise`."""
-  if summary['std'] is None:
-    return f'{_percent(summary["mean"])} (n = {summary["n"]})'
-  return (f'{100 * summary["mean"]:.2f} ± {100 * summary["std"]:.2f}% '
-          f'(n = {summary["n"]})')
-
-
-def _size(count):
-  """3349342 -> '3.349 M'."""
-  return '–' if count is None else f'{count / 1e6:,.3f} M'
-
-
-def _value(name, value):
-  """Formats a value, with the unit at the end of its name."""
-  if value is None or value == '':
-    return '–'
-  if isinstance(value, (list, tuple)):
-    return ', '.join(map(str, value))
-  if not isinstance(value, (int, float)) or isinstance(value, bool):
-    return str(value)
-  if name.endswith('accuracy'):
-    return _percent(value)
-  if name.endswith('seconds'):
-    return f'{value:.1f} s' if value < 60 else metrics.clock_text(value)
-  if name.endswith('bytes'):
-    return f'{value / 2**20:,.0f} MiB'
-  return f'{value:,}' if isinstance(value, int) else f'{value:,.5g}'
-
-
-def _words(name):
-  """'peak_memory_bytes' -> 'peak memory': the unit is in the value."""
-  if name == 'seconds':
-    return 'time'
-  return re.sub(r'_(bytes|seconds)$', '', name).replace('_', ' ')
-
-
-def _flat(value, prefix=''):
-  """[(dotted name, value)] of nested dicts, in their order."""
-  if not isinstance(value, dict) or not value:
-    return [(prefix, value)]
-  return [pair for key, item in value.items()
-          for pair in _flat(item, f'{prefix}.{key}' if prefix else str(key))]
-
-
-# Values as HTML. Every function but `_section` escapes its arguments.
-
-
-def _paragraph(text, kind=''):
-  attribute = f' class="{kind}"' if kind else ''
-  return f'<p{attribute}>{html.escape(text)}</p>\n'
-
-
-def _table(header, rows, numbers=()):
-  """A table; the columns in `numbers` are right-aligned."""
-  def cells(tag, row):
-    return ''.join(
-        f'<{tag}{" class=number" * (i in numbers)}>{html.escape(str(cell))}'
-        f'</{tag}>' for i, cell in enumerate(row))
-
-  head = f'<thead><tr>{cells("th", header)}</tr></thead>\n' if header else ''
-  body = ''.join(f'<tr>{cells("td", row)}</tr>\n' for row in rows)
-  return (f'<div class="scroll"><table>\n{head}<tbody>\n{body}</tbody>\n'
-          '</table></div>\n')
-
-
-def _facts(pairs):
-  """A table of names and values, without missing values."""
-  rows = [(name, text) for name, text in pairs if text not in ('–', None, '')]
-  return _table((), rows) if rows else ''
-
-
-def _section(title, *parts):
-  """A section of HTML parts; '' if they are all empty."""
-  body = ''.join(parts)
-  return f'<section>\n<h2>{html.escape(title)}</h2>\n{body}</section>\n' * bool(
-      body)
-
-
-def _picture(workdir, name):
-  """Returns the SVG picture of a run as a figure, or '' if there is none.
-
-  Makes ids unique to the picture, as the page holds several, and drops the
-  declarations that only a file needs.
-  """
-  path = workdir / f'{name}.svg'
-  if not path.exists():
-    return ''
-  svg = path.read_text(encoding='utf-8')
-  svg = svg[svg.index('<svg'):]
-  opening, _, rest = svg.partition('>')
-  box = re.search(r'viewBox="[^"]*"', opening)
-  rest = re.sub(r'<(style|metadata)\b.*?</\1>', '', rest, flags=re.DOTALL)
-  for found in (r'\bid="', r'\bhref="#', r'url\(#'):
-    rest = re.sub(f'({found})', rf'\g<1>{name}-', rest)
-  return f'<figure><svg role="img" {box[0] if box else ""}>{rest}</figure>\n'
-
 
 # The sections.
 
@@ -217,38 +76,40 @@ def _headline(result):
   evaluations = result.get('evaluations') or []
   summary = summarise(evaluations)
   search = result.get('search') or {}
-  cards = [(_spread(item), f'test accuracy, {kind}')
+  cards = [(page.spread(item), f'test accuracy, {kind}')
            for kind, item in summary.items()]
-  cards += [(_percent(search.get('valid_accuracy')), 'accuracy in the search'),
-            (_size(result.get('params')), 'parameters'),
-            (_size(result.get('macs')), 'multiply-adds')]
+  cards += [(page.percent(search.get('valid_accuracy')),
+             'accuracy in the search'),
+            (page.size(result.get('params')), 'parameters'),
+            (page.size(result.get('macs')), 'multiply-adds')]
   cards = ''.join(
       f'<div class="card"><b>{html.escape(figure)}</b>{html.escape(name)}'
       '</div>\n' for figure, name in cards if figure != '–')
   parts = [f'<div class="cards">\n{cards}</div>\n' if cards else '']
   comparison = _comparison(summary)
   if comparison:
-    parts.append(_paragraph(comparison))
+    parts.append(page.paragraph(comparison))
   if summary:
-    parts.append(_table(
+    parts.append(page.table(
         ('kind', 'n', 'mean', 'std', 'best'),
-        [(kind, s['n'], _percent(s['mean']), _percent(s['std']),
-          _percent(s['best'])) for kind, s in summary.items()],
+        [(kind, s['n'], page.percent(s['mean']), page.percent(s['std']),
+          page.percent(s['best'])) for kind, s in summary.items()],
         numbers=(1, 2, 3, 4)))
   if evaluations:
-    parts.append(_table(
+    parts.append(page.table(
         ('architecture', 'kind', 'seed', 'test accuracy', 'parameters',
          'multiply-adds', 'training time'),
         [(row.get('name', '–'), row.get('kind', '–'), row.get('seed', '–'),
-          _percent(row.get('test_accuracy')), _size(row.get('params')),
-          _size(row.get('macs')),
-          _value('seconds', row.get('train_seconds'))) for row in evaluations],
+          page.percent(row.get('test_accuracy')), page.size(row.get('params')),
+          page.size(row.get('macs')),
+          page.value('seconds', row.get('train_seconds')))
+         for row in evaluations],
         numbers=(2, 3, 4, 5, 6)))
-    parts.append(_paragraph(
+    parts.append(page.paragraph(
         'std is that of the sample (n - 1); every run counts, none is picked. '
         'Parameters are without the auxiliary head, multiply-adds those of '
         'convolutions and linear layers.', 'soft'))
-  return _section('Result', *parts)
+  return page.section('Result', *parts)
 
 
 def _tabular(result):
@@ -257,11 +118,11 @@ def _tabular(result):
   datasets = table.get('datasets') or {}
   if not datasets:
     return ''
-  return _section(
+  return page.section(
       'In the table of NAS-Bench-201',
-      _paragraph(f'{table.get("string", "")}: trained in full by the '
+      page.paragraph(f'{table.get("string", "")}: trained in full by the '
                  'benchmark, not here.'),
-      _table(
+      page.table(
           ('data set', 'test accuracy', 'rank', 'regret', 'after 12 epochs',
            'best in the table'),
           [(name, f'{row["test"]:.2f}%',
@@ -276,38 +137,38 @@ def _progress(result, rows):
   if result:
     return ''
   last = {row.get('phase', '–'): row for row in rows}
-  lines = [(phase, row.get('step', '–'), _value('epoch', row.get('epoch')))
+  lines = [(phase, row.get('step', '–'), page.value('epoch', row.get('epoch')))
            for phase, row in last.items()]
-  return _section(
+  return page.section(
       'State',
-      _paragraph('This run is not finished: it has no result.json yet.',
+      page.paragraph('This run is not finished: it has no result.json yet.',
                  'warning'),
-      _table(('phase', 'step', 'epoch'), lines, (1, 2)) if lines else '')
+      page.table(('phase', 'step', 'epoch'), lines, (1, 2)) if lines else '')
 
 
 def _search(result):
   if 'origin' in result:  # Nothing was searched here.
     pairs = [*result['origin'].items()]
-    return _section('Where the genotype is from', _facts(
-        [(_words(name), _value(name, value)) for name, value in pairs]))
+    return page.section('Where the genotype is from', page.facts(
+        [(page.words(name), page.value(name, value)) for name, value in pairs]))
   search = result.get('search') or {}
   pairs = [(name, result.get(name)) for name in
            ('method', 'space', 'dataset', 'seed')]
   pairs += [pair for pair in search.items()
             if pair[0] not in ('parameterless', 'collapse')]
-  return _section('Search', _facts(
-      [(_words(name), _value(name, value)) for name, value in pairs]))
+  return page.section('Search', page.facts(
+      [(page.words(name), page.value(name, value)) for name, value in pairs]))
 
 
 def _cells(workdir, record):
-  parts = [_picture(workdir, name) for name in curves.PICTURES[:2]]
+  parts = [page.picture(workdir, name) for name in curves.PICTURES[:2]]
   if record is not None:
     parts.append(f'<pre>{html.escape(genotypes.to_text(record.genotype))}'
                  '</pre>\n')
-    parts.append(_facts([
-        (_words(name), _value(name, record.info.get(name)))
+    parts.append(page.facts([
+        (page.words(name), page.value(name, record.info.get(name)))
         for name in ('space', 'seed', 'step')]))
-  return _section('Cells', *parts)
+  return page.section('Cells', *parts)
 
 
 def _diagnostics(record, rows):
@@ -318,17 +179,17 @@ def _diagnostics(record, rows):
     last.update({k: v for k, v in row.items() if v is not None})
   if record is not None:
     parts += _of_cells(record, searched, last)
-  parts.append(_facts([
-      (f'{_words(name)}, at the end', _value(name, last.get(name)))
+  parts.append(page.facts([
+      (f'{page.words(name)}, at the end', page.value(name, last.get(name)))
       for name in ('supernet_accuracy', 'derived_accuracy',
                    'discretisation_gap', 'dominant_eigenvalue',
                    'eigenvalue_bound')]))
-  parts.append(_facts([
-      (f'{kind} of {letter}, {cell} cell, at the end', _value('', last.get(
+  parts.append(page.facts([
+      (f'{kind} of {letter}, {cell} cell, at the end', page.value('', last.get(
           f'{letter}_{kind}_{cell}')))
       for letter in ('alpha', 'beta') for kind in ('entropy', 'margin')
       for cell in ('normal', 'reduce')]))
-  return _section('Collapse diagnostics', *parts)
+  return page.section('Collapse diagnostics', *parts)
 
 
 def _of_cells(record, searched, last):
@@ -340,9 +201,9 @@ def _of_cells(record, searched, last):
   counts = {cell: int(last.get(f'parameterless_{cell}', n))
             for cell, n in genotypes.parameterless(
                 record.genotype, space).items()}
-  parts = [_paragraph(_collapse(record, space, cell, searched), 'warning')
+  parts = [page.paragraph(_collapse(record, space, cell, searched), 'warning')
            for cell in _collapsed(record, space, searched, last)]
-  return [*parts, _facts([
+  return [*parts, page.facts([
       (f'operations without weights, {name} cell',
        f'{counts[cell]} of {sizes[cell]}')
       for cell, name in collapse.NAMES.items() if cell in counts])]
@@ -374,9 +235,9 @@ def _collapse(record, space, cell, searched):
 
 def _environment(result):
   versions = result.get('versions') or {}
-  return _section('Environment', _facts(
-      [('device', _value('', result.get('device'))),
-       ('created', _value('', result.get('created')))]
+  return page.section('Environment', page.facts(
+      [('device', page.value('', result.get('device'))),
+       ('created', page.value('', result.get('created')))]
       + [(name, str(version)) for name, version in versions.items()]))
 
 
@@ -417,43 +278,39 @@ def write_report(workdir: str | os.PathLike[str]) -> pathlib.Path:
   now = datetime.datetime.now().astimezone().isoformat(' ', 'minutes')
   body = ''.join((
       f'<h1>{html.escape(title)}</h1>\n',
-      _paragraph(f'{workdir.name}, written {now} by rome_jax', 'soft'),
+      page.paragraph(f'{workdir.name}, written {now} by rome_jax', 'soft'),
       _progress(result, rows),
       _headline(result),
       _tabular(result),
       _cells(workdir, record),
       _leaves(workdir),
-      _section('Curves', *(
-          _picture(workdir, name) for name in curves.PICTURES[2:])),
+      page.section('Curves', *(
+          page.picture(workdir, name) for name in curves.PICTURES[2:])),
       _diagnostics(record, rows),
       _search(result),
       _architectures(workdir),
       _environment(result),
-      _section('Configuration', _table((), [
+      page.section('Configuration', page.table((), [
           (name, json.dumps(value, ensure_ascii=False))
-          for name, value in _flat(config)]) if config else ''),
+          for name, value in page.flat(config)]) if config else ''),
   ))
-  files.write_text(workdir / FILENAME, (
-      '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-      '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-      f'<title>{html.escape(title)}</title>\n<style>{_CSS}</style>\n</head>\n'
-      f'<body>\n{body}</body>\n</html>\n'))
+  files.write_text(workdir / FILENAME, page.document(title, body))
   return workdir / FILENAME
 
 
 def _leaves(workdir):
   """How the supernet split, and what its leaves found."""
   tree = _optional_json(workdir / 'split.json')
-  rows = [(row['name'].split('/')[-1], _percent(row.get('score')),
-           _percent(row.get('valid_accuracy')), row.get('genotype') or '–')
+  rows = [(row['name'].split('/')[-1], page.percent(row.get('score')),
+           page.percent(row.get('valid_accuracy')), row.get('genotype') or '–')
           for row in tree.get('leaves', ())]
   if not rows:
     return ''
-  return _section(
-      'Leaves', _picture(workdir, 'split'), _picture(
+  return page.section(
+      'Leaves', page.picture(workdir, 'split'), page.picture(
           workdir, 'split_distances'),
-      _table(('leaf', 'chosen by', 'accuracy in the search', 'genotype'), rows,
-             numbers=(1, 2)))
+      page.table(('leaf', 'chosen by', 'accuracy in the search', 'genotype'),
+                 rows, numbers=(1, 2)))
 
 
 def _architectures(workdir):
@@ -461,18 +318,19 @@ def _architectures(workdir):
   found = _optional_json(workdir / 'ranking.json')
   table = found.get('table') or {}
   facts = table.get('by_accuracy') or {}
-  percent = [(f'{name}, {_words(kind)} of the scores', (
-      _percent(value) if kind == 'precision' else f'{value:.2f} points'))
+  percent = [(f'{name}, {page.words(kind)} of the scores', (
+      page.percent(value) if kind == 'precision' else f'{value:.2f} points'))
              for kind in ('precision', 'regret_at')
              for name, value in (facts.get(kind) or {}).items()]
   names = ('cells', 'step', 'images', 'norm', 'cells_per_second', 'best',
            'best_accuracy', 'mean_accuracy')
-  return _section(
-      'Ranking', _picture(workdir, 'ranking'), _facts([
-          *((_words(name), _value(name, found.get(name))) for name in names),
+  return page.section(
+      'Ranking', page.picture(workdir, 'ranking'), page.facts([
+          *((page.words(name), page.value(name, found.get(name)))
+            for name in names),
           ('compared with', ', '.join(table[name] for name in (
               'name', 'dataset') if name in table)),
-          *((_words(name), _value(name, facts.get(name))) for name in (
+          *((page.words(name), page.value(name, facts.get(name))) for name in (
               'kendall_tau', 'kendall_tau_better_half', 'spearman')),
-          *percent])) + _section(
-              'Search over architectures', _picture(workdir, 'evolution'))
+          *percent])) + page.section(
+              'Search over architectures', page.picture(workdir, 'evolution'))

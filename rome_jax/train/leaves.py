@@ -558,11 +558,8 @@ def _choose(common, retraining, trained):
     return _by_halving(common, retraining, trained)
   found = [leaf.genotype for leaf in trained]
   if recipe.split_choice == split.TABLE:
-    table = nasbench201.load()
-    dataset = common.dataset.name
-    if dataset not in table.datasets:
-      dataset = 'cifar10'
-    scores = [table.query(genotype, dataset) / 100 for genotype in found]
+    scores = [nasbench201.accuracy(genotype, common.dataset.name)
+              for genotype in found]
   else:
     scorer = candidates.make_scorer(
         common.setup, recipe, trained[0].theta, common.dataset, common.seed,

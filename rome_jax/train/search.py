@@ -22,8 +22,9 @@ from rome_jax.families import table
 from rome_jax.methods import laws
 from rome_jax.methods import step as step_lib
 from rome_jax.methods.method import Mask, Method, State
-from rome_jax.spaces import Space, genotypes
+from rome_jax.spaces import Space, genotypes, nasbench201_forms
 from rome_jax.spaces.genotypes import Genotype
+from rome_jax.tables import nasbench201
 from rome_jax.train import (
     diagnostics,
     loop,
@@ -397,7 +398,7 @@ def build(setup: Setup, recipe: SearchRecipe, dataset: data.Dataset,
       images_per_step=len(method.updates) * recipe.k * recipe.batch_size,
       batches=placed, test=test, test_every=test_every,
       observe=_observer(
-          setup, schedule, options.arch_from, per_epoch,
+          setup, dataset.name, schedule, options.arch_from, per_epoch,
           diagnostics.Watch(space, part.name, steps / per_epoch, lines)),
       # No mean of the validation half spans steps that leave it out.
       line_at=options.arch_from,
@@ -437,7 +438,7 @@ def _options(recipe, way, steps, steps_per_epoch):
       alpha_decay=recipe.alpha_weight_decay)
 
 
-def _observer(setup, schedule, arch_from, per_epoch, watch):
+def _observer(setup, dataset, schedule, arch_from, per_epoch, watch):
   """(state, means, architecture logged last) -> (scalars, architecture)."""
 
   def observe(state, means, logged):
@@ -449,7 +450,7 @@ def _observer(setup, schedule, arch_from, per_epoch, watch):
     scalars |= {
         'clip_rate': means['clipped'],
         'lr': float(schedule(int(state.step) - 1)),
-        **_of_genotype(setup, state, logged, per_epoch, watch),
+        **_of_genotype(setup, dataset, state, logged, per_epoch, watch),
         **_reported(setup.method, state, per_epoch),
         **{k: float(v) for k, v in step_lib.diagnostics(
             setup.space, state.arch, state.mask).items()}}
@@ -467,7 +468,7 @@ def _reported(method, state, per_epoch):
   return {name: float(value) for name, value in report(state.extra).items()}
 
 
-def _of_genotype(setup, state, logged, per_epoch, watch):
+def _of_genotype(setup, dataset, state, logged, per_epoch, watch):
   """What is logged of the derived genotype and of the last one logged."""
   space, method = setup.space, setup.method
   if method.derive is None:
@@ -475,7 +476,10 @@ def _of_genotype(setup, state, logged, per_epoch, watch):
   mask = state.mask or None
   genotype = method.derive(space, state.arch, mask)
   free = genotypes.parameterless(genotype, space)
-  return {
+  known = {}
+  if nasbench201_forms.covers(space):
+    known['table_accuracy'] = nasbench201.accuracy(genotype, dataset)
+  return known | {
       'genotype_changes': _changes(
           method.derive(space, logged, mask), genotype),
       **{f'parameterless_{t}': n for t, n in free.items()},

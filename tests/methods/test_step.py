@@ -660,6 +660,7 @@ def test_diagnostics(name):
           np.mean([-(q * np.log(q)).sum() for q in p]), rel=1e-4)
       assert found[f'{symbol}_margin_{t}'] == pytest.approx(
           np.mean([q[-1] - q[-2] for q in p]), rel=1e-4)
+    assert found[f'parameterless_share_{t}'] == 0  # None is called so.
   assert ('beta_entropy_normal' in found) == (name != 'gdas')
 
 

@@ -16,6 +16,7 @@ from rome_jax.engine import weights as weights_lib
 from rome_jax.methods import step, table
 from rome_jax.methods.method import ArchParams
 from rome_jax.spaces import collapse, genotypes
+from rome_jax.spaces.genotypes import PARAMETERLESS
 from rome_jax.train import diagnostics, loop, metrics, optim, search
 from rome_jax.train.recipes import SearchRecipe
 from rome_jax.train.setup import Setup
@@ -44,10 +45,12 @@ def test_entropy_and_margin_of_each_edge(space):
   found = step.diagnostics(space, ArchParams(
       alpha, {t: np.zeros(0, np.float32) for t in space.cell_types}))
   for t in space.cell_types:
-    entropies, margins = [], []
+    entropies, margins, free = [], [], []
     for row, names in zip(alpha[t], space.site_ops(t)):
       p = np.exp(np.float64(row[:len(names)]))
-      p = np.sort(p / p.sum())
+      p = p / p.sum()
+      free.append(sum(q for q, op in zip(p, names) if op in PARAMETERLESS))
+      p = np.sort(p)
       entropies.append(-(p * np.log(p)).sum())
       margins.append(p[-1] - p[-2])
     for name, values in (('entropy', entropies), ('margin', margins)):
@@ -56,7 +59,9 @@ def test_entropy_and_margin_of_each_edge(space):
             value, rel=1e-4, abs=1e-6)
       assert float(found[f'alpha_{name}_{t}']) == pytest.approx(
           np.mean(values), rel=1e-4)
-  assert len(found) == len(space.cell_types) * 2 * (space.num_sites + 1)
+    assert float(found[f'parameterless_share_{t}']) == pytest.approx(
+        np.mean(free), rel=1e-4)
+  assert len(found) == len(space.cell_types) * (2 * (space.num_sites + 1) + 1)
 
 
 # ------------------------------------------------------------------ collapse

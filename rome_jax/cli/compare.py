@@ -1,0 +1,433 @@
+"""`rome-jax compare`: methods side by side, seed by seed, on one page.
+
+  rome-jax compare --config=compare_nb201 --workdir=runs/compare \
+      --config.data_dir=FOLDER [--seeds=0,1,2] [--workers=N]
+
+The file's get_comparison() lists arms, each the flags of `rome-jax run` in
+which it differs, and seeds; all other flags go to every run. Each run has a
+folder and a process of its own; finished ones are left alone, unfinished ones
+go on. With --workers several run at the same time; on a machine with GPUs each
+worker has its own.
+
+Whenever runs end, and at the end, DIR/compare.json, compare.csv and
+compare.html are written: every run, mean and spread of each arm, differences
+to the baseline of the same seeds with 95 % intervals, budgets, and random
+choice at equal budget and the table's optimum where the space has a table.
+
+Exit codes: those of `rome-jax sweep`.
+"""
+
+import argparse
+import contextlib
+import csv
+import io
+import os
+import pathlib
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rome_jax import cli, errors, files
+from rome_jax.cli import rank as rank_lib
+from rome_jax.cli import sweep
+from rome_jax.config import checks, command_line, comparison
+from rome_jax.config.comparison import Comparison
+from rome_jax.devices import interrupt
+from rome_jax.show import comparison as page
+from rome_jax.show import report
+from rome_jax.spaces import nasbench201_forms
+from rome_jax.tables import nasbench201, scores
+from rome_jax.train import metrics
+
+FILENAME, CSV, PAGE = 'compare.json', 'compare.csv', 'compare.html'
+
+# What is compared, and whether more is better (None: it is a cost).
+MEASURES = {
+    'accuracy': True, 'regret': False, 'parameterless': False,
+    'kendall_tau': True, 'seconds': None, 'images': None,
+    'memory_bytes': None}
+_OF_TWELVE = 12 * 25_000  # images that the table's 12 epochs read
+
+
+def make_parser() -> argparse.ArgumentParser:
+  """The flags of a comparison; all others are those of its runs."""
+  parser = cli.Parser(
+      prog='python -m rome_jax compare', allow_abbrev=False,
+      description='All other flags are given to every run of rome_jax.main.')
+  parser.add_argument('--config', required=True, metavar='FILE[:ARGUMENT]',
+                      help='a Python file with get_comparison()')
+  parser.add_argument('--workdir', required=True, metavar='DIR',
+                      help='holds a folder for each run, and the page')
+  parser.add_argument('--seeds', metavar='N,N',
+                      help="instead of the file's seeds")
+  parser.add_argument('--workers', type=cli.at_least(1), default=1,
+                      metavar='N', help='runs at the same time (1)')
+  parser.add_argument('--page', action='store_true',
+                      help='only write the page of what is there')
+  return parser
+
+
+def plan(found: Comparison, folder: str,
+         flags: Sequence[str]) -> list[sweep.Run]:
+  """The runs of a comparison, seed by seed, the config of each checked.
+
+  Args:
+    found: the comparison.
+    folder: of the comparison.
+    flags: given to every run, after those of its arm.
+
+  Raises:
+    UserError: a run's config is wrong.
+  """
+  runs = []
+  for seed in found.seeds:
+    for label, own in found.arms.items():
+      argv = [*own, *flags, f'--config.seed={seed}']
+      try:
+        command_line.load(argv)
+      except errors.UserError as error:
+        raise errors.UserError(f'arm {label!r}: {error}') from None
+      name = f'{comparison.slug(label)}/seed-{seed}'
+      runs.append(sweep.Run(name, {'arm': label, 'seed': seed},
+                            str(pathlib.Path(folder, name)), argv))
+  return runs
+
+
+# --- Running
+
+
+def run_all(runs: Sequence[sweep.Run], workers: int, rank: int, after: Any,
+            program: Sequence[str] = sweep.PROGRAM) -> dict[str, int]:
+  """Runs what is not done, so many at a time; {name: exit code}.
+
+  Args:
+    runs: of `plan`.
+    workers: how many at a time.
+    rank: architectures to rank after each; 0: none.
+    after: () -> None, called whenever a run has ended.
+    program: see `sweep.PROGRAM`.
+  """
+  left: queue.Queue = queue.Queue()
+  for run in runs:
+    left.put(run)
+  codes: dict[str, int] = {}
+  lock, clock = threading.Lock(), _Clock(len(runs), workers)
+
+  def work(worker):
+    while not stop.requested:
+      try:
+        run = left.get_nowait()
+      except queue.Empty:
+        return
+      began = time.perf_counter()
+      code = _run(run, stop, program, rank, _environment(worker, workers))
+      with lock:
+        codes[run.name] = code
+        print(clock.after(run.name, code, time.perf_counter() - began),
+              flush=True)
+        after()
+
+  with interrupt.Interrupt() as stop:
+    threads = [threading.Thread(target=work, args=(i,))
+               for i in range(workers)]
+    for thread in threads:
+      thread.start()
+    for thread in threads:
+      while thread.is_alive():  # So that signals are handled here.
+        thread.join(.2)
+  return codes
+
+
+def _run(run, stop, program, rank, environment):
+  """The exit code of a run and, if asked for, its ranking."""
+  folder = pathlib.Path(run.workdir)
+  if not (folder / report.FILENAME).exists():
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / 'output.txt', 'ab') as output:
+      code = sweep.execute(run, stop, program, environment=environment,
+                           output=output)
+    if code or stop.requested:
+      return code
+  if not rank or (folder / rank_lib.FILENAME).exists():
+    return 0
+  data = [f'--data-dir={flag.partition("=")[2]}' for flag in run.argv
+          if flag.startswith('--config.data_dir=')]
+  with open(folder / 'output.txt', 'ab') as output:
+    return subprocess.run(
+        [sys.executable, '-m', 'rome_jax', 'rank', run.workdir,
+         f'--cells={rank}', *data], env=environment, stdout=output,
+        stderr=output, check=False).returncode
+
+
+def _environment(worker, workers):
+  """Variables that give a worker a GPU of its own, where there are several."""
+  values = dict(os.environ)
+  if workers > 1:
+    with contextlib.suppress(OSError):
+      given = values.get('CUDA_VISIBLE_DEVICES')
+      gpus = given.split(',') if given else [
+          str(i) for i in range(len(list(pathlib.Path(
+              '/proc/driver/nvidia/gpus').iterdir())))]
+      if gpus:
+        values['CUDA_VISIBLE_DEVICES'] = gpus[worker % len(gpus)]
+  return values
+
+
+class _Clock:
+  """Says how many runs are done and when the rest will be."""
+
+  def __init__(self, total, workers):
+    self._total, self._workers = total, workers
+    self._done, self._seconds = 0, []
+
+  def after(self, name, code, seconds):
+    self._done += 1
+    if seconds > 1:  # Less: it was done before.
+      self._seconds.append(seconds)
+    left = self._total - self._done
+    text = f'[{self._done}/{self._total}] {name}: ' + (
+        'done' if code == 0 else f'exit code {code}')
+    if left and self._seconds:
+      mean = sum(self._seconds) / len(self._seconds)
+      text += f'; {metrics.clock_text(left * mean / self._workers)} left'
+    return text
+
+
+# --- What comes out
+
+
+def collect(found: Comparison, runs: Sequence[sweep.Run]) -> dict[str, Any]:
+  """What compare.json says, read from the runs' folders.
+
+  Args:
+    found: the comparison.
+    runs: of `plan`.
+
+  Returns:
+    'runs': a row each, with what MEASURES names and 'genotype', 'steps',
+      'trajectory'.
+    'arms': {label: {measure: n, mean, std, best, values}}.
+    'differences': per arm and measure, against the baseline of the same
+      seeds; see `scores.paired_difference`.
+    'references': rows of random choice and the optimum, with the same
+      measures.
+  """
+  rows = [_row(run) for run in runs]
+  arms = {label: _summary([row for row in rows if row['arm'] == label])
+          for label in found.arms}
+  baseline = found.baseline or next(iter(found.arms))
+  return {
+      'format': 1, 'name': found.name, 'against': found.against,
+      'baseline': baseline, 'seeds': list(found.seeds),
+      'flags': {label: list(own) for label, own in found.arms.items()},
+      'runs': rows, 'arms': arms,
+      'differences': _differences(rows, list(found.arms), baseline),
+      'references': _references(rows)}
+
+
+def _row(run):
+  folder = pathlib.Path(run.workdir)
+  row = {**run.values, 'folder': run.name, 'state': 'not run',
+         **dict.fromkeys(MEASURES), 'genotype': None, 'trajectory': []}
+  path = folder / 'result.json'
+  if not path.exists():
+    if folder.exists():
+      row['state'] = 'unfinished'
+    return row
+  result = files.read_json(path)
+  search = result.get('search') or {}
+  row |= {'state': 'done', 'space': result.get('space'),
+          'dataset': result.get('dataset'), 'genotype': result['genotype'],
+          'seconds': search.get('seconds'), 'steps': search.get('steps'),
+          'memory_bytes': search.get('temp_bytes'),
+          'valid_accuracy': search.get('valid_accuracy'),
+          'parameterless': (search.get('parameterless') or {}).get('normal'),
+          'params': result.get('params'), 'device': result.get('device')}
+  if search.get('images_per_second'):
+    row['images'] = round(search['images_per_second'] * search['seconds'])
+  row |= _accuracy(result)
+  ranked = folder / rank_lib.FILENAME
+  if ranked.exists():
+    table = files.read_json(ranked).get('table') or {}
+    row['kendall_tau'] = (table.get('by_accuracy') or {}).get('kendall_tau')
+  row['trajectory'] = _trajectory(metrics.read(folder), search)
+  return row
+
+
+def _accuracy(result):
+  """The accuracy that counts: the table's, or that of retraining."""
+  known = (result.get('table') or {}).get('datasets') or {}
+  if known:
+    name = result['dataset'] if result['dataset'] in known else 'cifar10'
+    found = known[name]
+    return {'accuracy': found['test'] / 100, 'table_of': name,
+            'rank': found['rank'], 'regret': found['regret'] / 100}
+  summary = result.get('summary') or {}
+  row = {'accuracy': (summary.get('derived') or {}).get('mean')}
+  if 'random' in summary:
+    row['random_accuracy'] = summary['random']['mean']
+  return row
+
+
+def _trajectory(rows, search):
+  """[share of the search, table accuracy, operations and share without
+  weights] of each line of the derived architecture's part."""
+  phase = search.get('leaf') or search.get('phase') or 'search'
+  own = [row for row in rows if row.get('phase') == phase]
+  last = max((row['step'] for row in own), default=1)
+  names = ('table_accuracy', 'parameterless_normal',
+           'parameterless_share_normal')
+  return [[row['step'] / last, *(row.get(name) for name in names)]
+          for row in own if any(row.get(name) is not None for name in names)]
+
+
+def _summary(rows):
+  """{measure: n, mean, std, best, values} of one arm."""
+  found = {}
+  for name, more in MEASURES.items():
+    values = [row[name] for row in rows if row[name] is not None]
+    if values:
+      found[name] = {
+          'n': len(values), 'mean': float(np.mean(values)),
+          'std': float(np.std(values, ddof=1)) if len(values) > 1 else None,
+          'best': max(values) if more else min(values), 'values': values}
+  return found
+
+
+def _differences(rows, labels, baseline):
+  """{arm: {measure: difference to the baseline}}; costs are not compared."""
+
+  def by_seed(label, name):
+    return {row['seed']: row[name] for row in rows
+            if row['arm'] == label and row[name] is not None}
+
+  found: dict[str, dict[str, Any]] = {}
+  for label in labels:
+    for name, more in MEASURES.items():
+      ours, theirs = by_seed(label, name), by_seed(baseline, name)
+      seeds = sorted(set(ours) & set(theirs))
+      if label == baseline or more is None or not seeds:
+        continue
+      found.setdefault(label, {})[name] = scores.paired_difference(
+          [ours[s] for s in seeds], [theirs[s] for s in seeds]) | {
+              'seeds': seeds}
+  return found
+
+
+def _references(rows):
+  """Random choice at equal budget and the optimum, where there is a table."""
+  done = [row for row in rows if row.get('table_of')]
+  found = []
+  for dataset in sorted({row['table_of'] for row in done}):
+    table = nasbench201.load()
+    values = table.values(dataset) / 100
+    early = table.values(dataset, epochs=12)
+    best = float(values.max())
+    chance = [sum(code in '014' for code in nasbench201_forms.to_code(i))
+              for i in range(table.size)]
+    found += [
+        _reference('the best cell', dataset, [best], best, None),
+        _reference('one random cell', dataset, values, best,
+                   float(np.mean(chance)))]
+    images = [row['images'] for row in done
+              if row['table_of'] == dataset and row['images']]
+    if images:
+      number = max(1, round(float(np.median(images)) / _OF_TWELVE))
+      rng = np.random.default_rng(0)
+      picks = []
+      for _ in range(2000):
+        drawn = rng.choice(table.size, min(number, table.size), replace=False)
+        picks.append(values[drawn[np.argmax(early[drawn])]])
+      found.append(_reference(
+          f'the best of {number} random cells by their 12th epoch', dataset,
+          picks, best, None))
+  alone = [row['random_accuracy'] for row in rows if row.get('random_accuracy')]
+  if alone:
+    found.append({'name': 'random architectures, retrained', 'accuracy': {
+        'mean': float(np.mean(alone)), 'n': len(alone),
+        'std': float(np.std(alone, ddof=1)) if len(alone) > 1 else None}})
+  return found
+
+
+def _reference(name, dataset, values, best, parameterless):
+  mean, several = float(np.mean(values)), len(values) > 1
+  return {'name': name, 'dataset': dataset, 'parameterless': parameterless,
+          'accuracy': {'mean': mean, 'n': len(values),
+                       'std': float(np.std(values)) if several else None},
+          'regret': best - mean}
+
+
+def write(folder: str | os.PathLike[str], found: Mapping[str, Any]) -> None:
+  """Writes compare.json, compare.csv, the pictures and compare.html."""
+  folder = pathlib.Path(folder)
+  files.write_json(folder / FILENAME, found)
+  text = io.StringIO()
+  names = ('arm', 'seed', 'state', *MEASURES, 'rank', 'steps', 'params',
+           'valid_accuracy', 'genotype', 'folder')
+  writer = csv.DictWriter(text, names, extrasaction='ignore',
+                          lineterminator='\n')
+  writer.writeheader()
+  writer.writerows(found['runs'])
+  files.write_text(folder / CSV, text.getvalue())
+  page.save_pictures(folder, found)
+  files.write_text(folder / PAGE, page.to_html(folder, found))
+
+
+def to_text(found: Mapping[str, Any]) -> str:
+  """The summary for people."""
+  lines = []
+  for label, measures in found['arms'].items():
+    parts = [f'{name} {page.shown(name, part)}'
+             for name, part in measures.items()]
+    lines.append(f'{label}: {", ".join(parts) or "nothing is done"}')
+  for row in found['references']:
+    lines.append(f'{row["name"]}: accuracy '
+                 f'{page.shown("accuracy", row["accuracy"])}')
+  for label, measures in found['differences'].items():
+    lines += [page.sentence(label, found['baseline'], name, part)
+              for name, part in measures.items()]
+  return '\n'.join(lines)
+
+
+def main(argv: Sequence[str] | None = None,
+         program: Sequence[str] = sweep.PROGRAM) -> int:
+  """Runs a command line (default: the process's); returns the exit code."""
+  cli.make_output_safe()
+  try:
+    args, flags = make_parser().parse_known_args(argv)
+    found = comparison.load(args.config)
+    if args.seeds:
+      found = found._replace(seeds=_seeds(args.seeds))
+    folder = checks.local_path('--workdir', args.workdir)
+    runs = plan(found, folder, flags)
+    codes = {}
+    if not args.page:
+      codes = run_all(runs, args.workers, found.rank,
+                      lambda: write(folder, collect(found, runs)), program)
+    result = collect(found, runs)
+    write(folder, result)
+    print(f'\n{to_text(result)}\n{pathlib.Path(folder, PAGE)}')
+    return next((code for code in codes.values() if code), 0)
+  except errors.UserError as error:
+    print(f'rome_jax: {error}', file=sys.stderr)
+    return error.exit_code
+
+
+def _seeds(text):
+  words = [word.strip() for word in text.split(',')]
+  if not all(word.isdecimal() for word in words) or (
+      len(set(words)) < len(words)):
+    raise errors.UserError(
+        f'--seeds={text} must be whole numbers separated by commas, none '
+        'twice')
+  return tuple(map(int, words))
+
+
+if __name__ == '__main__':
+  sys.exit(main())

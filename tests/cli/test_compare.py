@@ -1,0 +1,225 @@
+"""Comparisons: which runs, what becomes of them, statistics, the page."""
+
+import csv
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from rome_jax.cli import compare
+from rome_jax.config import comparison
+from rome_jax.show import comparison as page
+from rome_jax.tables import nasbench201, scores
+
+ROOT = pathlib.Path(__file__).parents[2]
+FILE = '''
+from rome_jax import config as config_lib
+
+
+def get_comparison(text=''):
+  return config_lib.Comparison(
+      name='Two <methods>', against='nothing',
+      arms={'GDAS': ['--config=every_method:space=nasbench201,method=gdas'],
+            'ROME, K = 7': [
+                '--config=every_method:space=nasbench201,method=rome_v2']},
+      seeds=(0, 1, 2))
+'''
+
+# Stands for a run: what it gives is up to its method and seed.
+STUB = '''
+import json, pathlib, sys
+flags = dict(word.lstrip('-').split('=', 1) for word in sys.argv[1:])
+folder, seed = pathlib.Path(flags['workdir']), int(flags['config.seed'])
+folder.mkdir(parents=True, exist_ok=True)
+with open(folder / 'calls', 'a') as calls:
+  calls.write('x')
+rome = 'rome' in flags['config']
+if rome and seed == 2 and (folder / 'calls').read_text() == 'x':
+  sys.exit(3)
+print('hello')
+accuracy = 90 + seed + rome * (2 + .1 * seed)
+(folder / 'metrics.jsonl').write_text(''.join(json.dumps({
+    'phase': 'search', 'step': step, 'table_accuracy': accuracy / 100,
+    'parameterless_normal': 3, 'parameterless_share_normal': .5}) + chr(10)
+    for step in (10, 20)))
+(folder / 'result.json').write_text(json.dumps({
+    'genotype': f'genotype {seed}', 'space': 'nasbench201',
+    'dataset': 'cifar10', 'params': 5, 'device': 'a device',
+    'search': {'parameterless': {'normal': seed}, 'seconds': 2. + seed,
+               'images_per_second': 300_000., 'steps': 20, 'temp_bytes': 2**20},
+    'summary': {},
+    'table': {'datasets': {'cifar10': {
+        'test': accuracy, 'rank': 7, 'regret': 1.}}}}))
+(folder / 'report.html').write_text('')
+'''
+
+
+@pytest.fixture
+def given(tmp_path, monkeypatch):
+  """(file of the comparison, its folder, the program of its runs)."""
+  monkeypatch.chdir(ROOT)
+  (tmp_path / 'pair.py').write_text(FILE)
+  (tmp_path / 'stub.py').write_text(STUB)
+  return tmp_path / 'pair.py', tmp_path / 'out', (str(tmp_path / 'stub.py'),)
+
+
+def go(given, *flags):
+  file, folder, program = given
+  return compare.main(
+      [f'--config={file}', f'--workdir={folder}', *flags], program)
+
+
+def test_a_comparison_from_its_first_run_to_its_page(given, capsys):
+  _, folder, _ = given
+  assert go(given) == 3  # One run failed once.
+  assert json.loads((folder / 'compare.json').read_text())['runs'][5][
+      'state'] == 'unfinished'
+  assert '5 of 6 runs are done' in (folder / 'compare.html').read_text()
+  assert go(given, '--workers=3') == 0
+  out = capsys.readouterr().out
+  # Finished ones are left alone.
+  assert {path.read_text() for path in folder.glob('*/*/calls')} == {
+      'x', 'xx'}
+  found = json.loads((folder / 'compare.json').read_text())
+  assert [row['arm'] for row in found['runs'][:2]] == ['GDAS', 'ROME, K = 7']
+  assert found['arms']['GDAS']['accuracy']['values'] == [.9, .91, .92]
+  part = found['differences']['ROME, K = 7']['accuracy']
+  known = stats.ttest_rel([.92, .931, .942], [.9, .91, .92])
+  interval = known.confidence_interval(.95)
+  assert (part['mean'], part['low'], part['high']) == pytest.approx(
+      (.021, interval.low, interval.high))
+  assert ('ROME, K = 7 against GDAS, accuracy: +2.10 points, 95 % interval '
+          '+1.85 points to +2.35 points of 3 seeds; ROME, K = 7 is higher') in (
+              out)
+  assert 'operations without weights, normal cell: +0.000' in out
+  rows = list(csv.DictReader(
+      (folder / 'compare.csv').read_text().splitlines()))
+  assert len(rows) == 6 and rows[1]['seconds'] == '2.0'
+  assert (folder / 'GDAS' / 'seed-0' / 'output.txt').read_text() == 'hello\n'
+
+
+def test_the_page_is_one_file_and_the_same_again(given):
+  _, folder, _ = given
+  go(given)
+  go(given)
+  text = (folder / 'compare.html').read_text()
+  assert '<script' not in text and 'src=' not in text
+  assert 'Two &lt;methods&gt;' in text and '<methods>' not in text
+  assert text.count('<svg') == 2
+  for words in ('the best cell', 'one random cell', 'What would speak against',
+                'the best of 3 random cells by their 12th epoch',
+                'cannot be told apart'):
+    assert words in text
+  before = {path.name: path.read_bytes() for path in folder.glob('compare*')}
+  assert len(before) == 7
+  go(given, '--page')
+  assert before == {
+      path.name: path.read_bytes() for path in folder.glob('compare*')}
+
+
+def test_references_against_the_table(given):
+  _, folder, _ = given
+  go(given)
+  best, one, some = json.loads((folder / 'compare.json').read_text())[
+      'references']
+  values = nasbench201.load().values('cifar10')
+  assert best['accuracy']['mean'] == values.max() / 100
+  assert one['accuracy']['mean'] == pytest.approx(values.mean() / 100)
+  assert one['parameterless'] == pytest.approx(6 * 3 / 5)  # By symmetry.
+  assert one['accuracy']['mean'] < some['accuracy']['mean'] < values.max() / 100
+
+
+def test_several_seeds_and_workers_stop_at_a_signal(given, monkeypatch):
+  """Nothing is started once it is requested."""
+  file, folder, _ = given
+  found = comparison.load(str(file))
+  runs = compare.plan(found, str(folder), [])
+
+  class Stopped:
+    requested = True
+
+    def __enter__(self):
+      return self
+
+    def __exit__(self, *args):
+      pass
+
+  monkeypatch.setattr(compare.interrupt, 'Interrupt', Stopped)
+  assert compare.run_all(runs, 2, 0, lambda: None) == {}
+
+
+def test_the_interval_covers_as_often_as_it_says():
+  """Of 2,000 samples of five normal pairs: 95 % within 5 sigma."""
+  rng = np.random.default_rng(0)
+  hits = 0
+  for _ in range(2000):
+    part = scores.paired_difference(rng.normal(1., 2., 5), rng.normal(0, 1, 5))
+    hits += part['low'] <= 1. <= part['high']
+  assert abs(hits / 2000 - .95) < 5 * (.95 * .05 / 2000) ** .5
+  single = scores.paired_difference([1.], [3.])
+  assert (single['mean'], single['low'], single['high']) == (-2., None, None)
+  assert 'says nothing about the spread' in page.sentence(
+      'a', 'b', 'accuracy', single)
+
+
+@pytest.mark.parametrize('change, message', [
+    ("name='Two <methods>'", None),
+    ("seeds=(0, 1, 2)", "seeds=(0, 0)"),
+    ("seeds=(0, 1, 2)", "seeds=()"),
+    ("against='nothing'", "baseline='GDS'"),
+    ("'ROME, K = 7'", "'GDAS '"),
+    ('method=rome_v2', 'method=rome_v3'),
+    ('get_comparison', 'get_config'),
+    ('config_lib.Comparison(', 'dict('),
+    ("against='nothing'", 'rank=-1')])
+def test_mistakes(given, capsys, change, message):
+  file, folder, _ = given
+  if message is None:
+    file.unlink()
+  else:
+    file.write_text(FILE.replace(change, message))
+  assert go(given) == 2
+  err = capsys.readouterr().err
+  assert err.count('\n') == 1 and err.startswith('rome_jax: ')
+  assert not folder.exists()
+
+
+def test_bad_seeds(given, capsys):
+  assert go(given, '--seeds=1,1') == 2
+  assert '--seeds=1,1 must be whole numbers' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('scale', ['small', 'full'])
+def test_the_shipped_comparison_validates(scale, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  found = comparison.load(f'compare_nb201:scale={scale}')
+  runs = compare.plan(found, 'runs/compare', [])
+  assert len(runs) == 18
+
+
+@pytest.mark.slow
+def test_real_runs(tmp_path):
+  """Two searches of seconds and a ranking, in processes of their own."""
+  file = tmp_path / 'pair.py'
+  flags = ['--config.dataset=digits', '--config.image_size=8',
+           '--config.search.max_steps=4']
+  file.write_text(
+      'from rome_jax import config as config_lib\n\n\n'
+      'def get_comparison():\n'
+      '  return config_lib.Comparison("real", {\n'
+      '      m: ["--config=every_method:space=nasbench201,method=" + m]\n'
+      '      for m in ("gdas", "spos")}, seeds=(0,), rank=8)\n')
+  done = subprocess.run(
+      [sys.executable, '-m', 'rome_jax', 'compare', f'--config={file}',
+       f'--workdir={tmp_path / "out"}', *flags], cwd=ROOT, check=False,
+      capture_output=True, text=True, timeout=600)
+  assert done.returncode == 0, done.stderr
+  found = json.loads((tmp_path / 'out' / 'compare.json').read_text())
+  assert {row['state'] for row in found['runs']} == {'done'}
+  assert re.search(r'\[2/2\] spos/seed-0: done', done.stdout)
+  assert found['runs'][0]['trajectory']
