@@ -36,6 +36,7 @@ _LAZY = {
     # runs
     'config': ('config', ''), 'data': ('data', ''), 'tables': ('tables', ''),
     'run': ('api', 'run'), 'load': ('api', 'load'),
+    'export': ('api', 'export'), 'predict': ('cli.predict', 'predict'),
     'UserError': ('errors', 'UserError'),
 }
 

@@ -13,6 +13,8 @@ COMMANDS = {
     'compare': 'methods side by side, on one page',
     'describe': 'count and draw a genotype',
     'rank': "how well a run's supernet ranks architectures",
+    'predict': "classify images with a run's network",
+    'export': "a run's network as StableHLO, ONNX or safetensors",
     'variance': "what PA&DA's laws do to the gradient's variance",
 }
 HELP = '\n'.join([

@@ -12,17 +12,22 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rome_jax import data, errors, families, files
+from rome_jax import data, errors, files
+from rome_jax.cli import export as exports
 from rome_jax.cli import run as cli_run
-from rome_jax.config import checks, command_line, setup
+from rome_jax.cli.trained import About, Trained, load
+from rome_jax.config import command_line
 from rome_jax.devices import mesh as mesh_lib
 from rome_jax.engine import weights
 from rome_jax.methods import laws
 from rome_jax.methods import step as step_lib
 from rome_jax.methods.method import Method, State
 from rome_jax.methods.table import METHODS
-from rome_jax.spaces import Sizes, Space, genotypes
-from rome_jax.train import checkpoint, metrics, optim
+from rome_jax.spaces import Space, genotypes
+from rome_jax.train import metrics, optim
+
+__all__ = ['About', 'Result', 'Trained', 'export', 'init', 'linear', 'load',
+           'make_step', 'run']
 
 Batch = Mapping[str, Any]
 Loss = Callable[..., Any]
@@ -301,96 +306,26 @@ def run(config: Any, workdir: str | pathlib.Path, *,
   return Result(bool(figures), workdir, genotype, figures)
 
 
-class About(NamedTuple):
-  """What belongs to a trained network.
-
-  Attributes:
-    genotype: of its cells.
-    class_names: per label; () where the data had none.
-    mean, std: per channel, of images scaled to 0..1; inputs are (image / 255
-      - mean) / std.
-    image_size, image_channels: of its inputs, [B,H,W,C].
-    figures: what the run wrote of this retraining (`test_accuracy`, ...).
-  """
-
-  genotype: genotypes.Genotype
-  class_names: tuple[str, ...]
-  mean: tuple[float, ...]
-  std: tuple[float, ...]
-  image_size: int
-  image_channels: int
-  figures: dict[str, Any]
-
-
-class Trained(NamedTuple):
-  """A trained network: `logits = network.apply(variables, images)`."""
-
-  network: nn.Module
-  variables: dict[str, Any]
-  about: About
-
-
-def load(workdir: str | pathlib.Path, name: str | None = None) -> Trained:
-  """The trained network of a finished run.
+def export(trained: Trained | str | pathlib.Path, to: str,
+           path: str | pathlib.Path) -> dict[str, Any]:
+  """Writes a trained network for other programs, and its facts beside it.
 
   Args:
-    workdir: of the run.
-    name: which retraining, 'derived-0' say; default: the most accurate of the
-      run's own genotype.
+    trained: of `load`, or the folder of a finished run.
+    to: 'stablehlo' (cpu, cuda and tpu), 'onnx' or 'safetensors'.
+    path: of the file; PATH.json gets preprocessing, class names and genotype.
+
+  Returns:
+    The facts, `difference` to the network among them.
 
   Raises:
-    UserError: the folder holds no finished retraining of that name, or a file
-      is missing or damaged.
+    UserError: an unknown format, a package is missing, or what was exported
+      differs from the network.
 
-  >>> network, variables, about = load(workdir)
-  >>> images = jnp.zeros((2, about.image_size, about.image_size, 3))
-  >>> network.apply(variables, images).shape, about.class_names
-  ((2, 2), ('cat', 'dog'))
+  >>> facts = export(workdir, 'stablehlo', workdir / 'net.stablehlo')
+  >>> facts['class_names'], facts['difference'] < 1e-4
+  (['cat', 'dog'], True)
   """
-  workdir = pathlib.Path(workdir)
-  config = checks.from_json(_read(workdir / 'config.json'))
-  facts = _read(workdir / cli_run.DATASET)
-  figures = _retraining(workdir, name)
-  genotype = genotypes.from_text(figures['genotype'])
-  recipe = setup.retrain_recipe(config)
-  space = checks.space(config)
-  network = families.build(
-      genotype, space,
-      Sizes(recipe.cells, recipe.channels, facts['num_classes'],
-            facts['image_size'], facts['image_channels']),
-      stem=families.resolve_stem(space, config.stem, facts['image_size']),
-      auxiliary=recipe.auxiliary, auxiliary_norm=recipe.auxiliary_norm)
-  variables = checkpoint.read_tree(
-      workdir / 'checkpoints' / 'retrain' / figures['name'], 'state')
-  return Trained(
-      network, {'params': variables['params'],
-                'batch_stats': variables.get('batch_stats', {})},
-      About(genotype, tuple(facts['class_names']), tuple(facts['mean']),
-            tuple(facts['std']), facts['image_size'], facts['image_channels'],
-            figures))
-
-
-def _read(path):
-  if not path.exists():
-    raise errors.UserError(
-        f'{path.parent} is not the folder of a run: it has no {path.name}')
-  return files.read_json(path)
-
-
-def _retraining(workdir: pathlib.Path, name: str | None) -> dict[str, Any]:
-  """What a run noted of one finished retraining."""
-  notes = [files.read_json(path)
-           for path in sorted((workdir / 'phases').glob('*.json'))
-           if path.stem != 'search']
-  known: Iterable[str] = [note['name'] for note in notes]
-  if name is None:
-    notes = [note for note in notes if note['kind'] != 'random']
-    notes.sort(key=lambda note: -(note['test_accuracy'] or 0))
-  else:
-    notes = [note for note in notes if note['name'] == name]
-  if not notes:
-    raise errors.UserError(
-        f'{workdir} holds no finished retraining'
-        + (f' {name!r}; there are {", ".join(known) or "none"}' if name
-           else ''))
-  return notes[0]
+  if not isinstance(trained, Trained):
+    trained = load(trained)
+  return exports.write(trained, to, path)

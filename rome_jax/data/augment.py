@@ -355,7 +355,7 @@ KINDS = {
 }
 
 
-def make_transform(kind: str, dataset: splits.Dataset, train: bool, *,
+def make_transform(kind: str, dataset: Any, train: bool, *,
                    cutout: int = 0,
                    field: str = 'cutout') -> Callable[..., np.ndarray]:
   """Composes an augmentation, normalisation and cutout.
@@ -369,7 +369,7 @@ def make_transform(kind: str, dataset: splits.Dataset, train: bool, *,
 
   Args:
     kind: one of `KINDS`.
-    dataset: a `Dataset`, for size, mean and std.
+    dataset: a `Dataset`, or what else has image_size, mean and std.
     train: whether to augment.
     cutout: side of the square cut out of training images; 0 for none, -1 for
       one that fits them (see `cutout_side`).

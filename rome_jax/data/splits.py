@@ -14,6 +14,9 @@ from rome_jax import errors
 
 # The pip package of each module that only some sources need.
 _REQUIREMENTS = {
+    'jax2onnx': "'rome_jax[onnx]'",
+    'onnxruntime': "'rome_jax[onnx]'",
+    'safetensors.numpy': "'rome_jax[safetensors]'",
     'PIL.Image': 'pillow',
     'PIL.ImageEnhance': 'pillow',
     'scipy.io': 'scipy',

@@ -11,29 +11,75 @@ All images are NHWC. Padding is d*(k//2) on each side, so that stride 1 keeps
 the size and stride 2 gives ceil(H/2).
 """
 
+import contextlib
 import contextvars
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+# What the program that is being traced is for: None, the default backend;
+# STOCK, the stock operation everywhere; EVERY, each platform its own. Part of
+# the key by which `_shared` keeps traces.
+_target: contextvars.ContextVar[str | None] = contextvars.ContextVar(
+    'target', default=None)
+STOCK, EVERY = 'stock', 'every'
+
+
+@contextlib.contextmanager
+def traced_for(target: str) -> Iterator[None]:
+  """What is traced meanwhile is for other platforms than the default backend.
+
+  Args:
+    target: STOCK, the stock operation everywhere, or EVERY, which holds the
+      form of each platform and chooses where it runs.
+  """
+  token = _target.set(target)
+  try:
+    yield
+  finally:
+    _target.reset(token)
+
+
+def _on(platforms, own, stock, args):
+  target = _target.get()
+  if target == EVERY:
+    # Strides and the like stay static.
+    own, stock = (
+        functools.partial(_with_static, function, args)
+        for function in (own, stock))
+    return lax.platform_dependent(
+        *(a for a in args if not isinstance(a, int)),
+        **dict.fromkeys(platforms, own), default=stock)
+  here = target is None and jax.default_backend() in platforms
+  return (own if here else stock)(*args)
+
+
+def _with_static(function, args, *arrays):
+  """function(*args), those that are no whole numbers from `arrays`."""
+  left = iter(arrays)
+  return function(*(a if isinstance(a, int) else next(left) for a in args))
 
 
 def _on_cpu(shifted, stock, *args):
   """Runs `shifted` on the CPU backend, else `stock`.
 
   The choice is the default backend's, at trace time: `lax.platform_dependent`
-  would trace both for every operation of a supernet.
+  would trace both for every operation of a supernet. Only exports, of a single
+  network, do (`traced_for`).
   """
-  return (shifted if jax.default_backend() == 'cpu' else stock)(*args)
+  return _on(('cpu',), shifted, stock, args)
 
 
 def _on_gpu(own, stock, *args):
   """Runs `own` on a GPU, else `stock`; at trace time, like `_on_cpu`."""
-  return (own if jax.default_backend() == 'gpu' else stock)(*args)
+  return _on(('gpu',) if _target.get() is None else ('cuda', 'rocm'), own,
+             stock, args)
 
 
 def _shared(*static):
@@ -44,7 +90,22 @@ def _shared(*static):
   Args:
     *static: numbers of the arguments that are not arrays.
   """
-  return functools.partial(jax.jit, static_argnums=static)
+
+  def decorate(function):
+
+    def of_target(target, *args):
+      del target  # A key of the trace.
+      return function(*args)
+
+    traced = jax.jit(of_target, static_argnums=(0, *(i + 1 for i in static)))
+
+    @functools.wraps(function)
+    def call(*args):
+      return traced(_target.get(), *args)
+
+    return call
+
+  return decorate
 
 
 # Whether weights get a gradient in the pullback that is being traced. Private:
@@ -382,6 +443,10 @@ def _max_with_tap(x, stride):
 
 
 def _max_pool_stock(x, stride):
+  if _target.get() == STOCK:
+    # A window that names only the pixels: converters know no other.
+    return nn.max_pool(_pad(x, 1, -jnp.inf), window_shape=(3, 3),
+                       strides=(stride, stride))
   return lax.reduce_window(
       x, -np.inf, lax.max, (1, 3, 3, 1),
       (1, stride, stride, 1), ((0, 0), (1, 1), (1, 1), (0, 0)))

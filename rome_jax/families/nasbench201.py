@@ -47,7 +47,8 @@ class ResidualBlock(nn.Module):
         operations.Conv(self.features, 3, name='conv_b')(nn.relu(y)))
     # At odd sizes the strided convolution gives ceil(n / 2); so must this.
     pad = tuple((0, n % 2) for n in x.shape[1:3])
-    shortcut = nn.avg_pool(x, (2, 2), (2, 2), padding=pad)
+    shortcut = nn.avg_pool(
+        x, window_shape=(2, 2), strides=(2, 2), padding=pad)
     return y + operations.Conv(self.features, 1, name='shortcut')(shortcut)
 
 

@@ -1,0 +1,111 @@
+"""The trained network of a run, read back."""
+
+import pathlib
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+
+from rome_jax import errors, families, files
+from rome_jax.cli import run
+from rome_jax.config import checks, setup
+from rome_jax.spaces import Sizes, genotypes
+from rome_jax.train import checkpoint
+
+
+class About(NamedTuple):
+  """What belongs to a trained network.
+
+  Attributes:
+    genotype: of its cells.
+    class_names: per label; () where the data had none.
+    mean, std: per channel, of images scaled to 0..1; inputs are (image / 255
+      - mean) / std.
+    image_size, image_channels: of its inputs, [B,H,W,C].
+    figures: what the run wrote of this retraining (`test_accuracy`, ...).
+    augment: how test images are fitted to their size; see
+      `data.make_transform`.
+  """
+
+  genotype: genotypes.Genotype
+  class_names: tuple[str, ...]
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
+  image_size: int
+  image_channels: int
+  figures: dict[str, Any]
+  augment: str = 'none'
+
+
+class Trained(NamedTuple):
+  """A trained network: `logits = network.apply(variables, images)`."""
+
+  network: nn.Module
+  variables: dict[str, Any]
+  about: About
+
+
+def load(workdir: str | pathlib.Path, name: str | None = None) -> Trained:
+  """The trained network of a finished run.
+
+  Args:
+    workdir: of the run.
+    name: which retraining, 'derived-0' say; default: the most accurate of the
+      run's own genotype.
+
+  Raises:
+    UserError: the folder holds no finished retraining of that name, or a file
+      is missing or damaged.
+
+  >>> network, variables, about = load(workdir)
+  >>> images = jnp.zeros((2, about.image_size, about.image_size, 3))
+  >>> network.apply(variables, images).shape, about.class_names
+  ((2, 2), ('cat', 'dog'))
+  """
+  workdir = pathlib.Path(workdir)
+  config = checks.from_json(_read(workdir / 'config.json'))
+  facts = _read(workdir / run.DATASET)
+  figures = _retraining(workdir, name)
+  genotype = genotypes.from_text(figures['genotype'])
+  recipe = setup.retrain_recipe(config)
+  space = checks.space(config)
+  network = families.build(
+      genotype, space,
+      Sizes(recipe.cells, recipe.channels, facts['num_classes'],
+            facts['image_size'], facts['image_channels']),
+      stem=families.resolve_stem(space, config.stem, facts['image_size']),
+      auxiliary=recipe.auxiliary, auxiliary_norm=recipe.auxiliary_norm)
+  variables = checkpoint.read_tree(
+      workdir / 'checkpoints' / 'retrain' / figures['name'], 'state')
+  return Trained(
+      network, {'params': variables['params'],
+                'batch_stats': variables.get('batch_stats', {})},
+      About(genotype, tuple(facts['class_names']), tuple(facts['mean']),
+            tuple(facts['std']), facts['image_size'], facts['image_channels'],
+            figures, recipe.augment))
+
+
+def _read(path):
+  if not path.exists():
+    raise errors.UserError(
+        f'{path.parent} is not the folder of a run: it has no {path.name}')
+  return files.read_json(path)
+
+
+def _retraining(workdir: pathlib.Path, name: str | None) -> dict[str, Any]:
+  """What a run noted of one finished retraining."""
+  notes = [files.read_json(path)
+           for path in sorted((workdir / 'phases').glob('*.json'))
+           if path.stem != 'search']
+  known: Iterable[str] = [note['name'] for note in notes]
+  if name is None:
+    notes = [note for note in notes if note['kind'] != 'random']
+    notes.sort(key=lambda note: -(note['test_accuracy'] or 0))
+  else:
+    notes = [note for note in notes if note['name'] == name]
+  if not notes:
+    raise errors.UserError(
+        f'{workdir} holds no finished retraining'
+        + (f' {name!r}; there are {", ".join(known) or "none"}' if name
+           else ''))
+  return notes[0]
