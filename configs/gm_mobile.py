@@ -45,7 +45,8 @@ def get_config(text=''):
     search.fraction_theta, search.fraction_alpha = .99, .01
     search.batch_size, retrain.batch_size, retrain.cutout = 512, 256, 0
   search.split = args.split
-  search.split_epochs = '40,80' if args.split == 'gm' else '40'
+  search.split_epochs = {
+      'gm': '40,80', 'few_shot': '40', 'none': ''}[args.split]
   search.split_groups = '2,3' if args.split == 'gm' else '2'
   search.split_rule, search.split_inherit = 'within', 'all'
   search.epochs = 120

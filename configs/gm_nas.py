@@ -16,6 +16,7 @@ all leaves. configs/gm_mobile.py is for the mobile space.
 
 The authors' growing supernets have schedules of their own, which are not
 published; here they are those of a search as long as the splits and a leaf.
+Few-shot leaves train as long as those of gm.
 
 Hardware: one accelerator. Time: not run at this size.
 Published score: GM with DARTS on CIFAR-10 97.65 %, with SNAS 97.66 % (Hu et
@@ -45,8 +46,11 @@ def get_config(text=''):
   if one_path:
     search.split_choice, search.evolution = 'evolution', 'random'
   {'nasbench201': nasbench201, 's0': s0}[args.space](config, args, one_path)
-  if args.split == 'few_shot':
-    search.split_epochs, search.split_sizes = '0', ''
+  if args.split != 'gm':
+    search.split_epochs = '0' if args.split == 'few_shot' else ''
+    search.split_sizes = ''
+  if args.split == 'none':
+    search.split_rungs = ''
   return config
 
 
@@ -55,12 +59,12 @@ def nasbench201(config, args, one_path):
   search, retrain = config.search, config.retrain
   search.split_epochs = '20,40' if one_path else '15,30'
   search.split_sizes = '2+3'
-  search.epochs = 20 if args.split == 'few_shot' else 50 if one_path else 30
+  search.epochs = 50 if one_path else 30
   search.cells, search.batch_size = 15, 48
   search.lr, search.lr_end, search.nesterov = .025, .001, True
   search.weight_decay = 1e-4 if one_path else 5e-4
   if one_path:
-    search.candidates = 800  # 200 of each leaf.
+    search.candidates = 800  # As many as 200 of each leaf.
   else:
     search.split_choice = 'table'
   if args.method == 'rome_v2':
@@ -76,7 +80,8 @@ def s0(config, args, one_path):
   """DARTS' space without `none`."""
   search = config.search
   search.split_epochs, search.split_rule = '2,4,6', 'within'
-  search.split_sizes, search.split_soft = '2+5,3+4', True
+  search.split_sizes = '2+5,3+4'
+  search.split_soft = args.method in ('darts', 'darts_2nd', 'snas')
   search.epochs = 15
   search.lr = .05 if args.method == 'rome_v2' else .025
   if args.method == 'snas':

@@ -4,9 +4,12 @@ import json
 import os
 import pathlib
 import tempfile
+import threading
 from typing import Any
 
 from rome_jax import errors
+
+_UMASK = threading.Lock()  # It can only be read by changing it.
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
@@ -27,8 +30,9 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
       file.flush()
       os.fsync(file.fileno())
     # mkstemp creates private files; use the mode that open() would.
-    umask = os.umask(0)
-    os.umask(umask)
+    with _UMASK:
+      umask = os.umask(0)
+      os.umask(umask)
     os.chmod(temporary, 0o666 & ~umask)
     os.replace(temporary, path)
   except OSError as error:

@@ -201,9 +201,10 @@ def test_config_runs_two_steps(path, argument, tmp_path, monkeypatch):
   search_part.batch_size = retrain_part.batch_size = 4
   search_part.fraction_theta = search_part.fraction_alpha = .5
   search_part.max_steps = 2
-  # One split, before any training.
-  search_part.split_epochs, search_part.split_batches = '0', 1
-  search_part.split_groups, search_part.split_sizes = '2', ''
+  if search_part.split != 'none':  # Before any training, counted in epochs.
+    search_part.split_epochs, search_part.split_batches = '0', 1
+    search_part.split_groups, search_part.split_sizes = '2', ''
+    search_part.max_steps, search_part.epochs = 0, 2
   if config.method == 'random_search':  # It has no supernet to limit.
     search_part.epochs = 2
   retrain_part.epochs = 1

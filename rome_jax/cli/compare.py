@@ -24,7 +24,6 @@ import io
 import os
 import pathlib
 import queue
-import subprocess
 import sys
 import threading
 import time
@@ -39,6 +38,8 @@ from rome_jax.cli import sweep
 from rome_jax.config import checks, command_line, comparison
 from rome_jax.config.comparison import Comparison
 from rome_jax.devices import interrupt
+from rome_jax.methods import table
+from rome_jax.methods.method import Evolve, OneSearch
 from rome_jax.show import comparison as page
 from rome_jax.show import report
 from rome_jax.spaces import nasbench201_forms
@@ -46,13 +47,15 @@ from rome_jax.tables import nasbench201, scores
 from rome_jax.train import metrics
 
 FILENAME, CSV, PAGE = 'compare.json', 'compare.csv', 'compare.html'
+OUTPUT = 'output.txt'  # what a run prints, in its folder
 
 # What is compared, and whether more is better (None: it is a cost).
 MEASURES = {
     'accuracy': True, 'regret': False, 'parameterless': False,
     'kendall_tau': True, 'seconds': None, 'images': None,
     'memory_bytes': None}
-_OF_TWELVE = 12 * 25_000  # images that the table's 12 epochs read
+# Training images of the table's test accuracies, per epoch.
+_TRAINED_ON = {'cifar10': 50_000, 'cifar100': 50_000, 'imagenet16-120': 151_700}
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -83,20 +86,43 @@ def plan(found: Comparison, folder: str,
     flags: given to every run, after those of its arm.
 
   Raises:
-    UserError: a run's config is wrong.
+    UserError: a run's config is wrong, asks for something that is no run, or
+      is not the one that its folder began with.
   """
   runs = []
   for seed in found.seeds:
     for label, own in found.arms.items():
-      argv = [*own, *flags, f'--config.seed={seed}']
       try:
-        command_line.load(argv)
+        argv = _argv([*own, *flags], seed)
+        name = f'{comparison.slug(label)}/seed-{seed}'
+        run = sweep.Run(name, {'arm': label, 'seed': seed},
+                        str(pathlib.Path(folder, name)), argv)
+        config = command_line.load(argv).config
+        if config is None:
+          raise errors.UserError('--help is not for a comparison')
+        checks.check_same(run.workdir, config)
+        if found.rank and not _has_supernet(config):
+          raise errors.UserError(
+              f'rank={found.rank} must be 0 with '
+              f'config.method={config.method!r}, which leaves no one supernet')
       except errors.UserError as error:
         raise errors.UserError(f'arm {label!r}: {error}') from None
-      name = f'{comparison.slug(label)}/seed-{seed}'
-      runs.append(sweep.Run(name, {'arm': label, 'seed': seed},
-                            str(pathlib.Path(folder, name)), argv))
+      runs.append(run)
   return runs
+
+
+def _argv(flags, seed):
+  for flag in flags:
+    if flag.startswith(('--config.seed', '--check', '--dry-run', '--workdir')):
+      raise errors.UserError(
+          f'{flag} is not for a comparison, which sets seeds and folders '
+          'itself')
+  return [*flags, f'--config.seed={seed}']
+
+
+def _has_supernet(config):
+  return not config.genotype and isinstance(
+      table.METHODS[config.method].plan, OneSearch | Evolve)
 
 
 # --- Running
@@ -112,70 +138,107 @@ def run_all(runs: Sequence[sweep.Run], workers: int, rank: int, after: Any,
     rank: architectures to rank after each; 0: none.
     after: () -> None, called whenever a run has ended.
     program: see `sweep.PROGRAM`.
+
+  Raises:
+    UserError: a folder or file cannot be used; the other runs are stopped.
   """
   left: queue.Queue = queue.Queue()
   for run in runs:
     left.put(run)
   codes: dict[str, int] = {}
   lock, clock = threading.Lock(), _Clock(len(runs), workers)
+  failures: list[BaseException] = []
 
   def work(worker):
-    while not stop.requested:
-      try:
-        run = left.get_nowait()
-      except queue.Empty:
-        return
-      began = time.perf_counter()
-      code = _run(run, stop, program, rank, _environment(worker, workers))
-      with lock:
-        codes[run.name] = code
-        print(clock.after(run.name, code, time.perf_counter() - began),
-              flush=True)
-        after()
+    try:
+      while not stop.requested:
+        try:
+          run = left.get_nowait()
+        except queue.Empty:
+          return
+        began = time.perf_counter()
+        code = _run(run, stop, program, rank, _environment(worker, workers))
+        with lock:
+          codes[run.name] = code
+          print(clock.after(run, code, time.perf_counter() - began,
+                            stop.requested), flush=True)
+          after()
+    except BaseException as error:  # Raised below, in the main thread.
+      failures.append(error)
+      stop.ended = True
 
-  with interrupt.Interrupt() as stop:
+  with interrupt.Interrupt() as signals:
+    stop = _StopOrFailure(signals)
     threads = [threading.Thread(target=work, args=(i,))
                for i in range(workers)]
     for thread in threads:
       thread.start()
-    for thread in threads:
-      while thread.is_alive():  # So that signals are handled here.
-        thread.join(.2)
+    try:
+      for thread in threads:
+        while thread.is_alive():  # So that signals are handled here.
+          thread.join(.2)
+    except BaseException:  # A second Ctrl-C.
+      stop.ended = stop.at_once = True
+      raise
+  if failures:
+    raise failures[0]
   return codes
+
+
+class _StopOrFailure:
+  """Requested by a signal or once a worker has failed.
+
+  Attributes:
+    ended: whether one has.
+    at_once: whether processes are killed instead of asked.
+  """
+
+  def __init__(self, signals):
+    self._signals, self.ended, self.at_once = signals, False, False
+
+  @property
+  def requested(self):
+    if self.at_once:
+      raise KeyboardInterrupt
+    return self.ended or self._signals.requested
 
 
 def _run(run, stop, program, rank, environment):
   """The exit code of a run and, if asked for, its ranking."""
   folder = pathlib.Path(run.workdir)
+  commands = []
   if not (folder / report.FILENAME).exists():
+    commands.append([*program, *run.argv, f'--workdir={run.workdir}'])
+  if rank and not (folder / rank_lib.FILENAME).exists():
+    own = [flag for flag in run.argv if flag.startswith('--config=')]
+    commands.append(['-m', 'rome_jax', 'rank', run.workdir, f'--cells={rank}',
+                     *own[-1:]])
+  try:
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / 'output.txt', 'ab') as output:
-      code = sweep.execute(run, stop, program, environment=environment,
-                           output=output)
-    if code or stop.requested:
-      return code
-  if not rank or (folder / rank_lib.FILENAME).exists():
-    return 0
-  data = [f'--data-dir={flag.partition("=")[2]}' for flag in run.argv
-          if flag.startswith('--config.data_dir=')]
-  with open(folder / 'output.txt', 'ab') as output:
-    return subprocess.run(
-        [sys.executable, '-m', 'rome_jax', 'rank', run.workdir,
-         f'--cells={rank}', *data], env=environment, stdout=output,
-        stderr=output, check=False).returncode
+    with open(folder / OUTPUT, 'ab') as output:
+      for command in commands:
+        code = sweep.follow(command, stop, environment=environment,
+                            output=output)
+        if code or stop.requested:
+          return code
+  except OSError as error:
+    raise errors.UserError(
+        f'cannot use {folder}: {error.strerror or error}') from error
+  return 0
 
 
 def _environment(worker, workers):
-  """Variables that give a worker a GPU of its own, where there are several."""
+  """Variables that give a worker a GPU of its own, if there are several."""
   values = dict(os.environ)
   if workers > 1:
-    with contextlib.suppress(OSError):
-      given = values.get('CUDA_VISIBLE_DEVICES')
-      gpus = given.split(',') if given else [
-          str(i) for i in range(len(list(pathlib.Path(
-              '/proc/driver/nvidia/gpus').iterdir())))]
-      if gpus:
-        values['CUDA_VISIBLE_DEVICES'] = gpus[worker % len(gpus)]
+    given = values.get('CUDA_VISIBLE_DEVICES')
+    gpus = given.split(',') if given is not None else []
+    if given is None:
+      with contextlib.suppress(OSError):
+        gpus = [str(i) for i in range(len(os.listdir(
+            '/proc/driver/nvidia/gpus')))]
+    if len(gpus) > 1:
+      values['CUDA_VISIBLE_DEVICES'] = gpus[worker % len(gpus)]
   return values
 
 
@@ -186,17 +249,30 @@ class _Clock:
     self._total, self._workers = total, workers
     self._done, self._seconds = 0, []
 
-  def after(self, name, code, seconds):
+  def after(self, run, code, seconds, stopped):
+    """A line about a run that has ended."""
     self._done += 1
     if seconds > 1:  # Less: it was done before.
       self._seconds.append(seconds)
     left = self._total - self._done
-    text = f'[{self._done}/{self._total}] {name}: ' + (
-        'done' if code == 0 else f'exit code {code}')
+    text = f'[{self._done}/{self._total}] {run.name}: '
+    if code:
+      return f'{text}exit code {code}: {_last_line(run)}'
+    if stopped:
+      return f'{text}stopped'
+    text += 'done'
     if left and self._seconds:
       mean = sum(self._seconds) / len(self._seconds)
       text += f'; {metrics.clock_text(left * mean / self._workers)} left'
     return text
+
+
+def _last_line(run):
+  """The end of what a run printed, and where the rest is."""
+  path = pathlib.Path(run.workdir, OUTPUT)
+  lines = path.read_text(errors='replace').split('\n')
+  last = next((line for line in reversed(lines) if line.strip()), '')
+  return f'{last.strip()} ({path})'
 
 
 # --- What comes out
@@ -249,8 +325,7 @@ def _row(run):
           'valid_accuracy': search.get('valid_accuracy'),
           'parameterless': (search.get('parameterless') or {}).get('normal'),
           'params': result.get('params'), 'device': result.get('device')}
-  if search.get('images_per_second'):
-    row['images'] = round(search['images_per_second'] * search['seconds'])
+  row['images'] = search.get('images')
   row |= _accuracy(result)
   ranked = folder / rank_lib.FILENAME
   if ranked.exists():
@@ -325,33 +400,46 @@ def _references(rows):
   done = [row for row in rows if row.get('table_of')]
   found = []
   for dataset in sorted({row['table_of'] for row in done}):
-    table = nasbench201.load()
-    values = table.values(dataset) / 100
-    early = table.values(dataset, epochs=12)
+    known = nasbench201.load()
+    values = known.values(dataset) / 100
+    early = known.values(dataset, epochs=12)
     best = float(values.max())
     chance = [sum(code in '014' for code in nasbench201_forms.to_code(i))
-              for i in range(table.size)]
+              for i in range(known.size)]
     found += [
         _reference('the best cell', dataset, [best], best, None),
         _reference('one random cell', dataset, values, best,
                    float(np.mean(chance)))]
-    images = [row['images'] for row in done
-              if row['table_of'] == dataset and row['images']]
-    if images:
-      number = max(1, round(float(np.median(images)) / _OF_TWELVE))
-      rng = np.random.default_rng(0)
-      picks = []
-      for _ in range(2000):
-        drawn = rng.choice(table.size, min(number, table.size), replace=False)
-        picks.append(values[drawn[np.argmax(early[drawn])]])
-      found.append(_reference(
-          f'the best of {number} random cells by their 12th epoch', dataset,
-          picks, best, None))
+    found += _at_equal_budget(
+        [row for row in done if row['table_of'] == dataset], dataset, values,
+        early, best)
   alone = [row['random_accuracy'] for row in rows if row.get('random_accuracy')]
   if alone:
     found.append({'name': 'random architectures, retrained', 'accuracy': {
         'mean': float(np.mean(alone)), 'n': len(alone),
         'std': float(np.std(alone, ddof=1)) if len(alone) > 1 else None}})
+  return found
+
+
+def _at_equal_budget(rows, dataset, values, early, best):
+  """Random search with as many images as an arm's searches, arm by arm."""
+  budgets: dict[int, list[str]] = {}
+  for label in dict.fromkeys(row['arm'] for row in rows):
+    images = [row['images'] for row in rows
+              if row['arm'] == label and row['images']]
+    if images:
+      number = round(float(np.median(images)) / (12 * _TRAINED_ON[dataset]))
+      budgets.setdefault(min(number, len(values)), []).append(label)
+  found, rng = [], np.random.default_rng(0)
+  for number, labels in sorted(budgets.items()):
+    if number < 1:  # Not one training; a random cell is above.
+      continue
+    drawn = [rng.choice(len(values), number, replace=False)
+             for _ in range(2000)]
+    found.append(_reference(
+        f'the best of {number} random cells by their 12th epoch, the budget '
+        f'of {", ".join(labels)}', dataset,
+        [values[row[np.argmax(early[row])]] for row in drawn], best, None))
   return found
 
 

@@ -14,7 +14,7 @@ from rome_jax.config import setup as door
 from rome_jax.data import formats
 from rome_jax.devices import hosts
 from rome_jax.engine import operations
-from rome_jax.methods.split import NO_SPLIT
+from rome_jax.methods import split
 from rome_jax.spaces import genotypes, nasbench201_forms
 from rome_jax.train import (
   candidates,
@@ -178,14 +178,21 @@ def _check_search(prepared):
           'config.search.cells=', 'config.search.stage_cells: ')) from None
   _check_half(prepared)
   if not trained:
-    plans.trainer(
-        setup, recipe, prepared.retrain, dataset, prepared.config.seed)
+    candidates.trainer(setup, recipe, prepared.retrain, dataset,
+                       prepared.config.seed, recipe.epochs)
     return
   halves = search.make_halves(setup, recipe, dataset, prepared.config.seed)
   search.num_steps(recipe, halves.train.steps_per_epoch)
-  if setup.method.derive is None:
+  splits = recipe.split != split.NO_SPLIT
+  if setup.method.derive is None or (
+      splits and recipe.split_choice == split.EVOLUTION):
     candidates.check(setup, recipe, prepared.retrain,
                      len(halves.train.indices), prepared.config.seed)
+  if splits and recipe.split_choice == split.HALVING:
+    _check_batch(
+        'retrain', prepared.retrain.batch_size, len(halves.train.indices),
+        'the images of the theta half, with config.search.split_choice='
+        "'halving'")
 
 
 def _check_half(prepared):
@@ -253,17 +260,20 @@ def _search(prepared):
         f'K={each.k}; {len(halves.train.indices):,} images for theta, '
         f'{len(halves.valid.indices):,} for alpha and beta; '
         f'{_size(each, found)}')
-  if recipe.split != NO_SPLIT:
+  if recipe.split != split.NO_SPLIT:
+    ends = ('up to the end of these' if recipe.split_inherit == split.EVERYTHING
+            else 'each for so many')
     lines.append(
         f'split: after epochs {recipe.split_epochs} into '
-        f'{leaves.number(setup.space, recipe)} leaves, each trained so')
+        f'{leaves.number(setup.space, recipe)} leaves, {ends}')
   return lines
 
 
 def _candidates(prepared):
   setup, recipe = prepared.setup, prepared.search
-  trainer = plans.trainer(setup, recipe, prepared.retrain, prepared.dataset,
-                          prepared.config.seed)
+  trainer = candidates.trainer(
+      setup, recipe, prepared.retrain, prepared.dataset, prepared.config.seed,
+      recipe.epochs)
   trainer.batches(0)(0)
   train, test = trainer.dataset.train.labels, trainer.dataset.test.labels
   found = retrain.count(setup, prepared.retrain, prepared.example())

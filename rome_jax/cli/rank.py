@@ -160,7 +160,7 @@ def rank(workdir: str | os.PathLike[str], args: argparse.Namespace,
 def read(workdir: pathlib.Path, args: argparse.Namespace,
          dataset: data.Dataset | None = None) -> Ranked:
   """Reads a run and draws what is ranked; arguments as `rank`."""
-  prepared, state, leaves = searched.read(
+  prepared, _, leaves, steps = searched.read(
       workdir, args.config, args.data_dir, dataset)
   setup, recipe = prepared.setup, prepared.search
   found = architectures(setup.space, args.cells, args.seed)
@@ -168,16 +168,17 @@ def read(workdir: pathlib.Path, args: argparse.Namespace,
   calibration = None
   if args.norm == 'recalibrated':
     calibration = _calibration(prepared, args, batches.batch_size)
-  step = int(state['step'])
   names = '\n'.join(map(genotypes.to_text, found))
   settings = {
-      'step': step, 'images': args.images,
+      'step': max(steps), 'images': args.images,
       'batches': number, 'batch_size': batches.batch_size, 'norm': args.norm,
       'calibration': 0 if calibration is None else len(calibration),
       'seed': args.seed,
       'architectures': hashlib.sha256(names.encode()).hexdigest()[:12]}
+  if len(steps) > 1:  # While leaves train, each has come to its own.
+    settings['steps'] = steps
   return Ranked(
-      search.make_supernet(setup, recipe), leaves, step, found,
+      search.make_supernet(setup, recipe), leaves, max(steps), found,
       ranking.FirstBatches(batches, number), calibration, settings, prepared)
 
 

@@ -171,8 +171,9 @@ def _show_search(prepared):
         part_setup, recipe, prepared.dataset, seed, part=part)
   if not plans.supernets(setup.method, prepared.search):
     jobs = plans.jobs(setup, prepared.search, seed)
-    plans.trainer(setup, prepared.search, prepared.retrain, prepared.dataset,
-                  seed).prepare(jobs[0])
+    candidates.trainer(
+        setup, prepared.search, prepared.retrain, prepared.dataset, seed,
+        prepared.search.epochs).prepare(jobs[0])
     print(f'{len(jobs)} candidates of that kind', file=sys.stderr)
 
 

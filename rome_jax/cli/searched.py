@@ -23,11 +23,13 @@ class Searched(NamedTuple):
     state: of the newest checkpoint, nested dicts of NumPy arrays; of a search
       that split, the first leaf's.
     leaves: the supernets; of an unsplit search, one.
+    steps: of the checkpoint of each.
   """
 
   prepared: prepare_lib.Prepared
   state: dict[str, Any]
   leaves: list[candidates.Leaf]
+  steps: list[int]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,14 +63,17 @@ def read(workdir: pathlib.Path, config: str | None = None,
   _check_images(workdir, prepared.dataset)
   run_lib.use_compilation_cache(found.compilation_cache)
   space = prepared.setup.space
-  split = prepared.search.split != NO_SPLIT
-  found = leaves.read(workdir, space) if split else None
-  if split and found is None:
+  if prepared.search.split == NO_SPLIT:
+    state = checkpoint.read_tree(workdir / 'checkpoints' / 'search', 'state')
+    one = candidates.Leaf(full_mask(space), state['theta'])
+    return Searched(prepared, state, [one], [int(state['step'])])
+  read = leaves.read(workdir, space)
+  if not read:
     raise errors.UserError(f'the search in {workdir} has not split yet')
-  name = leaves.FIRST if found else 'search'
-  state = checkpoint.read_tree(workdir / 'checkpoints' / name, 'state')
-  return Searched(prepared, state, found or [
-      candidates.Leaf(full_mask(space), state['theta'])])
+  return Searched(
+      prepared, read[0][1],
+      [candidates.Leaf(mask, state['theta']) for mask, state in read],
+      [int(state['step']) for _, state in read])
 
 
 def _config(workdir: pathlib.Path, file: str | None,

@@ -198,15 +198,31 @@ _LONGEST_NAME = 160  # bytes; file systems allow 255
 
 
 def execute(run: Run, stop: interrupt.Interrupt,
-            program: Sequence[str] = PROGRAM, cwd: str | None = None,
-            environment: Mapping[str, str] | None = None,
-            output: Any = None) -> int:
+            program: Sequence[str] = PROGRAM,
+            cwd: str | None = None) -> int:
   """Runs one in a process of its own; returns its exit code.
 
   Args:
     run: what to run.
     stop: once it is requested, the run is asked to save and stop.
     program: see PROGRAM.
+    cwd: where relative paths begin; None: here.
+
+  Returns:
+    Its exit code, or 128 + the number of the signal that ended it.
+  """
+  return follow([*program, *run.argv, f'--workdir={run.workdir}'], stop,
+                cwd=cwd)
+
+
+def follow(argv: Sequence[str], stop: Any, *, cwd: str | None = None,
+           environment: Mapping[str, str] | None = None, output: Any = None,
+           ) -> int:
+  """Runs the interpreter in a process of its own; returns its exit code.
+
+  Args:
+    argv: its arguments.
+    stop: once it is requested, the process is asked to save and stop.
     cwd: where relative paths begin; None: here.
     environment: its variables; None: those of this process.
     output: a file for what it prints; None: where this process prints.
@@ -217,9 +233,8 @@ def execute(run: Run, stop: interrupt.Interrupt,
   # A session of its own: a Ctrl-C must reach it once, through us, as a second
   # signal would end it before everything is saved.
   process = subprocess.Popen(
-      [sys.executable, *program, *run.argv, f'--workdir={run.workdir}'],
-      cwd=cwd, start_new_session=True, env=environment, stdout=output,
-      stderr=output)
+      [sys.executable, *argv], cwd=cwd, start_new_session=True,
+      env=environment, stdout=output, stderr=output)
   try:
     code = _wait(process, stop)
   except BaseException:

@@ -328,6 +328,17 @@ def check_workdir(workdir: str | os.PathLike, config: ConfigDict) -> None:
   files.write_json(path, ours)
 
 
+def check_same(workdir: str | os.PathLike, config: ConfigDict) -> None:
+  """Checks that a folder holds no run of another config; writes nothing.
+
+  Raises:
+    UserError: as `check_workdir`.
+  """
+  path = pathlib.Path(workdir, fields.FILENAME)
+  if path.exists():
+    _check_same(path, files.read_json(path), fields.to_json(config))
+
+
 def _check_encoding(workdir):
   """Refuses names that the libraries below cannot take as text."""
   try:

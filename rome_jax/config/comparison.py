@@ -56,19 +56,26 @@ def _check(found, path):
     raise errors.UserError(
         f'{path}: arms must be {{label: flags}} with at least one label')
   for label, flags in found.arms.items():
-    if isinstance(flags, str) or not all(isinstance(f, str) for f in flags):
+    if not isinstance(label, str):
+      raise errors.UserError(f'{path}: the label {label!r} must be a text')
+    if not isinstance(flags, list | tuple) or not all(
+        isinstance(flag, str) for flag in flags):
       raise errors.UserError(
           f'{path}: the flags of arm {label!r} must be a list of texts')
+  for name in ('name', 'against', 'baseline'):
+    if not isinstance(getattr(found, name), str):
+      raise errors.UserError(
+          f'{path}: {name}={getattr(found, name)!r} must be a text')
   names = [slug(label) for label in found.arms]
   if twice := [name for name in names if names.count(name) > 1]:
     raise errors.UserError(
         f'{path}: two arms would share the folder {twice[0]}')
-  seeds = list(found.seeds)
+  seeds = found.seeds if isinstance(found.seeds, list | tuple) else ()
   if not seeds or len(set(seeds)) < len(seeds) or not all(
       type(seed) is int and 0 <= seed < 2**32 for seed in seeds):
     raise errors.UserError(
-        f'{path}: seeds={seeds} must be whole numbers of at least 0, none '
-        'twice')
+        f'{path}: seeds={found.seeds!r} must be a list of whole numbers of at '
+        'least 0, none twice')
   if found.baseline and found.baseline not in found.arms:
     raise errors.UserError(
         f'{path}: baseline={found.baseline!r} must be one of '

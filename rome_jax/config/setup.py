@@ -82,6 +82,10 @@ def make_mesh(config: ConfigDict) -> Mesh | None:
       cut evenly (nothing is padded: that would change the sums).
   """
   mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.sample)
+  if config.search.split_together and mesh_lib.sizes(mesh)[1] == 1:
+    raise errors.UserError(
+        'config.search.split_together must be false with config.mesh.sample=1: '
+        'leaves train side by side in groups of devices')
   if mesh.size == 1:
     return None
   _check_cuts(config, *mesh_lib.sizes(mesh))

@@ -29,6 +29,7 @@ from jax import lax
 from scipy.cluster import hierarchy
 from scipy.spatial import distance as scipy_distance
 
+from rome_jax.engine import sums
 from rome_jax.engine.owners import Candidate
 from rome_jax.methods.method import Method, State
 from rome_jax.methods.step import takes
@@ -284,7 +285,7 @@ def make_score(method: Method, space: Space, loss_fn: Callable[..., Any],
                tau_fn: Callable[[Any], Any],
                candidates: Sequence[Candidate], cell_type: str,
                shared: str = OPERATIONS, soft: bool = False,
-               ) -> Callable[..., jax.Array]:
+               accumulate: int = 1) -> Callable[..., jax.Array]:
   """Builds the function that compares the candidates of one site.
 
   One program for all sites of a cell type and all of their candidates, which
@@ -303,7 +304,9 @@ def make_score(method: Method, space: Space, loss_fn: Callable[..., Any],
       operations ('body', in NAS-Bench-201), or all but the site's own ('all',
       among MBConvs).
     soft: whether the active candidate of a mixture keeps its own gate (GM-NAS
-      in DARTS' space), or has the gate that it has without the others.
+      in DARTS' space), or has the gate that it has without the others. Only
+      for methods that list every candidate.
+    accumulate: parts of a batch, evaluated one after another.
 
   Returns:
     score(state, site, batch, key) -> distances [C,C] of the candidates of a
@@ -334,8 +337,12 @@ def make_score(method: Method, space: Space, loss_fn: Callable[..., Any],
     def gradient(place):
       chosen = cells(place)
       told = {'step': state.step} if takes(loss_fn, 'step') else {}
-      gradients = jax.grad(lambda theta: loss_fn(
-          theta, chosen, batch, op_key, **told)[0])(state.theta)
+
+      def of_part(kept, part, fold):
+        return kept, jax.grad(lambda theta: loss_fn(
+            theta, chosen, part, fold(op_key), **told)[0])(state.theta)
+
+      gradients = sums.mean_over_parts(of_part, (), batch, accumulate)[1]
       parts = [(scale * leaf).ravel() for scale, leaf in zip(
           scales, jax.tree.leaves(gradients)) if scale is not None]
       return jnp.concatenate(parts)

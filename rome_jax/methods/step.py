@@ -420,10 +420,17 @@ def _one_by_one(context, updates, state, batches, keys):
 
 
 def _once_it_may_move(options, update, state, apply):
-  """`apply`, skipped for the architecture's updates before `arch_from`."""
+  """`apply`, in which the architecture stays as it is before `arch_from`."""
   if update.params == 'theta' or not options.arch_from:
     return apply(state)
-  return _apply_if(state.step >= options.arch_from, apply, state)
+  moves = state.step >= options.arch_from
+  if update.params == 'arch':
+    return _apply_if(moves, apply, state)
+  found, *rest = apply(state)
+  kept = {name: jax.tree.map(
+      functools.partial(jnp.where, moves), getattr(found, name),
+      getattr(state, name)) for name in ('arch', 'arch_opt')}
+  return found._replace(**kept), *rest
 
 
 def _apply_if(condition, apply, state):

@@ -226,7 +226,7 @@ def _course(found, rows):
   for axes, (title, ylabel, place, scale) in zip(grid, drawn):
     for row in rows:
       lines = [line for line in row['trajectory'] if line[place] is not None]
-      first = row['seed'] == found['seeds'][0]
+      first = row is next(r for r in rows if r['arm'] == row['arm'])
       axes.plot([line[0] for line in lines],
                 [scale * line[place] for line in lines], linewidth=1.1,
                 alpha=.85, color=colours[row['arm']],

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rome_jax import data, errors, files
+from rome_jax.data import splits
 from rome_jax.devices import hosts
 from rome_jax.methods import evolve, split
 from rome_jax.spaces import Space, genotypes
@@ -84,6 +85,30 @@ def check(setup: Setup, recipe: SearchRecipe, retraining: RetrainRecipe,
     strategy(setup, recipe, retraining).init(seed)
   except errors.UserError as error:
     raise errors.UserError(f'config.search: {error}') from None
+
+
+def trainer(setup: Setup, recipe: SearchRecipe, retraining: RetrainRecipe,
+            dataset: data.Dataset, seed: int, epochs: int) -> retrain.Trainer:
+  """What trains an architecture on the theta half and tests on the other.
+
+  Args:
+    setup, recipe, dataset, seed: of the search.
+    retraining: the recipe by which architectures are trained alone.
+    epochs: instead of its own.
+
+  Raises:
+    UserError: there are no steps, or fewer images than a batch has.
+  """
+  if not epochs:
+    raise errors.UserError(
+        'config.search.epochs=0 gives no steps; use at least 1, or set '
+        'config.genotype to skip the search')
+  theta, alpha = data.halves(
+      dataset.train.labels, recipe.fraction_theta, recipe.fraction_alpha, seed)
+  return retrain.Trainer(
+      setup, retraining._replace(epochs=epochs, holdout=0.),
+      dataset._replace(train=splits.take(dataset.train, theta),
+                       test=splits.take(dataset.train, alpha)))
 
 
 class Leaf(NamedTuple):

@@ -4,13 +4,12 @@ The supernet trains with a fixed architecture up to the first split; then each
 of its copies does, up to the next. After the last split every leaf is a search
 of its own, and one of their architectures is chosen. Each of these is a phase
 with checkpoints, metrics and a note, so a run that was killed continues in its
-leaf. All leaves read the same batches and begin with the same weights: they
-differ in their masks alone.
+leaf. All parts read the same batches in the same order.
 """
 
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 from typing import Any, NamedTuple
 
@@ -18,7 +17,6 @@ import jax
 import numpy as np
 
 from rome_jax import data, errors, files
-from rome_jax.data import splits
 from rome_jax.devices import hosts
 from rome_jax.devices import mesh as mesh_lib
 from rome_jax.methods import evolve, split
@@ -47,7 +45,7 @@ from rome_jax.train.recipes import RetrainRecipe, SearchRecipe
 from rome_jax.train.setup import Setup
 
 FILENAME = 'split.json'
-ROOT, FIRST = 'search/root', 'search/leaf-01'
+ROOT = 'search/root'
 
 
 class Schedule(NamedTuple):
@@ -104,6 +102,12 @@ def check(space: Space, method: Method, recipe: SearchRecipe) -> None:
     UserError: naming the field, its value and what is allowed.
   """
   if recipe.split == split.NO_SPLIT:
+    if recipe.split_epochs or recipe.split_together:
+      name = 'split_epochs' if recipe.split_epochs else 'split_together'
+      raise errors.UserError(
+          f'config.search.{name}={getattr(recipe, name)!r} must be '
+          f"{'' if recipe.split_epochs else False!r} with "
+          "config.search.split='none'; 'gm' or 'few_shot' splits")
     return
   given = f'config.search.split={recipe.split!r}'
   if not isinstance(method.plan, (OneSearch, Evolve)) or (
@@ -112,6 +116,10 @@ def check(space: Space, method: Method, recipe: SearchRecipe) -> None:
         f'{given} must be none with config.method={method.name!r}, whose '
         'search has stages, trains no supernet, or may end early')
   found = schedule(recipe)
+  if recipe.max_steps:
+    raise errors.UserError(
+        f'config.search.max_steps={recipe.max_steps} must be 0 with {given}, '
+        'whose parts are counted in epochs')
   inherits = recipe.split_inherit == split.EVERYTHING
   if inherits and recipe.epochs and found.epochs[-1] >= recipe.epochs:
     raise errors.UserError(
@@ -123,13 +131,15 @@ def check(space: Space, method: Method, recipe: SearchRecipe) -> None:
   elif not _can_split(space, recipe, found):
     raise errors.UserError(
         f'config.search.split_groups={recipe.split_groups!r} with '
-        f'split_sizes={recipe.split_sizes!r} fits no site of '
-        f'space={space.name}, which have '
+        f'split_sizes={recipe.split_sizes!r} fits too few sites of '
+        f'space={space.name} for {len(found.groups)} splits; they have '
         f'{", ".join(map(str, sorted(_counts(space, recipe))))} candidates')
-  if recipe.split_soft and space.sites == 'nodes':
+  if recipe.split_soft and (space.sites == 'nodes' or not (
+      search.lists_every_slot(method, space))):
     raise errors.UserError(
-        f'config.search.split_soft must be false with space={space.name}, '
-        'whose nodes hold the operations')
+        'config.search.split_soft must be false with '
+        f'config.method={method.name!r} in space={space.name}: only mixtures '
+        'of the operations of edges keep the gates of single ones')
   _check_choice(space, method, recipe)
 
 
@@ -150,13 +160,16 @@ def _counts(space, recipe):
 
 
 def _can_split(space, recipe, found):
-  """Whether some site can be split as each level asks."""
-  allowed = [sum(size) for size in found.sizes]
-  return all(any(
-      n >= groups and (not found.sizes or any(
-          n == total and len(size) == groups
-          for size, total in zip(found.sizes, allowed)))
-      for n in _counts(space, recipe)) for groups in found.groups)
+  """Whether each level has a site left that it can split as asked."""
+
+  def fits(n, groups):
+    return n >= max(2, groups) and (not found.sizes or any(
+        (n, groups) == (sum(size), len(size)) for size in found.sizes))
+
+  counts = [int(n) for t in _cell_types(space, recipe)
+            for n in (space.choices(t) >= 0).sum(1)]
+  return all(sum(fits(n, groups) for n in counts) > level
+             for level, groups in enumerate(found.groups))
 
 
 def _check_choice(space, method, recipe):
@@ -179,6 +192,10 @@ def _check_choice(space, method, recipe):
     except errors.UserError as error:
       raise errors.UserError(f'config.search.{error}') from None
   rungs = recipes.numbers('split_rungs', recipe.split_rungs, int, 1)
+  if rungs and choice != split.HALVING:
+    raise errors.UserError(
+        f"config.search.split_rungs={recipe.split_rungs!r} must be '' with "
+        f'{where}')
   if choice == split.HALVING and (
       not rungs or list(rungs) != sorted(set(rungs))):
     raise errors.UserError(
@@ -253,6 +270,7 @@ def run(setup: Setup, recipe: SearchRecipe, retraining: RetrainRecipe,
   except _Stopped as stopped:
     outcome = stopped.outcome
     return search.Searched(False, None, outcome.scalars, outcome.figures)
+  began = time.perf_counter()
   chosen = _choose(common, retraining, trained)
   last = trained[-1]
   if chosen is None:
@@ -262,10 +280,12 @@ def run(setup: Setup, recipe: SearchRecipe, retraining: RetrainRecipe,
       settings.workdir, setup, seed, best.figures['steps'], chosen.genotype,
       origin)
   hosts.from_first(lambda: _add_to_file(settings.workdir, trained, chosen))
-  parts = [*done, *(leaf.figures for leaf in trained)]
+  # A choice by trainings says itself what they took, over all starts.
+  parts = [*done, *(leaf.figures for leaf in trained), *(
+      chosen.parts or [{'seconds': time.perf_counter() - began}])]
   return search.Searched(True, chosen.genotype, best.scalars, best.figures | {
-      name: sum(part[name] for part in parts)
-      for name in ('seconds', 'compile_seconds')} | chosen.figures | {
+      name: sum(part.get(name, 0) for part in parts)
+      for name in ('seconds', 'compile_seconds', 'images')} | chosen.figures | {
           'phase': best.name, 'leaves': len(trained), 'leaf': best.name})
 
 
@@ -352,7 +372,7 @@ def _grow(common):
           'format': 1, 'kind': recipe.split, 'splits': drawn, 'leaves': [
               {'name': node.name, 'kept': mask_to_names(setup.space, node.mask)}
               for node in nodes]}))
-  return nodes, [f for f in done if 'seconds' in f]
+  return nodes, done
 
 
 def _grown(common, runner, score, node, until, groups, sizes, last):
@@ -370,8 +390,10 @@ def _grown(common, runner, score, node, until, groups, sizes, last):
   if known is None:
     began = time.perf_counter()
     found = score(node, state, until, groups, sizes)
+    took = time.perf_counter() - began
     known = notes.write(workdir, node.name, figures | {
-        'split': found, 'split_seconds': time.perf_counter() - began})
+        'split': found, 'split_seconds': took,
+        'seconds': figures.get('seconds', 0.) + took})
   return state, known
 
 
@@ -384,22 +406,42 @@ def _untrained(common, start):
 
 def _train_leaves(common, nodes):
   """Every leaf, trained to its end, in groups of devices at the same time."""
-  meshes = [common.setup.mesh]
-  if common.recipe.split_together:
-    meshes = mesh_lib.groups(common.setup.mesh)
-    common = common._replace(writer=metrics.SharedWriter(common.writer))
+  if not common.recipe.split_together:
+    return _train_in_turn(common, nodes)
+  meshes = mesh_lib.groups(common.setup.mesh)
+  stop = _StopOrFailure(common.stop)
+  common = common._replace(
+      writer=metrics.SharedWriter(common.writer), stop=stop)
+
+  def train(mesh, own):
+    try:
+      return _train_in_turn(
+          common._replace(setup=common.setup._replace(mesh=mesh)), own)
+    except BaseException:
+      stop.failed = True  # The others save and stop.
+      raise
+
   with futures.ThreadPoolExecutor(len(meshes)) as pool:
-    parts = [pool.submit(
-        _train_in_turn,
-        common._replace(setup=common.setup._replace(mesh=mesh)),
-        nodes[i::len(meshes)]) for i, mesh in enumerate(meshes)]
-  # Mistakes before stops: what a signal ended is saved.
+    parts = [pool.submit(train, mesh, nodes[i::len(meshes)])
+             for i, mesh in enumerate(meshes)]
+  # Mistakes before stops: what was stopped is saved.
   raised = sorted((part.exception() for part in parts if part.exception()),
                   key=lambda error: isinstance(error, _Stopped))
   if raised:
     raise raised[0]
-  return sorted((leaf for part in parts for leaf in part.result()),
-                key=lambda leaf: leaf.name)
+  found = {leaf.name: leaf for part in parts for leaf in part.result()}
+  return [found[node.name] for node in nodes]
+
+
+class _StopOrFailure:
+  """Requested by a signal, or once the training of a leaf has failed."""
+
+  def __init__(self, stop):
+    self._stop, self.failed = stop, False
+
+  @property
+  def requested(self):
+    return self.failed or self._stop.requested
 
 
 def _train_in_turn(common, nodes):
@@ -497,7 +539,7 @@ class _Score:
                            batch_size=recipe.batch_size),
           search.make_tau(recipe, steps, self._per_epoch),
           setup.family.candidates(state.theta, setup.space), cell_type, shared,
-          recipe.split_soft))
+          recipe.split_soft, recipe.accumulate))
     return self._programs[cell_type]
 
 
@@ -547,6 +589,7 @@ class _Chosen(NamedTuple):
   leaf: int
   figures: dict[str, Any]
   scores: list[float] | None = None  # of each leaf
+  parts: Sequence[Mapping[str, Any]] = ()  # trainings, what each took
 
 
 def _choose(common, retraining, trained):
@@ -593,35 +636,28 @@ def _by_halving(common, retraining, trained):
   recipe, workdir = common.recipe, common.settings.workdir
   rungs = recipes.numbers('split_rungs', recipe.split_rungs, int, 1)
   runner, alive, scores = None, list(range(len(trained))), [0.] * len(trained)
+  parts: dict[int, Any] = {}  # The figures of a later rung hold the earlier.
   for rung, epochs in enumerate(rungs):
     for i in alive:
       phase = f'search/rung-{rung + 1}-leaf-{i + 1:02d}'
       if (figures := notes.read(workdir, phase)) is None:
         if runner is None:
-          runner = _trainer(common, retraining, rungs[-1])
+          runner = candidates.trainer(
+              common.setup, recipe, retraining, common.dataset, common.seed,
+              rungs[-1])
         job = retrain.Job(f'halving-{i + 1:02d}', 'candidate',
                           trained[i].genotype, common.seed, 'search')
         outcome = runner.run(
             job, common.settings, common.writer, common.stop, epochs)
         if not outcome.finished:
           return None
-        figures = notes.write(workdir, phase, {
+        figures = notes.write(workdir, phase, outcome.figures | {
             'accuracy': outcome.scalars['test_accuracy']})
-      scores[i] = figures['accuracy']
+      scores[i], parts[i] = figures['accuracy'], figures
     keep = 1 if rung == len(rungs) - 1 else -(-len(alive) // 2)
     alive = sorted(sorted(alive, key=lambda i: -scores[i])[:keep])
-  return _Chosen(trained[alive[0]].genotype, alive[0], {}, scores)
-
-
-def _trainer(common, retraining, epochs):
-  theta, alpha = data.halves(
-      common.dataset.train.labels, common.recipe.fraction_theta,
-      common.recipe.fraction_alpha, common.seed)
-  train = common.dataset.train
-  return retrain.Trainer(
-      common.setup, retraining._replace(epochs=epochs, holdout=0.),
-      common.dataset._replace(train=splits.take(train, theta),
-                              test=splits.take(train, alpha)))
+  return _Chosen(trained[alive[0]].genotype, alive[0], {}, scores,
+                 list(parts.values()))
 
 
 # --- The file
@@ -638,8 +674,8 @@ def _add_to_file(workdir, trained, chosen):
   files.write_json(workdir / FILENAME, value)
 
 
-def read(workdir: Any, space: Space) -> list[candidates.Leaf] | None:
-  """The leaves of a run, of their newest checkpoints; None if it has none.
+def read(workdir: Any, space: Space) -> list[tuple[Any, dict[str, Any]]]:
+  """(mask, state of the newest checkpoint) of each leaf; [] if there are none.
 
   Args:
     workdir: folder of the run.
@@ -650,9 +686,7 @@ def read(workdir: Any, space: Space) -> list[candidates.Leaf] | None:
   """
   path = workdir / FILENAME
   if not path.exists():
-    return None
-  return [candidates.Leaf(
-      mask_from_names(space, row['kept']),
-      checkpoint.read_tree(
-          workdir / 'checkpoints' / row['name'], 'state')['theta'])
+    return []
+  return [(mask_from_names(space, row['kept']), checkpoint.read_tree(
+      workdir / 'checkpoints' / row['name'], 'state'))
           for row in files.read_json(path)['leaves']]

@@ -124,10 +124,10 @@ class Outcome(NamedTuple):
     finished: False if a signal ended it early (its state is saved).
     state: the last state.
     scalars: the last line logged.
-    figures: seconds and images_per_second over all starts, tests included;
-      compile_seconds and temp_bytes of this start; steps, at which the phase
-      ends as far as is known; resumed_at, the step this start continued from,
-      or None.
+    figures: seconds, images and images_per_second over all starts, tests
+      included; compile_seconds and temp_bytes of this start; steps, at which
+      the phase ends as far as is known; resumed_at, the step this start
+      continued from, or None.
   """
 
   finished: bool
@@ -322,6 +322,7 @@ class _Runner:
     seconds = self.seconds_before + time.perf_counter() - self.began
     return Outcome(step == self.end, carry.state, self.scalars, {
         'seconds': seconds, 'steps': self.end,
+        'images': (step - phase.first) * phase.images_per_step,
         'images_per_second':
             (step - phase.first) * phase.images_per_step / max(seconds, 1e-9),
         'compile_seconds': self.program.compile_seconds,

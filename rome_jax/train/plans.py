@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rome_jax import data, errors
-from rome_jax.data import splits
+from rome_jax.devices import mesh as mesh_lib
 from rome_jax.methods import evolve, split
 from rome_jax.methods.method import (
     ArchParams,
@@ -210,6 +210,8 @@ def largest(setup: Setup, recipe: SearchRecipe,
   For estimates of time and memory: a stage then has the last candidates of
   each site, which are the convolutions in all spaces of this package.
   """
+  if recipe.split_together:  # A leaf has a group of devices.
+    setup = setup._replace(mesh=mesh_lib.groups(setup.mesh)[0])
   if not isinstance(setup.method.plan, Stages):
     return [(setup, found, search.ONLY)
             for found in supernets(setup.method, recipe)]
@@ -248,34 +250,12 @@ def _in_stages(setup, recipe, dataset, seed, settings, writer, stop, origin):
 
 
 def _together(parts):
-  """Seconds of all parts."""
-  return {name: sum(part[name] for part in parts)
-          for name in ('seconds', 'compile_seconds')}
+  """Seconds and images of all parts."""
+  return {name: sum(part.get(name, 0) for part in parts)
+          for name in ('seconds', 'compile_seconds', 'images')}
 
 
 # ------------------------------------------- random search, one by one
-
-
-def trainer(setup: Setup, recipe: SearchRecipe, retraining: RetrainRecipe,
-            dataset: data.Dataset, seed: int) -> retrain.Trainer:
-  """What trains an architecture on the theta half and tests on the other.
-
-  Args:
-    setup, recipe, retraining, dataset, seed: as in `run`.
-
-  Raises:
-    UserError: there are no steps, or fewer images than a batch has.
-  """
-  if not recipe.epochs:
-    raise errors.UserError(
-        'config.search.epochs=0 gives no steps; use at least 1, or set '
-        'config.genotype to skip the search')
-  theta, alpha = data.halves(
-      dataset.train.labels, recipe.fraction_theta, recipe.fraction_alpha, seed)
-  return retrain.Trainer(
-      setup, retraining._replace(epochs=recipe.epochs, holdout=0.),
-      dataset._replace(train=splits.take(dataset.train, theta),
-                       test=splits.take(dataset.train, alpha)))
 
 
 def jobs(setup: Setup, recipe: SearchRecipe, seed: int) -> list[retrain.Job]:
@@ -292,7 +272,8 @@ def _random(setup, recipe, retraining, dataset, seed, settings, writer, stop,
   for job in jobs(setup, recipe, seed):
     phase = f'{job.folder}/{job.name}'
     if (figures := notes.read(settings.workdir, phase)) is None:
-      runner = runner or trainer(setup, recipe, retraining, dataset, seed)
+      runner = runner or candidates.trainer(
+          setup, recipe, retraining, dataset, seed, recipe.epochs)
       outcome = runner.run(job, settings, writer, stop)
       if not outcome.finished:
         return search.Searched(False, None, outcome.scalars, outcome.figures)

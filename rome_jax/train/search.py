@@ -305,11 +305,12 @@ def choose_evaluator(space: Space, method: Method, asked: str = 'auto') -> str:
     table.check_evaluator(space, asked, 'config.search')
     return asked
   known = table.get(space).evaluators
-  every = 'batched' in known and _lists_every_slot(method, space)
+  every = 'batched' in known and lists_every_slot(method, space)
   return 'batched' if every else 'listed'
 
 
-def _lists_every_slot(method, space):
+def lists_every_slot(method: Method, space: Space) -> bool:
+  """Whether a method evaluates all candidates of every site: a mixture."""
 
   def sample(key):
     arch = method.init(space, key)

@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from rome_jax.cli import compare
-from rome_jax.config import comparison
+from rome_jax.config import command_line, comparison, fields
 from rome_jax.show import comparison as page
 from rome_jax.tables import nasbench201, scores
 
@@ -51,7 +51,7 @@ accuracy = 90 + seed + rome * (2 + .1 * seed)
     'genotype': f'genotype {seed}', 'space': 'nasbench201',
     'dataset': 'cifar10', 'params': 5, 'device': 'a device',
     'search': {'parameterless': {'normal': seed}, 'seconds': 2. + seed,
-               'images_per_second': 300_000., 'steps': 20, 'temp_bytes': 2**20},
+               'images': 1_800_000, 'steps': 20, 'temp_bytes': 2**20},
     'summary': {},
     'table': {'datasets': {'cifar10': {
         'test': accuracy, 'rank': 7, 'regret': 1.}}}}))
@@ -112,7 +112,8 @@ def test_the_page_is_one_file_and_the_same_again(given):
   assert 'Two &lt;methods&gt;' in text and '<methods>' not in text
   assert text.count('<svg') == 2
   for words in ('the best cell', 'one random cell', 'What would speak against',
-                'the best of 3 random cells by their 12th epoch',
+                'the best of 3 random cells by their 12th epoch, the budget of '
+                'GDAS, ROME, K = 7',
                 'cannot be told apart'):
     assert words in text
   before = {path.name: path.read_bytes() for path in folder.glob('compare*')}
@@ -134,25 +135,6 @@ def test_references_against_the_table(given):
   assert one['accuracy']['mean'] < some['accuracy']['mean'] < values.max() / 100
 
 
-def test_several_seeds_and_workers_stop_at_a_signal(given, monkeypatch):
-  """Nothing is started once it is requested."""
-  file, folder, _ = given
-  found = comparison.load(str(file))
-  runs = compare.plan(found, str(folder), [])
-
-  class Stopped:
-    requested = True
-
-    def __enter__(self):
-      return self
-
-    def __exit__(self, *args):
-      pass
-
-  monkeypatch.setattr(compare.interrupt, 'Interrupt', Stopped)
-  assert compare.run_all(runs, 2, 0, lambda: None) == {}
-
-
 def test_the_interval_covers_as_often_as_it_says():
   """Of 2,000 samples of five normal pairs: 95 % within 5 sigma."""
   rng = np.random.default_rng(0)
@@ -167,26 +149,104 @@ def test_the_interval_covers_as_often_as_it_says():
       'a', 'b', 'accuracy', single)
 
 
-@pytest.mark.parametrize('change, message', [
-    ("name='Two <methods>'", None),
-    ("seeds=(0, 1, 2)", "seeds=(0, 0)"),
-    ("seeds=(0, 1, 2)", "seeds=()"),
-    ("against='nothing'", "baseline='GDS'"),
-    ("'ROME, K = 7'", "'GDAS '"),
-    ('method=rome_v2', 'method=rome_v3'),
-    ('get_comparison', 'get_config'),
-    ('config_lib.Comparison(', 'dict('),
-    ("against='nothing'", 'rank=-1')])
-def test_mistakes(given, capsys, change, message):
+@pytest.mark.parametrize('old, new, words', [
+    ('', None, 'does not exist'),
+    ('seeds=(0, 1, 2)', 'seeds=(0, 0)', 'seeds=(0, 0) must be a list'),
+    ('seeds=(0, 1, 2)', 'seeds=3', 'seeds=3 must be a list'),
+    ("against='nothing'", "baseline='GDS'", "did you mean 'GDAS'?"),
+    ("against='nothing'", 'against=3', 'against=3 must be a text'),
+    ("'ROME, K = 7'", "'GDAS '", 'share the folder GDAS'),
+    ("'ROME, K = 7'", '7', 'the label 7 must be a text'),
+    ("['--config=every_method:space=nasbench201,method=gdas']", 'None',
+     'must be a list of texts'),
+    ('method=rome_v2', 'method=rome_v3', "arm 'ROME, K = 7': "),
+    ('method=rome_v2', 'method=p_darts', 'rank=8 must be 0'),
+    ('get_comparison', 'get_config', 'has no function get_comparison()'),
+    ('config_lib.Comparison(', 'dict(', 'must return a'),
+    ("against='nothing'", 'rank=-1', 'rank=-1 must be')])
+def test_mistakes(given, capsys, old, new, words):
   file, folder, _ = given
-  if message is None:
+  text = FILE.replace('seeds=', 'rank=8, seeds=') if 'p_darts' in str(
+      new) else FILE
+  if new is None:
     file.unlink()
   else:
-    file.write_text(FILE.replace(change, message))
+    assert old in text
+    file.write_text(text.replace(old, new))
   assert go(given) == 2
   err = capsys.readouterr().err
-  assert err.count('\n') == 1 and err.startswith('rome_jax: ')
+  assert err.count('\n') == 1 and err.startswith('rome_jax: ') and words in err
   assert not folder.exists()
+
+
+@pytest.mark.parametrize('flag', ['--check', '--config.seed=7'])
+def test_flags_of_a_single_run_are_refused(given, capsys, flag):
+  assert go(given, flag) == 2
+  assert f'{flag} is not for a comparison' in capsys.readouterr().err
+
+
+def test_a_run_of_another_config_is_refused(given, capsys):
+  """Its numbers would stand beside flags that it never had."""
+  _, folder, _ = given
+  workdir = folder / 'GDAS' / 'seed-1'
+  workdir.mkdir(parents=True)
+  config = fields.to_json(command_line.load(
+      ['--config=every_method:space=nasbench201,method=gdas',
+       '--config.seed=1', '--config.search.epochs=77']).config)
+  (workdir / 'config.json').write_text(json.dumps(config))
+  assert go(given) == 2
+  assert 'search.epochs (77 there, 25 now)' in capsys.readouterr().err
+
+
+def test_a_failure_says_what_the_run_said(given, capsys):
+  file, folder, program = given
+  pathlib.Path(program[0]).write_text(
+      'import sys; print("noise"); print("the reason"); sys.exit(2)')
+  assert go(given) == 2
+  out = capsys.readouterr().out
+  assert '[1/6] GDAS/seed-0: exit code 2: the reason (' in out
+  assert str(folder / 'GDAS' / 'seed-0' / 'output.txt') in out
+
+
+def test_a_folder_that_is_a_file(given, capsys):
+  _, folder, _ = given
+  folder.write_text('')
+  assert go(given) == 2
+  assert 'cannot use' in capsys.readouterr().err
+
+
+def test_a_signal_stops_the_running(given, monkeypatch, capsys):
+  """A child is asked to stop, and nothing is started after it."""
+  file, folder, program = given
+  pathlib.Path(program[0]).write_text(
+      'import signal, sys, time\n'
+      'signal.signal(signal.SIGTERM, lambda *args: sys.exit(0))\n'
+      'print("ready", flush=True)\ntime.sleep(60)\n')
+  ready = folder / 'GDAS' / 'seed-0' / 'output.txt'
+
+  class Soon:
+    def __enter__(self):
+      return self
+
+    def __exit__(self, *args):
+      pass
+
+    @property
+    def requested(self):
+      return ready.exists() and 'ready' in ready.read_text()
+
+  monkeypatch.setattr(compare.interrupt, 'Interrupt', Soon)
+  assert go(given) == 0
+  assert '[1/6] GDAS/seed-0: stopped' in capsys.readouterr().out
+  assert not (folder / 'ROME_K_7').exists()
+
+
+@pytest.mark.parametrize('given_gpus, workers, wanted', [
+    ('4,5', 2, ['4', '5', '4']), ('', 2, ['', '', '']), ('4,5', 1, ['4,5'])])
+def test_workers_take_turns_on_gpus(monkeypatch, given_gpus, workers, wanted):
+  monkeypatch.setenv('CUDA_VISIBLE_DEVICES', given_gpus)
+  assert [compare._environment(i, workers)['CUDA_VISIBLE_DEVICES']
+          for i in range(len(wanted))] == wanted
 
 
 def test_bad_seeds(given, capsys):

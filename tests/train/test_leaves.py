@@ -102,10 +102,9 @@ def test_the_architecture_stays_until_the_leaves(whole):
   assert alpha['search/leaf-01'] != alpha['search/root']
 
 
-def test_children_go_on_from_their_parent(monkeypatch, tmp_path):
-  """The weights, the optimiser and the step of the parent's end."""
-  begun = {}
-  prepare = search.prepare
+def noted_starts(monkeypatch):
+  """{phase: its first state}, filled while searches are prepared."""
+  begun, prepare = {}, search.prepare
 
   def noted(*args):
     found = prepare(*args)
@@ -113,6 +112,12 @@ def test_children_go_on_from_their_parent(monkeypatch, tmp_path):
     return found
 
   monkeypatch.setattr(search, 'prepare', noted)
+  return begun
+
+
+def test_children_go_on_from_their_parent(monkeypatch, tmp_path):
+  """The weights, the optimiser and the step of the parent's end."""
+  begun = noted_starts(monkeypatch)
   go(tmp_path)
   parent = sorted(
       value for key, value in final_arrays(tmp_path, 'search/root')[1]
@@ -169,8 +174,34 @@ def test_one_leaf_is_no_split(name, tmp_path, monkeypatch):
   assert arrays('leaf', 'search/leaf-01') == arrays('plain', 'search')
 
 
-def test_what_leaves_inherit(tmp_path):
+@pytest.mark.parametrize('name', ['snas', 'darts', 'spos'])
+def test_weights_train_while_alpha_stays(name, tmp_path):
+  """SNAS moves both in one update."""
+  method = table.METHODS[name]
+  recipe = RECIPE._replace(
+      split='few_shot', split_epochs='1', candidates=2, evolution='random',
+      split_choice='evolution' if method.derive is None else 'valid')
+  go(tmp_path, method, recipe=recipe)
+  arrays = dict(final_arrays(tmp_path, 'search/root')[1])
+  setup = tiny_plan.setup_of(method, SPACE)
+  begun = search.build(setup, recipe._replace(split='none'),
+                       tiny_plan.dataset(), 5).state
+  ends = {part: [value for key, value in arrays.items()
+                 if value and f'state.{part}.' in key]
+          for part in ('theta', 'arch')}
+  same = {part: sorted(filter(None, (
+      np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(
+          getattr(begun, part))))) == sorted(ends[part])
+          for part in ('theta', 'arch')}
+  assert ends['theta'] and same == {'theta': False, 'arch': True}
+  [line] = [row for row in tiny_plan.lines(tmp_path)
+            if row['phase'] == 'search/root']
+  assert line['train_loss'] > 0 and line['grad_norm'] > 0
+
+
+def test_what_leaves_inherit(tmp_path, monkeypatch):
   """Weights without the optimiser, and everything."""
+  begun = noted_starts(monkeypatch)
   few = RECIPE._replace(split='few_shot', split_epochs='1', split_site=1)
   found = {}
   for inherit, first in (('weights', 0), ('all', 2)):
@@ -180,10 +211,20 @@ def test_what_leaves_inherit(tmp_path):
             if row['phase'] == 'search/leaf-01']
     assert [row['step'] for row in rows][-1] == 4
     assert all(row['step'] > first for row in rows)
-    found[inherit] = rows[-1]
+    found[inherit] = begun.pop('search/leaf-02')
     assert len(read(tmp_path / inherit)['leaves']) == 4
-  # The schedules of leaves that inherit all go on.
-  assert found['weights']['train_loss'] != found['all']['train_loss']
+  parent = begun['search/root']
+  weights, everything = found['weights'], found['all']
+  chex.assert_trees_all_equal(weights.theta, everything.theta)
+  assert weights.step == 0 and everything.step == 2
+  moved = [np.any(a != b) for a, b in zip(
+      jax.tree.leaves(weights.theta), jax.tree.leaves(parent.theta))]
+  assert any(moved)
+  fresh = jax.tree.leaves(parent.theta_opt)
+  for a, b in zip(jax.tree.leaves(weights.theta_opt), fresh, strict=True):
+    np.testing.assert_array_equal(a, b)
+  assert any(np.any(a != b) for a, b in zip(
+      jax.tree.leaves(everything.theta_opt), fresh))
 
 
 def test_a_split_before_any_training(tmp_path):
@@ -215,7 +256,8 @@ def test_each_architecture_is_scored_by_its_leaf(whole):
   from rome_jax.train import candidates
   workdir, _ = whole
   setup = tiny_plan.setup_of(table.gdas, SPACE)
-  known = leaves.read(workdir, SPACE)
+  known = [candidates.Leaf(mask, state['theta'])
+           for mask, state in leaves.read(workdir, SPACE)]
   dataset = tiny_plan.dataset()
   scorer = candidates.LeafScorer(candidates.make_scorer(
       setup, RECIPE, known[0].theta, dataset, 5, block=3), known)
@@ -245,13 +287,17 @@ def test_halving_keeps_the_better_half(tmp_path, monkeypatch):
       number = int(job.name[-2:])
       trained.append((number, epochs))
       value = accuracies[number] + (.4 if number == 1 and epochs == 9 else 0)
-      return leaves.loop.Outcome(True, None, {'test_accuracy': value}, {})
+      return leaves.loop.Outcome(
+          True, None, {'test_accuracy': value}, {'seconds': 100. * epochs})
 
-  monkeypatch.setattr(leaves, '_trainer', lambda *args: Trainer())
+  monkeypatch.setattr(
+      leaves.candidates, 'trainer', lambda *args: Trainer())
   recipe = RECIPE._replace(split_choice='halving', split_rungs='3,6,9')
   found = go(tmp_path, recipe=recipe)
   assert trained == [(1, 3), (2, 3), (3, 3), (4, 3), (3, 6), (4, 6), (3, 9)]
   assert found.figures['leaf'] == 'search/leaf-03'
+  # Of each the rung that it came to: 9, 6, 3 and 3 epochs.
+  assert 2100 <= found.figures['seconds'] < 2200
   trained.clear()
   assert go(tmp_path, recipe=recipe).genotype == found.genotype
   assert not trained  # Each rung has its note.
@@ -285,8 +331,15 @@ def notes_of(workdir):
     ({'split_groups': '2,2,2'}, "='2,2,2' must be one number, or 2"),
     ({'split_groups': '1'}, 'at least 2'),
     ({'split_sizes': '2+x'}, 'must be sizes such as'),
-    ({'split_sizes': '2+5'}, 'fits no site.*which have 4 candidates'),
-    ({'split_groups': '5', 'split_sizes': ''}, 'fits no site'),
+    ({'split_sizes': '2+5'}, 'fits too few sites.*they have 4 candidates'),
+    ({'split_groups': '5', 'split_sizes': ''}, 'fits too few sites'),
+    ({'split_epochs': '0,1,2,3,4'}, 'fits too few sites of.*for 5 splits'),
+    ({'max_steps': 4}, 'max_steps=4 must be 0'),
+    ({'split_soft': True}, "split_soft must be false.*'gdas'"),
+    ({'split_rungs': '3'}, "split_rungs='3' must be ''"),
+    ({'split': 'none'}, "split_epochs='1,2' must be ''"),
+    ({'split': 'none', 'split_epochs': '', 'split_together': True},
+     'split_together=True must be False'),
     ({'split_inherit': 'all'}, 'must end below config.search.epochs=2'),
     ({'split': 'few_shot'}, 'must be one number'),
     ({'split': 'few_shot', 'split_epochs': '1', 'split_site': 2},

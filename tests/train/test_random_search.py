@@ -135,7 +135,7 @@ def test_a_retraining_holds_out(setup):
 
 def test_no_epochs_are_no_search(setup):
   with pytest.raises(errors.UserError, match='config.search.epochs=0'):
-    plans.trainer(setup, RECIPE._replace(epochs=0), RETRAINING, dataset(), 5)
+    candidates.trainer(setup, RECIPE, RETRAINING, dataset(), 5, 0)
 
 
 def test_no_candidates_are_no_search():

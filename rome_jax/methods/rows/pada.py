@@ -37,6 +37,7 @@ from rome_jax.methods.method import (
     Method,
     Seen,
     State,
+    full_mask,
 )
 from rome_jax.methods.rows.single_path import spos
 from rome_jax.spaces import Space
@@ -192,7 +193,7 @@ def extra(paths: bool = True, images: bool = True, by_site: bool = False,
     arch = state.arch
     if paths:
       arch = arch._replace(alpha=_logits(
-          objective.space, known.path, by_site, delta, mixing))
+          objective.space, known.path, by_site, delta, mixing, state.mask))
     draw = probabilities(
         known.score, jnp.ones(known.score.shape, bool), mixing) if images else (
             known.weights)
@@ -205,11 +206,11 @@ def extra(paths: bool = True, images: bool = True, by_site: bool = False,
                (lambda known: known.weights) if images else None)
 
 
-def _logits(space, path, by_site, delta, mixing):
+def _logits(space, path, by_site, delta, mixing, mask=()):
   """{cell type: [S,C]}, log of the probabilities times their number."""
   if by_site:
-    tables = {t: (path[t], jnp.asarray(space.choices(t) >= 0))
-              for t in space.cell_types}
+    there = dict(mask) or full_mask(space)
+    tables = {t: (path[t], jnp.asarray(there[t])) for t in space.cell_types}
   else:
     row = path['']
     tables = {t: (row, jnp.ones(row.shape, bool)) for t in space.cell_types}
