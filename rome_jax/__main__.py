@@ -4,6 +4,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+import rome_jax
 from rome_jax import cli, errors
 
 # A module of `rome_jax.cli` for each; it is imported when it is asked for.
@@ -18,11 +19,12 @@ COMMANDS = {
     'variance': "what PA&DA's laws do to the gradient's variance",
 }
 HELP = '\n'.join([
-    'usage: python -m rome_jax COMMAND ...   (installed: rome-jax COMMAND ...)',
+    'usage: rome-jax COMMAND ...   (also: python -m rome_jax COMMAND ...)',
     '',
     *(f'  {name:9} {meaning}' for name, meaning in COMMANDS.items()),
     '',
-    'COMMAND --help lists the flags of a command.'])
+    'COMMAND --help lists the flags of a command.',
+    '--version tells the version.'])
 
 
 def _command(name):
@@ -47,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   name, *rest = (sys.argv[1:] if argv is None else argv) or ['']
   if name in ('-h', '--help'):
     print(HELP)
+    return 0
+  if name == '--version':
+    print(f'rome_jax {rome_jax.__version__}')
     return 0
   try:
     command = _command(name)

@@ -13,7 +13,9 @@ from rome_jax.data import augment
 from rome_jax.methods import table
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
-CONFIGS = sorted((REPOSITORY / 'configs').glob('*.py'))
+# Comparisons have a test of their own.
+CONFIGS = sorted(path for path in (REPOSITORY / 'configs').glob('*.py')
+                 if not path.stem.startswith('compare_'))
 
 
 def load_config(path, *flags):
@@ -129,7 +131,12 @@ def test_workdir():
 def test_help_needs_nothing_else():
   loaded = command_line.load(['--help'])
   assert loaded.config is None
-  assert 'usage: python -m rome_jax.main' in loaded.options.help
+  text = loaded.options.help
+  assert text.startswith('usage: rome-jax run')
+  assert max(map(len, text.splitlines())) <= 80
+  assert {path.stem for path in CONFIGS if path in command_line.shipped()} == {
+      path.stem for path in command_line.shipped()}
+  assert all(f'  {path.stem}: ' in text for path in command_line.shipped())
   assert '--config.search.tau_start=10.0' in loaded.options.help
 
 
