@@ -103,7 +103,7 @@ def plan(found: Comparison, folder: str,
         checks.check_same(run.workdir, config)
         if found.rank and not _has_supernet(config):
           raise errors.UserError(
-              f'rank={found.rank} must be 0 with '
+              f'rank={found.rank!r} must be empty with '
               f'config.method={config.method!r}, which leaves no one supernet')
       except errors.UserError as error:
         raise errors.UserError(f'arm {label!r}: {error}') from None
@@ -128,14 +128,15 @@ def _has_supernet(config):
 # --- Running
 
 
-def run_all(runs: Sequence[sweep.Run], workers: int, rank: int, after: Any,
-            program: Sequence[str] = sweep.PROGRAM) -> dict[str, int]:
+def run_all(runs: Sequence[sweep.Run], workers: int, rank: Sequence[str],
+            after: Any, program: Sequence[str] = sweep.PROGRAM,
+            ) -> dict[str, int]:
   """Runs what is not done, so many at a time; {name: exit code}.
 
   Args:
     runs: of `plan`.
     workers: how many at a time.
-    rank: architectures to rank after each; 0: none.
+    rank: flags of the ranking after each; empty: none.
     after: () -> None, called whenever a run has ended.
     program: see `sweep.PROGRAM`.
 
@@ -211,8 +212,7 @@ def _run(run, stop, program, rank, environment):
     commands.append([*program, *run.argv, f'--workdir={run.workdir}'])
   if rank and not (folder / rank_lib.FILENAME).exists():
     own = [flag for flag in run.argv if flag.startswith('--config=')]
-    commands.append(['-m', 'rome_jax', 'rank', run.workdir, f'--cells={rank}',
-                     *own[-1:]])
+    commands.append(['-m', 'rome_jax', 'rank', run.workdir, *rank, *own[-1:]])
   try:
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / OUTPUT, 'ab') as output:

@@ -17,7 +17,8 @@ class Comparison(NamedTuple):
       among them}.
     seeds: of each arm; arms are paired by seed.
     baseline: the label that all others are compared with; '': the first.
-    rank: architectures to rank with each supernet; 0: none.
+    rank: flags of `rome-jax rank`, by which each supernet ranks architectures
+      after its run; empty: it does not.
     against: what would speak against the claim, written before the runs.
 
   >>> Comparison('two', {'a': ['--config=quickstart']}).seeds
@@ -28,7 +29,7 @@ class Comparison(NamedTuple):
   arms: Mapping[str, Sequence[str]]
   seeds: Sequence[int] = (0, 1, 2)
   baseline: str = ''
-  rank: int = 0
+  rank: Sequence[str] = ()
   against: str = ''
 
 
@@ -58,10 +59,8 @@ def _check(found, path):
   for label, flags in found.arms.items():
     if not isinstance(label, str):
       raise errors.UserError(f'{path}: the label {label!r} must be a text')
-    if not isinstance(flags, list | tuple) or not all(
-        isinstance(flag, str) for flag in flags):
-      raise errors.UserError(
-          f'{path}: the flags of arm {label!r} must be a list of texts')
+    _check_flags(flags, f'{path}: the flags of arm {label!r}')
+  _check_flags(found.rank, f'{path}: rank={found.rank!r}')
   for name in ('name', 'against', 'baseline'):
     if not isinstance(getattr(found, name), str):
       raise errors.UserError(
@@ -81,9 +80,12 @@ def _check(found, path):
         f'{path}: baseline={found.baseline!r} must be one of '
         f'{", ".join(found.arms)}'
         f'{errors.near_miss(found.baseline, found.arms)}')
-  if type(found.rank) is not int or found.rank < 0:
-    raise errors.UserError(
-        f'{path}: rank={found.rank!r} must be a whole number of at least 0')
+
+
+def _check_flags(flags, what):
+  if not isinstance(flags, list | tuple) or not all(
+      isinstance(flag, str) for flag in flags):
+    raise errors.UserError(f'{what} must be a list of texts')
 
 
 def slug(label: str) -> str:

@@ -160,13 +160,14 @@ def test_the_interval_covers_as_often_as_it_says():
     ("['--config=every_method:space=nasbench201,method=gdas']", 'None',
      'must be a list of texts'),
     ('method=rome_v2', 'method=rome_v3', "arm 'ROME, K = 7': "),
-    ('method=rome_v2', 'method=p_darts', 'rank=8 must be 0'),
+    ('method=rome_v2', 'method=p_darts', "rank=['--cells=8'] must be empty"),
     ('get_comparison', 'get_config', 'has no function get_comparison()'),
     ('config_lib.Comparison(', 'dict(', 'must return a'),
-    ("against='nothing'", 'rank=-1', 'rank=-1 must be')])
+    ("against='nothing'", 'rank=8', 'rank=8 must be a list of texts')])
 def test_mistakes(given, capsys, old, new, words):
   file, folder, _ = given
-  text = FILE.replace('seeds=', 'rank=8, seeds=') if 'p_darts' in str(
+  text = FILE.replace(
+      'seeds=', "rank=['--cells=8'], seeds=") if 'p_darts' in str(
       new) else FILE
   if new is None:
     file.unlink()
@@ -254,12 +255,13 @@ def test_bad_seeds(given, capsys):
   assert '--seeds=1,1 must be whole numbers' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('scale', ['small', 'full'])
-def test_the_shipped_comparison_validates(scale, monkeypatch):
+@pytest.mark.parametrize('name, number', [
+    ('compare_nb201:scale=small', 18), ('compare_nb201:scale=full', 18),
+    ('compare_ranking', 25)])
+def test_shipped_comparisons_validate(name, number, monkeypatch):
   monkeypatch.chdir(ROOT)
-  found = comparison.load(f'compare_nb201:scale={scale}')
-  runs = compare.plan(found, 'runs/compare', [])
-  assert len(runs) == 18
+  runs = compare.plan(comparison.load(name), 'runs/compare', [])
+  assert len(runs) == number
 
 
 @pytest.mark.slow
@@ -273,7 +275,7 @@ def test_real_runs(tmp_path):
       'def get_comparison():\n'
       '  return config_lib.Comparison("real", {\n'
       '      m: ["--config=every_method:space=nasbench201,method=" + m]\n'
-      '      for m in ("gdas", "spos")}, seeds=(0,), rank=8)\n')
+      '      for m in ("gdas", "spos")}, seeds=(0,), rank=["--cells=8"])\n')
   done = subprocess.run(
       [sys.executable, '-m', 'rome_jax', 'compare', f'--config={file}',
        f'--workdir={tmp_path / "out"}', *flags], cwd=ROOT, check=False,
