@@ -66,6 +66,9 @@ ARGUMENTS = {
     'leaves_nasbench201': dict(
         split=('none', 'few_shot', 'gm'), method=('spos', 'pa', 'pada'),
         epochs=('45', '22')),
+    'ranking_macro': dict(
+        method=('spos', 'fairnas', 'pa', 'da', 'pada'),
+        scale=('small', 'full')),
     'ranking_nasbench201': dict(
         method=('spos', 'fairnas', 'pa', 'da', 'pada'),
         scale=('small', 'full')),
@@ -191,8 +194,8 @@ def test_config_runs_two_steps(path, argument, tmp_path, monkeypatch):
   config.compilation_cache = ''
   config.stem = 'imagenet' if config.dataset == 'imagenet' else 'cifar'
   search_part, retrain_part = config.search, config.retrain
-  search_part.cells = retrain_part.cells = (
-      2 if config.space == 'mobile' else 3)
+  search_part.cells = retrain_part.cells = {
+      'mobile': 2, 'nasbench_macro': 8}.get(config.space, 3)
   partial = table.METHODS[config.method].partial
   search_part.channels = retrain_part.channels = 2 * partial
   search_part.stage_cells = '3,3,3'
@@ -220,7 +223,8 @@ def test_config_runs_two_steps(path, argument, tmp_path, monkeypatch):
   for evaluation in result['evaluations']:
     assert np.isfinite(evaluation['test_loss'])
   assert len(result['evaluations']) == retrain_part.seeds
-  assert ('table' in result) == (config.space == 'nasbench201')
+  assert ('table' in result) == (config.space in (
+      'nasbench201', 'nasbench_macro'))
 
 
 # ---------------------------------------------------------------- arguments

@@ -43,7 +43,7 @@ from rome_jax.methods.method import Evolve, OneSearch
 from rome_jax.show import comparison as page
 from rome_jax.show import report
 from rome_jax.spaces import nasbench201_forms
-from rome_jax.tables import nasbench201, scores
+from rome_jax.tables import benchmarks, nasbench201, scores
 from rome_jax.train import metrics
 
 FILENAME, CSV, PAGE = 'compare.json', 'compare.csv', 'compare.html'
@@ -342,6 +342,7 @@ def _accuracy(result):
     name = result['dataset'] if result['dataset'] in known else 'cifar10'
     found = known[name]
     return {'accuracy': found['test'] / 100, 'table_of': name,
+            'table': result['table']['table'],
             'rank': found['rank'], 'regret': found['regret'] / 100}
   summary = result.get('summary') or {}
   row = {'accuracy': (summary.get('derived') or {}).get('mean')}
@@ -399,20 +400,24 @@ def _references(rows):
   """Random choice at equal budget and the optimum, where there is a table."""
   done = [row for row in rows if row.get('table_of')]
   found = []
-  for dataset in sorted({row['table_of'] for row in done}):
-    known = nasbench201.load()
+  for name, dataset in sorted({(row['table'], row['table_of'])
+                               for row in done}):
+    known = next(b.load() for b in (benchmarks.NASBENCH201, benchmarks.MACRO)
+                 if b.load().name == name)
     values = known.values(dataset) / 100
-    early = known.values(dataset, epochs=12)
-    best = float(values.max())
-    chance = [sum(code in '014' for code in nasbench201_forms.to_code(i))
-              for i in range(known.size)]
+    best, chance = float(values.max()), None
+    if name == nasbench201.load().name:
+      chance = float(np.mean([
+          sum(code in '014' for code in nasbench201_forms.to_code(i))
+          for i in range(known.size)]))
     found += [
-        _reference('the best cell', dataset, [best], best, None),
-        _reference('one random cell', dataset, values, best,
-                   float(np.mean(chance)))]
-    found += _at_equal_budget(
-        [row for row in done if row['table_of'] == dataset], dataset, values,
-        early, best)
+        _reference(f'the best of {name}', dataset, [best], best, None),
+        _reference(f'a random one of {name}', dataset, values, best, chance)]
+    if chance is not None:  # This table knows early epochs.
+      found += _at_equal_budget(
+          [row for row in done if row['table_of'] == dataset
+           and row['table'] == name], dataset, values,
+          known.values(dataset, epochs=12), best)
   alone = [row['random_accuracy'] for row in rows if row.get('random_accuracy')]
   if alone:
     found.append({'name': 'random architectures, retrained', 'accuracy': {

@@ -21,7 +21,7 @@ import sys
 
 from rome_jax import cli, errors, spaces
 from rome_jax.spaces import Sizes, Space, counting, genotypes, nasbench201_forms
-from rome_jax.tables import nasbench201
+from rome_jax.tables import benchmarks
 
 # Defaults of the flags: the papers' retrained networks, by family and stem.
 # The first stem is the family's own. A chain of blocks has as many cells as
@@ -39,6 +39,8 @@ RECIPES = {
         'imagenet': Sizes(
             cells=21, channels=32, num_classes=1000, image_size=224),
         'cifar': Sizes(cells=21, channels=32, num_classes=10)},
+    'nasbench_macro': {
+        'cifar': Sizes(cells=8, channels=32, num_classes=10)},
 }
 _HELP = {
     'cells': 'number of cells',
@@ -211,8 +213,9 @@ def summary(record: genotypes.Record, space: Space | None, sizes: Sizes,
       'info': record.info,
       'parts': [
           {'name': name, **cost._asdict()} for name, cost in count.parts]}
-  if space is not None and nasbench201_forms.covers(space):
-    values['table'] = nasbench201.report(genotype)
+  known = space and benchmarks.of(space)
+  if known:
+    values['table'] = known.report(genotype)
   return values
 
 
@@ -294,10 +297,12 @@ def _table_lines(table):
   """What the benchmark's table says about the cell."""
   if table is None:
     return []
-  lines = [f'{table["table"]}: index {table["index"]}, code {table["code"]}, '
-           f'{table["string"]}']
+  lines = [f'{table["table"]}: ' + ', '.join(
+      f'{key} {table[key]}' for key in ('index', 'code') if key in table)
+           + f', {table["string"]}' * (table['string'] != table['code'])]
+  after = ' after 200 epochs' if 'index' in table else ''
   lines += [
-      f'  {name}: {row["test"]:.2f}% test accuracy after 200 epochs, rank '
+      f'  {name}: {row["test"]:.2f}% test accuracy{after}, rank '
       f'{row["rank"]} of '
       f'{table["num_cells"]}, regret {row["regret"]:.2f}'
       for name, row in table['datasets'].items()]

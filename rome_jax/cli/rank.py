@@ -6,9 +6,9 @@
 
 Scores architectures of the run's space with the weights of its search, which
 may still be running: the newest checkpoint counts. Writes RUN/ranking.json and,
-where the space has a complete table (NAS-Bench-201), compares the scores with
-it and draws RUN/ranking.svg, which the report shows. The scores of finished
-blocks are kept in RUN/ranking/, so the same command continues a ranking that
+where the space has a complete table (NAS-Bench-201, NAS-Bench-Macro), compares
+the scores with it and draws RUN/ranking.svg, which the report shows. The scores
+of finished blocks are kept in RUN/ranking/, so the same command continues one that
 was stopped. A mistake gives one sentence on stderr and exit code 2.
 """
 
@@ -33,9 +33,9 @@ from rome_jax.devices import interrupt
 from rome_jax.devices import mesh as mesh_lib
 from rome_jax.show import ranking as pictures
 from rome_jax.show import report
-from rome_jax.spaces import Space, enumeration, genotypes, nasbench201_forms
+from rome_jax.spaces import Space, enumeration, genotypes
 from rome_jax.spaces.genotypes import Genotype
-from rome_jax.tables import nasbench201
+from rome_jax.tables import benchmarks
 from rome_jax.tables import scores as measures
 from rome_jax.tables.table import Table
 from rome_jax.train import candidates, ranking, search
@@ -225,11 +225,9 @@ def _in_file(space, path):
 
 
 def _parse(space, line, where):
-  if nasbench201_forms.covers(space) and '(' not in line:
-    # Digits are a code if there are six, else an index.
-    index = line.isdecimal() and len(line) != len(nasbench201_forms.EDGES)
-    return nasbench201_forms.to_genotype(nasbench201_forms.parse(
-        int(line) if index else line, where))
+  known = benchmarks.of(space)
+  if known is not None and '(' not in line:
+    return known.parse(line, where)
   return genotypes.from_text(line, where)
 
 
@@ -281,13 +279,14 @@ def _calibration(prepared, args, batch_size):
 def _table(prepared: prepare_lib.Prepared,
            wanted: str | None) -> tuple[Table, str] | None:
   """(table, data set) to compare with, or None."""
-  if not nasbench201_forms.covers(prepared.setup.space):
+  benchmark = benchmarks.of(prepared.setup.space)
+  if benchmark is None:
     if wanted not in (None, NO_TABLE):
       raise errors.UserError(
           f'--table={wanted} must be {NO_TABLE}: '
           f'space={prepared.setup.space.name} has no complete table')
     return None
-  known = nasbench201.load()
+  known = benchmark.load()
   name = wanted or prepared.config.dataset
   if name in known.datasets:
     return known, name
@@ -308,9 +307,9 @@ def result(ranked: Ranked, scores: ranking.Scores,
     known: the table and its data set, or None.
   """
   config, space = ranked.prepared.config, ranked.prepared.setup.space
-  covered = nasbench201_forms.covers(space)
-  names = [nasbench201_forms.to_string(g) if covered else genotypes.to_text(g)
-           for g in ranked.found]
+  benchmark = benchmarks.of(space)
+  name_of = benchmark.name_of if benchmark else genotypes.to_text
+  names = [name_of(genotype) for genotype in ranked.found]
   found = {
       'format': 1, 'method': config.method, 'space': space.name,
       'dataset': config.dataset, **ranked.settings,

@@ -30,8 +30,8 @@ from rome_jax.config import setup as door
 from rome_jax.devices import hosts, interrupt
 from rome_jax.show import curves, ranking, report
 from rome_jax.show import split as pictures
-from rome_jax.spaces import genotypes, nasbench201_forms
-from rome_jax.tables import nasbench201
+from rome_jax.spaces import genotypes
+from rome_jax.tables import benchmarks
 from rome_jax.train import (
     candidates,
     leaves,
@@ -364,9 +364,9 @@ def _search_figures(found, space):
 
 def _tabular(space, genotype):
   """{'table': what the space's complete table says} where there is one."""
-  if not nasbench201_forms.covers(space):
-    return {}
-  return {'table': nasbench201.report(genotype)}
+  known = benchmarks.of(space)
+  return {} if known is None else {
+      'table': known.report(genotype) | {'title': known.title}}
 
 
 def _retrain(prepared, workdir, genotype, writer, stop):
@@ -498,7 +498,8 @@ def _closing_text(workdir, result):
         for cell, n in result['search']['parameterless'].items()))
   for name, row in result.get('table', {}).get('datasets', {}).items():
     lines.append(
-        f'NAS-Bench-201 table, {name}: {row["test"]:.2f}% test accuracy, rank '
+        f'{result["table"]["title"]} table, {name}: {row["test"]:.2f}% test '
+        'accuracy, rank '
         f'{row["rank"]} of {result["table"]["num_cells"]}, regret '
         f'{row["regret"]:.2f}')
   if 'holdout' in result:

@@ -120,6 +120,10 @@ FAMILIES: dict[str, Family] = {
         _supernet(mobile.Supernet), _mobile_network, mobile.count,
         mobile.count_supernet, mobile.check, stems=('cifar', 'imagenet'),
         knows=mobile.knows, compared='all', candidates=mobile.candidates),
+    'nasbench_macro': Family(
+        _supernet(mobile.Supernet), _mobile_network, mobile.count,
+        mobile.count_supernet, mobile.check, knows=mobile.knows,
+        compared='all', candidates=mobile.candidates),
 }
 
 

@@ -119,7 +119,7 @@ def _tabular(result):
   if not datasets:
     return ''
   return page.section(
-      'In the table of NAS-Bench-201',
+      f'In the table of {table.get("title", "NAS-Bench-201")}',
       page.paragraph(f'{table.get("string", "")}: trained in full by the '
                  'benchmark, not here.'),
       page.table(
@@ -127,7 +127,8 @@ def _tabular(result):
            'best in the table'),
           [(name, f'{row["test"]:.2f}%',
             f'{row["rank"]} of {table.get("num_cells")}',
-            f'{row["regret"]:.2f}', f'{row["test_12_epochs"]:.2f}%',
+            f'{row["regret"]:.2f}', f'{row["test_12_epochs"]:.2f}%' if (
+                'test_12_epochs' in row) else '–',
             f'{row["best_test"]:.2f}%') for name, row in datasets.items()],
           numbers=(1, 2, 3, 4, 5)))
 

@@ -7,6 +7,7 @@ from rome_jax.spaces.space import (
     MOBILE,
     MOBILE_TINY,
     NASBENCH201,
+    NASBENCH_MACRO,
     S0,
     S1,
     S2,
@@ -19,6 +20,7 @@ from rome_jax.spaces.space import (
 )
 
 __all__ = [
-    'CELL_TYPES', 'DARTS', 'MOBILE', 'MOBILE_TINY', 'NASBENCH201', 'S0', 'S1',
-    'S2', 'S3', 'S4', 'SPACES', 'Sizes', 'Space', 'get_space', 'mobile',
+    'CELL_TYPES', 'DARTS', 'MOBILE', 'MOBILE_TINY', 'NASBENCH201',
+    'NASBENCH_MACRO', 'S0', 'S1', 'S2', 'S3', 'S4', 'SPACES', 'Sizes',
+    'Space', 'get_space', 'mobile',
 ]

@@ -384,8 +384,17 @@ MOBILE_TINY = mobile(
     'mobile_tiny', ((24, 2, 2), (32, 1, 1)),
     ('mbconv_k3_e3', 'mbconv_k5_e3'))
 
+# NAS-Bench-Macro (Su et al., CVPR 2021): eight blocks in three stages, each
+# twice as wide as the one before.
+NASBENCH_MACRO = Space(
+    'nasbench_macro', ('identity', 'mbconv_k3_e3', 'mbconv_k5_e6'),
+    num_nodes=8, num_inputs=1, in_degree=1, cell_types=('normal',),
+    parents='previous', family='nasbench_macro',
+    layout=((64, 2, 2), (128, 3, 2), (256, 3, 2)))
+
 SPACES = {space.name: space for space in (
-    S0, DARTS, S1, S2, S3, S4, NASBENCH201, *_SHOT, MOBILE, MOBILE_TINY)}
+    S0, DARTS, S1, S2, S3, S4, NASBENCH201, *_SHOT, MOBILE, MOBILE_TINY,
+    NASBENCH_MACRO)}
 
 
 def get_space(name: str, *, in_degree: int = 0,

@@ -95,23 +95,6 @@ def report(cell: Any) -> dict:
   }
 
 
-def accuracy(cell: Any, dataset: str) -> float:
-  """The test accuracy after 200 epochs, as a share.
-
-  Args:
-    cell: as `report`.
-    dataset: its name; one that the table lacks counts as CIFAR-10.
-
-  Raises:
-    UserError: it is not a cell of NAS-Bench-201.
-
-  >>> round(accuracy('333311', 'digits'), 4)
-  0.9437
-  """
-  return load().query(
-      cell, dataset if dataset in DATASETS else 'cifar10') / 100
-
-
 def _dataset_report(known, index, dataset):
   return {
       'test': known.query(index, dataset),

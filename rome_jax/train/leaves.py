@@ -28,9 +28,9 @@ from rome_jax.methods.method import (
   mask_from_names,
   mask_to_names,
 )
-from rome_jax.spaces import Space, genotypes, nasbench201_forms
+from rome_jax.spaces import Space, genotypes
 from rome_jax.spaces.genotypes import Genotype
-from rome_jax.tables import nasbench201
+from rome_jax.tables import benchmarks
 from rome_jax.train import (
   candidates,
   checkpoint,
@@ -179,7 +179,7 @@ def _check_choice(space, method, recipe):
     raise errors.UserError(
         f"{where} must be 'evolution' with config.method={method.name!r}, "
         'which derives no architecture')
-  if choice == split.TABLE and not nasbench201_forms.covers(space):
+  if choice == split.TABLE and benchmarks.of(space) is None:
     raise errors.UserError(
         f'{where} must be another with space={space.name}, which has no '
         'complete table')
@@ -601,7 +601,8 @@ def _choose(common, retraining, trained):
     return _by_halving(common, retraining, trained)
   found = [leaf.genotype for leaf in trained]
   if recipe.split_choice == split.TABLE:
-    scores = [nasbench201.accuracy(genotype, common.dataset.name)
+    scores = [benchmarks.accuracy(
+        common.setup.space, genotype, common.dataset.name)
               for genotype in found]
   else:
     scorer = candidates.make_scorer(

@@ -22,9 +22,9 @@ from rome_jax.families import table
 from rome_jax.methods import laws
 from rome_jax.methods import step as step_lib
 from rome_jax.methods.method import Mask, Method, State
-from rome_jax.spaces import Space, genotypes, nasbench201_forms
+from rome_jax.spaces import Space, genotypes
 from rome_jax.spaces.genotypes import Genotype
-from rome_jax.tables import nasbench201
+from rome_jax.tables import benchmarks
 from rome_jax.train import (
     diagnostics,
     loop,
@@ -478,8 +478,8 @@ def _of_genotype(setup, dataset, state, logged, per_epoch, watch):
   genotype = method.derive(space, state.arch, mask)
   free = genotypes.parameterless(genotype, space)
   known = {}
-  if nasbench201_forms.covers(space):
-    known['table_accuracy'] = nasbench201.accuracy(genotype, dataset)
+  if (found := benchmarks.accuracy(space, genotype, dataset)) is not None:
+    known['table_accuracy'] = found
   return known | {
       'genotype_changes': _changes(
           method.derive(space, logged, mask), genotype),

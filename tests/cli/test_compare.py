@@ -53,7 +53,7 @@ accuracy = 90 + seed + rome * (2 + .1 * seed)
     'search': {'parameterless': {'normal': seed}, 'seconds': 2. + seed,
                'images': 1_800_000, 'steps': 20, 'temp_bytes': 2**20},
     'summary': {},
-    'table': {'datasets': {'cifar10': {
+    'table': {'table': 'nasbench201', 'datasets': {'cifar10': {
         'test': accuracy, 'rank': 7, 'regret': 1.}}}}))
 (folder / 'report.html').write_text('')
 '''
@@ -111,7 +111,8 @@ def test_the_page_is_one_file_and_the_same_again(given):
   assert '<script' not in text and 'src=' not in text
   assert 'Two &lt;methods&gt;' in text and '<methods>' not in text
   assert text.count('<svg') == 2
-  for words in ('the best cell', 'one random cell', 'What would speak against',
+  for words in ('the best of nasbench201', 'a random one of nasbench201',
+                'What would speak against',
                 'the best of 3 random cells by their 12th epoch, the budget of '
                 'GDAS, ROME, K = 7',
                 'cannot be told apart'):

@@ -509,7 +509,7 @@ def test_one_update_of_a_search(quick_jit):
     (spaces.S0, dict(cells=4), r'space s0: layout=\(\) must list stages'),
     (CHAIN.restrict(edge_ops=()), {}, "block 0 cannot have .* 'zero'"),
     (spaces.mobile('odd', ((8, 7, 1),), ('mbconv_k4_e3',)), {},
-     "operation 'mbconv_k4_e3' must be 'zero' or mbconv_kK_eE")])
+     "operation 'mbconv_k4_e3' must be 'zero', 'identity' or mbconv_kK_eE")])
 def test_spaces_that_the_skeleton_cannot_have(space, sizes, message):
   with pytest.raises(errors.UserError, match=message):
     mobile.check(space, SMALL._replace(**sizes))
@@ -518,7 +518,7 @@ def test_spaces_that_the_skeleton_cannot_have(space, sizes, message):
 @pytest.mark.parametrize('names, message', [
     ((OPS[0],) * 6, 'chain of 7 nodes'),
     (('zero',) + (OPS[0],) * 6, "block 0 cannot have the operation 'zero'"),
-    (('max_pool_3x3',) * 7, "'max_pool_3x3' must be 'zero' or")])
+    (('max_pool_3x3',) * 7, "'max_pool_3x3' must be 'zero', 'identity' or")])
 def test_genotypes_of_another_space(names, message):
   with pytest.raises(errors.UserError, match=message):
     mobile.count(CHAIN, mobile.chain(names), SMALL)

@@ -17,6 +17,12 @@ leaves the shortcut only.
 (MobileNet's width multiplier), rounded to multiples of 8; `channels=32` is
 the paper's network. It need not be an integer: ProxylessNAS-GPU has 43.2.
 
+NAS-Bench-Macro (Su et al., CVPR 2021; xiusu/NAS-Bench-Macro, `train/model.py`)
+is the same but for ReLU, BatchNorm's defaults, no MBConv before the blocks, a
+first stage that strides, and `identity` among the candidates: a 1x1 convolution
+with BatchNorm where a block changes size or width. It is the family
+'nasbench_macro'.
+
 The stem 'imagenet' strides, as published: 224 pixels end at 7. 'cifar' is for
 small images: neither the stem nor the first stage strides, so 32 pixels end
 at 4.

@@ -2,7 +2,7 @@
 
 from rome_jax.families.mobile import geometry
 from rome_jax.families.mobile.geometry import (
-    ZERO,
+    IDENTITY,
     blocks,
     fixed_widths,
     kernel_and_expansion,
@@ -23,8 +23,13 @@ def _mbconv(kernel, expansion, c_in, c_out, stride, size):
 
 
 def _operation(op, block, size):
-  if op == ZERO:
+  if geometry.free(block, op):
     return counting.Cost(0, 0)
+  if op == IDENTITY:
+    positions = counting.strided(size, block.stride)**2
+    return counting.total(
+        counting.conv(block.c_in, block.c_out, 1, positions),
+        counting.norm(block.c_out))
   return _mbconv(
       *kernel_and_expansion(op), block.c_in, block.c_out, block.stride, size)
 
@@ -36,8 +41,9 @@ def _count(stages, names, sizes, stem):
   parts = [
       ('stem', counting.total(
           counting.conv(sizes.image_channels, widths.stem, 9, size**2),
-          counting.norm(widths.stem))),
-      ('first', _mbconv(3, 1, widths.stem, widths.first, 1, size))]
+          counting.norm(widths.stem)))]
+  if stages[0].style.first:
+    parts.append(('first', _mbconv(3, 1, widths.stem, widths.first, 1, size)))
   for i, (block, row) in enumerate(zip(stages, names, strict=True)):
     parts.append((
         f'block {i} ({", ".join(row)})',

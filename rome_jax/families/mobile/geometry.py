@@ -10,8 +10,29 @@ from rome_jax import errors
 from rome_jax.spaces import Sizes, Space, counting
 from rome_jax.spaces.genotypes import Genotype
 
-ZERO = 'zero'
+ZERO, IDENTITY = 'zero', 'identity'
 _STEM, _FIRST, _LAST = 32, 16, 1280
+
+
+class Style(NamedTuple):
+  """What two published skeletons of MBConv blocks differ in.
+
+  Attributes:
+    first: whether a fixed MBConv to 16 channels follows the stem.
+    activation: a name in `flax.linen`.
+    epsilon, momentum: of BatchNorm.
+  """
+
+  first: bool
+  activation: str
+  epsilon: float
+  momentum: float
+
+
+# ProxylessNAS sets epsilon in supernet and network (`bn_param=(0.1, 1e-3)`; its
+# momentum of 0.1 is Flax's 0.9). NAS-Bench-Macro has PyTorch's defaults.
+STYLES = {'mobile': Style(True, 'relu6', 1e-3, .9),
+          'nasbench_macro': Style(False, 'relu', 1e-5, .9)}
 
 
 class Block(NamedTuple):
@@ -22,6 +43,7 @@ class Block(NamedTuple):
     stride: 1 or 2.
     shortcut: whether the input is added: stride 1 and equal channels.
     ops: names of its candidates.
+    style: of the network.
   """
 
   c_in: int
@@ -29,6 +51,7 @@ class Block(NamedTuple):
   stride: int
   shortcut: bool
   ops: tuple[str, ...]
+  style: Style = STYLES['mobile']
 
 
 class Run(NamedTuple):
@@ -83,15 +106,18 @@ def fixed_widths(channels: float) -> Widths:
 
 def blocks(space: Space, channels: float, stem: str) -> tuple[Block, ...]:
   """The searchable blocks in order."""
-  rows = iter(space.site_ops('normal'))
-  c_in, found = fixed_widths(channels).first, []
+  rows, style = iter(space.site_ops('normal')), STYLES[space.family]
+  widths, found = fixed_widths(channels), []
+  c_in = widths.first if style.first else widths.stem
   for stage, (width, number, first_stride) in enumerate(space.layout):
     c_out = scaled(width, channels)
     for i in range(number):
-      strides = i == 0 and not (stem == 'cifar' and stage == 0)
+      keeps = style.first and stem == 'cifar' and stage == 0
+      strides = i == 0 and not keeps
       stride = first_stride if strides else 1
       found.append(Block(
-          c_in, c_out, stride, stride == 1 and c_in == c_out, next(rows)))
+          c_in, c_out, stride, stride == 1 and c_in == c_out, next(rows),
+          style))
       c_in = c_out
   return tuple(found)
 
@@ -110,13 +136,18 @@ def runs(stages: tuple[Block, ...]) -> tuple[Run, ...]:
   return tuple(found)
 
 
+def free(block: Block, op: str) -> bool:
+  """Whether an operation of a block has no weights."""
+  return op == ZERO or (op == IDENTITY and block.shortcut)
+
+
 # --------------------------------------------------------------- operations
 
 
 def knows(op: str) -> bool:
   """Whether it names a candidate of a block."""
   try:
-    return op == ZERO or bool(kernel_and_expansion(op))
+    return op in (ZERO, IDENTITY) or bool(kernel_and_expansion(op))
   except errors.UserError:
     return False
 
@@ -133,8 +164,8 @@ def kernel_and_expansion(op: str) -> tuple[int, int]:
   match = re.fullmatch(r'mbconv_k(\d*[13579])_e([1-9]\d*)', op)
   if not match:
     raise errors.UserError(
-        f'operation {op!r} must be {ZERO!r} or mbconv_kK_eE with an odd '
-        'kernel K and an expansion E of at least 1')
+        f'operation {op!r} must be {ZERO!r}, {IDENTITY!r} or mbconv_kK_eE '
+        'with an odd kernel K and an expansion E of at least 1')
   return int(match[1]), int(match[2])
 
 
@@ -207,6 +238,8 @@ def check(space: Space, sizes: Sizes) -> None:
 def check_block(where: str, block: Block, names: tuple[str, ...]) -> None:
   """Raises UserError for an operation that a block cannot have."""
   for op in names:
+    if op == IDENTITY:
+      continue
     if op != ZERO:
       kernel_and_expansion(op)
     elif not block.shortcut:

@@ -22,24 +22,26 @@ from rome_jax.engine.weights import STACKED
 from rome_jax.families.images import check_images
 from rome_jax.families.mobile import geometry
 from rome_jax.families.mobile.geometry import (
-    ZERO,
+    IDENTITY,
+    STYLES,
     blocks,
     chosen,
     fixed_widths,
+    free,
     kernel_and_expansion,
     runs,
 )
 from rome_jax.spaces import Space, counting
 from rome_jax.spaces.genotypes import Genotype
 
-# ProxylessNAS sets both in supernet and network (`bn_param=(0.1, 1e-3)`; its
-# momentum of 0.1 is Flax's 0.9).
-EPSILON = 1e-3
-MOMENTUM = .9
+EPSILON, MOMENTUM = STYLES['mobile'].epsilon, STYLES['mobile'].momentum
 
-# ProxylessNAS trains the affine of its supernet's norms.
-_search_norm = functools.partial(
-    layers.AffineBatchStatistics, epsilon=EPSILON)
+
+@functools.cache
+def _search_norm(style):
+  """ProxylessNAS trains the affine of its supernet's norms."""
+  return functools.partial(
+      layers.AffineBatchStatistics, epsilon=style.epsilon)
 
 
 class MBConv(nn.Module):
@@ -52,6 +54,7 @@ class MBConv(nn.Module):
     features: output channels.
     stride: of the depthwise convolution.
     norm: function that makes a normalisation layer of a given name.
+    activation: a name in `flax.linen`.
   """
 
   kernel: int
@@ -59,38 +62,69 @@ class MBConv(nn.Module):
   features: int
   stride: int
   norm: type | functools.partial
+  activation: str = 'relu6'
 
   @nn.compact
   def __call__(self, x):
+    activate = getattr(nn, self.activation)
     if self.expansion > 1:
       x = operations.Pointwise(self.expansion * x.shape[-1], name='expand')(x)
-      x = nn.relu6(self.norm(name='expand_norm')(x))
+      x = activate(self.norm(name='expand_norm')(x))
     x = operations.Depthwise(self.kernel, self.stride, name='depthwise')(x)
-    x = nn.relu6(self.norm(name='depthwise_norm')(x))
+    x = activate(self.norm(name='depthwise_norm')(x))
     x = operations.Pointwise(self.features, name='project')(x)
     return self.norm(name='project_norm')(x)
+
+
+class Downsample(nn.Module):
+  """What stands for the identity where a block changes size or width.
+
+  Attributes:
+    features: output channels.
+    stride: of the convolution.
+    norm: as in `MBConv`.
+  """
+
+  features: int
+  stride: int
+  norm: type | functools.partial
+
+  @nn.compact
+  def __call__(self, x):
+    x = operations.Pointwise(self.features, self.stride, name='project')(x)
+    return self.norm(name='project_norm')(x)
+
+
+def _operation(block, op, norm, **options):
+  """The module of one candidate of a block."""
+  if free(block, op):
+    return operations.Zero(block.stride, **options)
+  if op == IDENTITY:
+    return Downsample(block.c_out, block.stride, norm, **options)
+  return MBConv(*kernel_and_expansion(op), block.c_out, block.stride, norm,
+                block.style.activation, **options)
 
 
 @functools.cache
 def _candidates(block):
   """The block's modules; cached, since they key compiled switches."""
   # Without `parent=None` Flax would adopt them into the module that asks.
-  return tuple(
-      operations.Zero(block.stride, parent=None) if op == ZERO else
-      MBConv(*kernel_and_expansion(op), block.c_out, block.stride,
-             _search_norm, parent=None)
-      for op in block.ops)
+  return tuple(_operation(block, op, _search_norm(block.style), parent=None)
+               for op in block.ops)
 
 
-def _skeleton(images, body, *, channels, num_classes, stem, norm):
-  """Logits; `body` maps the first MBConv's output through the blocks."""
-  widths = fixed_widths(channels)
+def _skeleton(images, body, *, space, channels, num_classes, stem, norm):
+  """Logits; `body` maps what goes before the blocks through them."""
+  widths, style = fixed_widths(channels), STYLES[space.family]
+  activate = getattr(nn, style.activation)
   stride = 1 if stem == 'cifar' else 2
   x = operations.Conv(widths.stem, 3, stride, name='stem_conv')(images)
-  x = nn.relu6(norm(name='stem_norm')(x))
-  x = body(MBConv(3, 1, widths.first, 1, norm, name='first')(x))
+  x = activate(norm(name='stem_norm')(x))
+  if style.first:
+    x = MBConv(3, 1, widths.first, 1, norm, name='first')(x)
+  x = body(x)
   x = operations.Pointwise(widths.last, name='last_conv')(x)
-  x = nn.relu6(norm(name='last_norm')(x))
+  x = activate(norm(name='last_norm')(x))
   return layers.Linear(num_classes, name='head')(layers.pooled(x))
 
 
@@ -122,7 +156,8 @@ def _shapes(block):
   x = jax.ShapeDtypeStruct((1, 2, 2, block.c_in), jnp.float32)
   return {
       op: jax.eval_shape(module.init, jax.random.key(0), x)['params']
-      for op, module in zip(block.ops, _candidates(block)) if op != ZERO}
+      for op, module in zip(block.ops, _candidates(block))
+      if not free(block, op)}
 
 
 def _apply_run(run, weights, index, gates, x, want_weight_grads):
@@ -191,8 +226,9 @@ class Supernet(nn.Module):
       return x
 
     return _skeleton(
-        images, body, channels=self.channels, num_classes=self.num_classes,
-        stem=self.stem, norm=_search_norm)
+        images, body, space=self.space, channels=self.channels,
+        num_classes=self.num_classes, stem=self.stem,
+        norm=_search_norm(STYLES[self.space.family]))
 
   def _run(self, run, cell, x, want_weight_grads):
     weights = self.param(run.name, _init_run, run)[STACKED]
@@ -254,24 +290,24 @@ class Network(nn.Module):
         shortcut, per example; may be traced.
     """
     check_images(images)
-    norm = layers.batch_norm(images, train, MOMENTUM, EPSILON)
+    style = STYLES[self.space.family]
+    norm = layers.batch_norm(images, train, style.momentum, style.epsilon)
     rate = drop_path if train else 0
 
     def body(x):
       stages = blocks(self.space, self.channels, self.stem)
       for i, (block, op) in enumerate(
           zip(stages, chosen(self.genotype), strict=True)):
-        if op == ZERO:
+        if free(block, op):
           continue
-        module = MBConv(*kernel_and_expansion(op), block.c_out, block.stride,
-                        norm, name=f'block{i}')
+        module = _operation(block, op, norm, name=f'block{i}')
         x = layers.rematerialised(
             _with_shortcut(block, rate), self.remat)(module, x)
       return x
 
     return _skeleton(
-        images, body, channels=self.channels, num_classes=self.num_classes,
-        stem=self.stem, norm=norm)
+        images, body, space=self.space, channels=self.channels,
+        num_classes=self.num_classes, stem=self.stem, norm=norm)
 
 
 def candidates(theta: dict[str, Any], space: Space) -> tuple[Candidate, ...]:
@@ -300,10 +336,10 @@ def extract(params: dict[str, Any], genotype: Genotype) -> dict[str, Any]:
   named = {name: tree for name, tree in params.items()
            if not name.startswith('blocks')}
   for i, op in enumerate(chosen(genotype)):
-    if op == ZERO:
-      continue
     start = max(s for s in starts if s <= i)
-    stacked = params[f'blocks{start}'][STACKED][op]
+    stacked = params[f'blocks{start}'][STACKED].get(op)
+    if stacked is None:  # It has no weights.
+      continue
     named[f'block{i}'] = jax.tree.map(
         lambda leaf, row=i - start: leaf[row], stacked)
   return named
