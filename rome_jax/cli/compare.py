@@ -49,9 +49,10 @@ from rome_jax.train import metrics
 FILENAME, CSV, PAGE = 'compare.json', 'compare.csv', 'compare.html'
 OUTPUT = 'output.txt'  # what a run prints, in its folder
 
-# What is compared, and whether more is better (None: it is a cost).
+# What is shown, and whether more is better; None: it is a cost, or says the
+# same as another, and no difference is stated.
 MEASURES = {
-    'accuracy': True, 'regret': False, 'parameterless': False,
+    'accuracy': True, 'regret': None, 'parameterless': False,
     'kendall_tau': True, 'seconds': None, 'images': None,
     'memory_bytes': None}
 # Training images of the table's test accuracies, per epoch.
@@ -326,6 +327,9 @@ def _row(run):
           'parameterless': (search.get('parameterless') or {}).get('normal'),
           'params': result.get('params'), 'device': result.get('device')}
   row['images'] = search.get('images')
+  if row['images'] is None and search.get('phase') == 'search':
+    # A run of an earlier version, and a single search.
+    row['images'] = round(search['images_per_second'] * search['seconds'])
   row |= _accuracy(result)
   ranked = folder / rank_lib.FILENAME
   if ranked.exists():

@@ -9,7 +9,7 @@ may still be running: the newest checkpoint counts. Writes RUN/ranking.json and,
 where the space has a complete table (NAS-Bench-201, NAS-Bench-Macro), compares
 the scores with it and draws RUN/ranking.svg, which the report shows. The scores
 of finished blocks are kept in RUN/ranking/, so the same command continues a
-ranking that was stopped. A mistake gives one sentence on stderr and exit code 2.
+ranking that was stopped. A mistake gives one sentence on stderr, exit code 2.
 """
 
 import argparse

@@ -362,8 +362,10 @@ def _check_same(path, theirs, ours):
     raise errors.UserError(
         f'{path} is not the config of a rome_jax run; use another --workdir')
   # As JSON texts: no JSON text reads `absent`.
+  # A field that is younger than the run had its default there.
+  usual = {name: field.default for name, field in fields.FIELDS.items()}
   old, new = ({name: json.dumps(value)
-               for name, value in fields.flatten(c).items()}
+               for name, value in (usual | fields.flatten(c)).items()}
               for c in (theirs, ours))
   differing = [
       f'{name} ({old.get(name, "absent")} there, '

@@ -19,6 +19,7 @@ _NAMES = {
     'kendall_tau': "Kendall's tau", 'seconds': 'search time',
     'images': 'images through a network', 'memory_bytes': 'temporary memory'}
 _SHARES = ('accuracy', 'regret')  # Shown in percent.
+FEWEST = 3  # seeds that allow a sentence about a difference
 
 
 def number(name: str, value: float | None) -> str:
@@ -70,8 +71,9 @@ def sentence(label: str, baseline: str, name: str,
   """
   text = (f'{label} against {baseline}, {_NAMES[name]}: '
           f'{_difference(name, part["mean"])}')
-  if part['low'] is None:
-    return f'{text} of one seed, which says nothing about the spread'
+  if part['n'] < FEWEST:
+    return (f'{text} of {part["n"]} seed{"s" * (part["n"] > 1)}, too few to '
+            'tell them apart')
   low, high = part['low'], part['high']
   text += (f', {100 * part["level"]:.0f} % interval {_difference(name, low)} '
            f'to {_difference(name, high)} of {part["n"]} seeds')

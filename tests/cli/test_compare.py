@@ -146,7 +146,7 @@ def test_the_interval_covers_as_often_as_it_says():
   assert abs(hits / 2000 - .95) < 5 * (.95 * .05 / 2000) ** .5
   single = scores.paired_difference([1.], [3.])
   assert (single['mean'], single['low'], single['high']) == (-2., None, None)
-  assert 'says nothing about the spread' in page.sentence(
+  assert 'of 1 seed, too few to tell' in page.sentence(
       'a', 'b', 'accuracy', single)
 
 

@@ -452,14 +452,16 @@ def test_workdir_takes_new_values_of_free_fields(tmp_path):
   assert saved['log_every'] == 7 and saved['data_dir'] == 'elsewhere'
 
 
-def test_fields_that_a_version_lacks_are_named(tmp_path):
+def test_fields_that_a_version_lacked_had_their_defaults(tmp_path):
   values = fields.to_json(quickstart())
   del values['search']['samples']
+  (tmp_path / 'config.json').write_text(json.dumps(values))
+  checks.check_workdir(tmp_path, quickstart())
   values['old'] = 'absent'
   (tmp_path / 'config.json').write_text(json.dumps(values))
   with pytest.raises(errors.UserError) as caught:
-    checks.check_workdir(tmp_path, quickstart())
-  assert 'search.samples (absent there, "auto" now)' in str(caught.value)
+    checks.check_workdir(tmp_path, quickstart('--config.search.samples=vmap'))
+  assert 'search.samples ("auto" there, "vmap" now)' in str(caught.value)
   assert 'old ("absent" there, absent now)' in str(caught.value)
 
 
