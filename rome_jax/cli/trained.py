@@ -1,7 +1,6 @@
 """The trained network of a run, read back."""
 
 import pathlib
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -10,7 +9,7 @@ from rome_jax import errors, families, files
 from rome_jax.cli import run
 from rome_jax.config import checks, setup
 from rome_jax.spaces import Sizes, genotypes
-from rome_jax.train import checkpoint
+from rome_jax.train import checkpoint, notes
 
 
 class About(NamedTuple):
@@ -65,7 +64,7 @@ def load(workdir: str | pathlib.Path, name: str | None = None) -> Trained:
   workdir = pathlib.Path(workdir)
   config = checks.from_json(_read(workdir / 'config.json'))
   facts = _read(workdir / run.DATASET)
-  figures = _retraining(workdir, name)
+  figures = notes.retraining(workdir, name)
   genotype = genotypes.from_text(figures['genotype'])
   recipe = setup.retrain_recipe(config)
   space = checks.space(config)
@@ -90,22 +89,3 @@ def _read(path):
     raise errors.UserError(
         f'{path.parent} is not the folder of a run: it has no {path.name}')
   return files.read_json(path)
-
-
-def _retraining(workdir: pathlib.Path, name: str | None) -> dict[str, Any]:
-  """What a run noted of one finished retraining."""
-  notes = [files.read_json(path)
-           for path in sorted((workdir / 'phases').glob('*.json'))
-           if path.stem != 'search']
-  known: Iterable[str] = [note['name'] for note in notes]
-  if name is None:
-    notes = [note for note in notes if note['kind'] != 'random']
-    notes.sort(key=lambda note: -(note['test_accuracy'] or 0))
-  else:
-    notes = [note for note in notes if note['name'] == name]
-  if not notes:
-    raise errors.UserError(
-        f'{workdir} holds no finished retraining'
-        + (f' {name!r}; there are {", ".join(known) or "none"}' if name
-           else ''))
-  return notes[0]

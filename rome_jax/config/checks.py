@@ -208,6 +208,10 @@ def samples(config: ConfigDict) -> int:
 
 def _check_retrain(config):
   retrain = config.retrain
+  if retrain.init_from and not config.genotype:
+    raise errors.UserError(
+        f'config.retrain.init_from={retrain.init_from} needs config.genotype, '
+        f'the architecture of that network: {retrain.init_from}/genotype.json')
   if retrain.epochs and retrain.warmup_epochs >= retrain.epochs:
     raise errors.UserError(
         f'config.retrain.warmup_epochs={retrain.warmup_epochs} must be '

@@ -384,6 +384,10 @@ _RETRAIN = {
         'share of each class of the training images that is not trained on '
         'and tested on in place of the test images, to choose between '
         'searches by it (R-DARTS). 0: none'),
+    'init_from': Field(
+        'folder of a finished run whose most accurate network is trained on, '
+        'with a fresh classifier where the classes differ (fine-tuning); needs '
+        "that run's genotype. '': from scratch"),
 }
 
 _MESH = {

@@ -194,7 +194,7 @@ def _colours(found):
 
 def _cost(found, rows):
   figure = matplotlib.figure.Figure(
-      figsize=(7.6, 4.2), facecolor='white', layout='constrained')
+      figsize=(7.6, 5.), facecolor='white', layout='constrained')
   axes, colours = figure.subplots(), _colours(found)
   for label, colour in colours.items():
     own = [row for row in rows if row['arm'] == label]
@@ -205,10 +205,12 @@ def _cost(found, rows):
   styles = ('--', ':', '-.')
   for style, row in zip(styles, found['references']):
     axes.axhline(100 * row['accuracy']['mean'], color=figures.MUTED,
-                 linewidth=1, linestyle=style, label=row['name'])
+                 linewidth=1, linestyle=style,
+                 label=row['name'].split(',')[0])
   axes.set(title='Each search', xlabel='million images through a network',
            ylabel='accuracy, %')
-  axes.legend(loc='center left', bbox_to_anchor=(1., .5))
+  axes.set_xlim(0, 1.1 * max(row['images'] for row in rows) / 1e6)
+  figure.legend(loc='outside lower left', ncols=3)
   return figure
 
 

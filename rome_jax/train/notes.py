@@ -3,7 +3,7 @@
 import pathlib
 from typing import Any
 
-from rome_jax import files
+from rome_jax import errors, files
 from rome_jax.devices import hosts
 
 
@@ -27,3 +27,30 @@ def write(workdir: pathlib.Path, phase: str, figures: Any) -> Any:
 
 def _path(workdir, phase):
   return workdir / 'phases' / f'{phase}.json'
+
+
+def retraining(workdir: pathlib.Path, name: str | None = None,
+               ) -> dict[str, Any]:
+  """What a run noted of one finished retraining.
+
+  Args:
+    workdir: folder of the run.
+    name: 'derived-0', say; None: the most accurate of its own genotype.
+
+  Raises:
+    UserError: there is none of that name.
+  """
+  found = [files.read_json(path)
+           for path in sorted((workdir / 'phases').glob('*.json'))
+           if path.stem != 'search']
+  known = ', '.join(note['name'] for note in found)
+  if name is None:
+    found = [note for note in found if note['kind'] != 'random']
+    found.sort(key=lambda note: -(note['test_accuracy'] or 0))
+  else:
+    found = [note for note in found if note['name'] == name]
+  if not found:
+    raise errors.UserError(
+        f'{workdir} holds no finished retraining'
+        + (f' {name!r}; there are {known or "none"}' if name else ''))
+  return found[0]

@@ -132,6 +132,7 @@ class RetrainRecipe(NamedTuple):
   eval_every: int = 1
   eval_batch_size: int = 0
   holdout: float = 0.
+  init_from: str = ''
 
 
 def numbers(name: str, text: str, kind: type, low: int) -> tuple:

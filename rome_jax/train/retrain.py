@@ -1,5 +1,6 @@
 """Retraining from scratch: a genotype to a tested network."""
 
+import pathlib
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -9,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import traverse_util
 from jax.flatten_util import ravel_pytree
 
-from rome_jax import data
+from rome_jax import data, errors
 from rome_jax.data import splits
 from rome_jax.devices import hosts
 from rome_jax.devices import mesh as mesh_lib
@@ -19,7 +21,7 @@ from rome_jax.engine import sums
 from rome_jax.engine import weights as weights_lib
 from rome_jax.spaces import Space, counting, genotypes
 from rome_jax.spaces.genotypes import Genotype
-from rome_jax.train import loop, memory, optim
+from rome_jax.train import checkpoint, loop, memory, notes, optim
 from rome_jax.train.recipes import RetrainRecipe
 from rome_jax.train.setup import Setup
 
@@ -97,6 +99,55 @@ def held_out(dataset: data.Dataset, share: float) -> data.Dataset:
   return dataset._replace(
       train=splits.take(dataset.train, train),
       test=splits.take(dataset.train, test))
+
+
+def read_start(workdir: str) -> dict[str, Any]:
+  """The variables of a run's most accurate retraining, to go on from.
+
+  Raises:
+    UserError: the folder has no finished retraining.
+  """
+  path = pathlib.Path(workdir)
+  if not path.is_dir():
+    raise errors.UserError(
+        f'config.retrain.init_from={workdir} must be the folder of a finished '
+        'run')
+  figures = notes.retraining(path)
+  state = checkpoint.read_tree(
+      path / 'checkpoints' / 'retrain' / figures['name'], 'state')
+  return {name: state.get(name, {}) for name in ('params', 'batch_stats')}
+
+
+def started(variables: Mapping[str, Any], start: Mapping[str, Any],
+            where: str = 'init_from') -> dict[str, Any]:
+  """Initial variables with those of another training in their place.
+
+  Classifiers for another number of classes and an auxiliary head that the
+  other lacks begin anew.
+
+  Args:
+    variables: fresh, of the network.
+    start: of the other training.
+    where: what a message calls that.
+
+  Raises:
+    UserError: the other network is not the same but for its classifiers.
+  """
+  known = traverse_util.flatten_dict(dict(start))
+  found = {}
+  for path, leaf in traverse_util.flatten_dict(dict(variables)).items():
+    other = known.get(path)
+    if other is not None and np.shape(other) == np.shape(leaf):
+      found[path] = np.asarray(other)
+    elif 'auxiliary' in path or 'head' in path:
+      found[path] = leaf
+    else:
+      has = 'nothing' if other is None else f'shape {list(np.shape(other))}'
+      raise errors.UserError(
+          f'{where} holds another network: at {"/".join(path)} it has {has}, '
+          f'and here is shape {list(np.shape(leaf))}; give its genotype, cells '
+          'and channels')
+  return traverse_util.unflatten_dict(found)
 
 
 def make_network(setup: Setup, recipe: RetrainRecipe,
@@ -284,6 +335,7 @@ class Trainer:
         recipe.lr, recipe.lr_end, self.steps, steps_per_epoch=self.per_epoch,
         warmup_steps=recipe.warmup_epochs * self.per_epoch)
     self.tx = optim.sgd(self.schedule, recipe)
+    self._start = read_start(recipe.init_from) if recipe.init_from else None
     self._programs: dict[nn.Module, Any] = {}
 
   def batches(self, seed: int) -> data.Batches:
@@ -299,6 +351,8 @@ class Trainer:
     size, channels = self.dataset.image_size, self.dataset.image_channels
     variables = weights_lib.initialise(
         network, seed, jnp.zeros((2, size, size, channels)))
+    if self._start is not None:
+      variables = started(variables, self._start, self.recipe.init_from)
     return init_state(variables, self.tx, seed)
 
   def _program(self, network, state, label=''):
