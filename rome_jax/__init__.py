@@ -10,7 +10,35 @@ a whole run.
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # What `__getattr__` gives, for type checkers.
+  from rome_jax import config as config
+  from rome_jax import data as data
+  from rome_jax import families as families
+  from rome_jax import methods as methods
+  from rome_jax import spaces as spaces
+  from rome_jax import tables as tables
+  from rome_jax.api import export as export
+  from rome_jax.api import init as init
+  from rome_jax.api import linear as linear
+  from rome_jax.api import load as load
+  from rome_jax.api import make_step as make_step
+  from rome_jax.api import run as run
+  from rome_jax.cli.predict import predict as predict
+  from rome_jax.devices.mesh import make_mesh as make_mesh
+  from rome_jax.errors import UserError as UserError
+  from rome_jax.families import arch_of as arch_of
+  from rome_jax.families import build as build
+  from rome_jax.families import supernet as supernet
+  from rome_jax.families.darts import Network as Network
+  from rome_jax.families.darts import Supernet as Supernet
+  from rome_jax.methods import Method as Method
+  from rome_jax.spaces import Sizes as Sizes
+  from rome_jax.spaces import Space as Space
+  from rome_jax.spaces import genotypes as genotypes
+  from rome_jax.spaces.genotypes import Genotype as Genotype
+  from rome_jax.train.ranking import rank as rank
 
 __version__ = '0.1.0'
 

@@ -1,0 +1,219 @@
+"""Writes docs/reproduction.md from docs/results/*.json.
+
+  python -m benchmarks.write_reproduction
+
+A claim's verdict follows from the figures: a paired difference at the paper's
+scale or a smaller one, and its 95 % interval. A test checks that the committed
+page is the one that this writes.
+"""
+
+import json
+import pathlib
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from rome_jax import files
+
+ROOT = pathlib.Path(__file__).parents[1]
+RESULTS, PAGE = ROOT / 'docs' / 'results', ROOT / 'docs' / 'reproduction.md'
+NOT_RUN = 'not run'
+
+_HEAD = '''# Reproduction
+
+What the papers claim, and what was measured here. `python -m
+benchmarks.write_reproduction` writes this page from the files of results.
+
+The verdicts:
+
+- *reproduced*: at the paper's own scale;
+- *direction reproduced*: at a smaller scale, the 95 % interval of the paired
+  difference lies on the claim's side of 0;
+- *not seen*: the interval holds 0; it may be there at another scale;
+- *contradicted*: the interval lies on the other side, at this scale;
+- *not run*.
+'''
+
+
+def verdict(part: Mapping[str, Any] | None, higher: bool = True) -> str:
+  """The verdict of a paired difference at a reduced scale.
+
+  Args:
+    part: of `scores.paired_difference`, or None.
+    higher: whether the claim is that the difference is above 0.
+
+  >>> verdict({'n': 5, 'mean': .5, 'low': .4, 'high': .6})
+  'direction reproduced'
+  """
+  if part is None or part['n'] < 3:
+    return NOT_RUN
+  low, high = part['low'], part['high']
+  if low <= 0 <= high:
+    return 'not seen'
+  return 'direction reproduced' if (low > 0) == higher else 'contradicted'
+
+
+def _table(header, rows):
+  return '\n'.join(f'| {" | ".join(line)} |' for line in (
+      header, ['---'] * len(header), *rows))
+
+
+def _spread(part, digits=3):
+  if part is None:
+    return NOT_RUN
+  std = '' if part['std'] is None else f' +- {part["std"]:.{digits}f}'
+  return f'{part["mean"]:.{digits}f}{std}'
+
+
+def _difference(part, digits=3):
+  if part is None:
+    return NOT_RUN
+  interval = '' if part['low'] is None else (
+      f' ({part["low"]:+.{digits}f} to {part["high"]:+.{digits}f})')
+  return f'{part["mean"]:+.{digits}f}{interval}'
+
+
+def of(found: Mapping[str, Any] | None, kind: str, *names: str) -> Any:
+  """A value of a comparison; None where it has none."""
+  value: Any = (found or {}).get(kind)
+  for name in names:
+    value = (value or {}).get(name)
+  return value
+
+
+def arms_table(found: Mapping[str, Any]) -> str:
+  """Tau of every arm: each seed, mean, and the difference to the baseline."""
+  rows = []
+  for label, arm in found['arms'].items():
+    part = arm.get('kendall_tau')
+    accuracy = arm.get('accuracy')
+    rows.append((
+        f'`{label}`', ', '.join(f'{v:.3f}' for v in (part or {}).get(
+            'values', ())) or NOT_RUN, _spread(part),
+        '' if label == found['baseline'] else _difference(
+            of(found, 'differences', label, 'kendall_tau')),
+        _spread(accuracy and {**accuracy, 'mean': 100 * accuracy['mean'],
+                              'std': accuracy['std'] and (
+                                  100 * accuracy['std'])}, 2)))
+  return _table(('arm', 'tau of each seed', 'mean',
+                 f'difference to `{found["baseline"]}` (95 %)',
+                 'table accuracy of the cell chosen, %'), rows)
+
+
+def generate(results: Mapping[str, Any]) -> str:
+  """The page.
+
+  Args:
+    results: {name: what docs/results/NAME.json holds, or None}.
+  """
+  ranking, leaves = (results.get(name) for name in (
+      'ranking_nasbench201', 'leaves_nasbench201'))
+  spread = results.get('variance_nasbench201')
+
+  def tau(found, label):
+    return of(found, 'differences', label, 'kendall_tau')
+
+  def row(claim, paper, ours, scale, judged, source):
+    return claim, paper, ours, scale, judged, source
+
+  def ranked(found, label, claim, paper, name):
+    part = tau(found, label)
+    return row(claim, paper, _difference(part), found['scale'] if found else (
+        NOT_RUN), verdict(part), f'[json](results/{name}.json)' if found
+               else '')
+
+  rows = [
+      row('ROME needs 26 % of DARTS\' memory or less (S0, batch 64)', '26 %',
+          _memory(results.get('memory')), "the paper's", _memory_verdict(
+              results.get('memory')), '[json](results/memory.json)'),
+      row('ROME on CIFAR-10 97.42 %, GDAS 96.52 %', '+.90 points', NOT_RUN,
+          NOT_RUN, NOT_RUN, ''),
+      row('ROME does not collapse on S2, GDAS does (operations without '
+          'weights, of 8)', '2.0 against 6.0', '1.7 against 1.0', '5 cells, '
+          '8 channels, 700 passes, 3 seeds', 'not seen: neither collapses '
+          'within so few passes', '[json](results/robustdarts_reduced.json)'),
+      row("ROME's ablation of topology and accumulation; K", '', NOT_RUN,
+          NOT_RUN, NOT_RUN, ''),
+      row('DARTS collapses to skips on NAS-Bench-201', '54.30 %', NOT_RUN,
+          NOT_RUN, NOT_RUN, ''),
+      ranked(ranking, 'pada', "PA&DA ranks NAS-Bench-201 better than SPOS "
+             "(Kendall's tau)", 'tau .713 +- .002', 'ranking_nasbench201'),
+      ranked(ranking, 'pa', 'so does PA alone', '', 'ranking_nasbench201'),
+      ranked(ranking, 'da', 'so does DA alone', '', 'ranking_nasbench201'),
+      ranked(ranking, 'fairnas', 'so does FairNAS', '', 'ranking_nasbench201'),
+      row("PA&DA lowers the variance of theta's gradient", 'yes',
+          _variance(spread), spread['scale'] if spread else NOT_RUN,
+          _variance_verdict(spread),
+          '[json](results/variance_nasbench201.json)' if spread else ''),
+      ranked(leaves, 'few_shot', 'Few-shot leaves rank better than one '
+             'supernet of equal training', 'tau .48 to .55',
+             'leaves_nasbench201'),
+      ranked(leaves, 'gm', "GM-NAS' leaves rank better than one supernet",
+             '', 'leaves_nasbench201'),
+      row('GM-NAS with DARTS on CIFAR-10', '97.65 %', NOT_RUN, NOT_RUN,
+          NOT_RUN, '')]
+  parts = [_HEAD, _table(
+      ('claim', 'paper', 'here', 'scale', 'verdict', ''), rows)]
+  for title, found in (
+      ('Ranking by one-shot supernets', ranking), ('Leaves', leaves)):
+    if found:
+      parts += [f'\n## {title}\n', found['text'], '', arms_table(found), '',
+                f'{found["machine"]}, {found["date"]}: `{found["command"]}`.']
+  if spread:
+    parts += ["\n## The gradient's variance\n", spread['text'], '', _table(
+        ('seed', *spread['laws']), [
+            (str(seed), *(f'{value:.3g}' for value in values))
+            for seed, values in spread['relative'].items()]), '',
+              f'{spread["machine"]}, {spread["date"]}: '
+              f'`{spread["command"]}`.']
+  return '\n'.join(parts) + '\n'
+
+
+def _memory(found):
+  if not found:
+    return NOT_RUN
+  size = {row['column']: row['temp_bytes'] for row in found['rows']}
+  return f'{100 * size["rome"] / size["darts"]:.1f} %'
+
+
+def _memory_verdict(found):
+  if not found:
+    return NOT_RUN
+  size = {row['column']: row['temp_bytes'] for row in found['rows']}
+  return 'reproduced' if size['rome'] <= .26 * size['darts'] else 'not seen'
+
+
+def _variance(found):
+  """The mean ratio of PA&DA's relative variance to the uniform law's."""
+  if not found:
+    return NOT_RUN
+  ratios = [values[-1] / values[0] for values in found['relative'].values()]
+  return (f'{sum(ratios) / len(ratios):.2f} times '
+          f'({", ".join(f"{ratio:.2f}" for ratio in ratios)})')
+
+
+def _variance_verdict(found):
+  if not found:
+    return NOT_RUN
+  ratios = [values[-1] / values[0] for values in found['relative'].values()]
+  if all(ratio < 1 for ratio in ratios):
+    return 'direction reproduced'
+  return 'contradicted' if all(r > 1 for r in ratios) else 'not seen'
+
+
+def read() -> dict[str, Any]:
+  """{name: content} of the files of results that the page reads."""
+  names = ('memory', 'ranking_nasbench201', 'leaves_nasbench201',
+           'variance_nasbench201')
+  return {name: json.loads(path.read_text()) if (
+      path := RESULTS / f'{name}.json').exists() else None for name in names}
+
+
+def main() -> int:
+  """Writes the page."""
+  files.write_text(PAGE, generate(read()))
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())
