@@ -1,7 +1,9 @@
 """The public face: every name has an example, and every example runs."""
 
+import ast
 import doctest
 import inspect
+import pathlib
 
 import jax
 import numpy as np
@@ -21,6 +23,13 @@ def test_the_face_is_listed():
           'build', 'data'} <= set(NAMES)
   with pytest.raises(AttributeError, match="no attribute 'supernett'"):
     _ = rj.supernett
+
+
+def test_type_checkers_see_the_same_names():
+  tree = ast.parse(pathlib.Path(rj.__file__).read_text())
+  [block] = [node for node in tree.body if isinstance(node, ast.If)]
+  typed = {alias.asname for node in block.body for alias in node.names}
+  assert typed | {'__version__'} == set(rj.__all__)
 
 
 @pytest.fixture(scope='module')

@@ -79,7 +79,7 @@ def _headline(result):
   cards = [(page.spread(item), f'test accuracy, {kind}')
            for kind, item in summary.items()]
   cards += [(page.percent(search.get('valid_accuracy')),
-             'accuracy in the search'),
+             'accuracy of the supernet'),
             (page.size(result.get('params')), 'parameters'),
             (page.size(result.get('macs')), 'multiply-adds')]
   cards = ''.join(
@@ -234,6 +234,36 @@ def _collapse(record, space, cell, searched):
   return text[0].upper() + text[1:] + '.'
 
 
+def _next(workdir, result):
+  """What one can do with the run, and its files."""
+  if not result:
+    return ''
+  place = str(workdir)
+  commands = [('the cells and their counts',
+               f'rome-jax describe {place}/genotype.json --space='
+               f'{result.get("space")}')]
+  if 'search' in result:
+    commands.append((
+        'train this architecture with another recipe',
+        f'rome-jax run --config={place}/config.json --config.genotype='
+        f'{place}/genotype.json --workdir=OTHER'))
+    if result['search'].get('phase', '').startswith('search'):
+      commands.append(('how well the supernet ranks architectures',
+                       f'rome-jax rank {place} --cells=1000'))
+  if result.get('evaluations'):
+    commands += [
+        ('classify images', f'rome-jax predict {place} IMAGES...'),
+        ('the network for other programs',
+         f'rome-jax export {place} --to=stablehlo'),
+        ('in Python',
+         f"network, variables, about = rome_jax.load('{place}')")]
+  links = ', '.join(
+      f'<a href="{name}">{name}</a>' for name in (
+          'genotype.json', 'result.json', 'metrics.jsonl', 'config.json'))
+  return page.section(
+      'What next', page.table((), commands), f'<p>Files: {links}</p>\n')
+
+
 def _environment(result):
   versions = result.get('versions') or {}
   return page.section('Environment', page.facts(
@@ -291,6 +321,7 @@ def write_report(workdir: str | os.PathLike[str]) -> pathlib.Path:
       _search(result),
       _architectures(workdir),
       _environment(result),
+      _next(workdir, result),
       page.section('Configuration', page.table((), [
           (name, json.dumps(value, ensure_ascii=False))
           for name, value in page.flat(config)]) if config else ''),

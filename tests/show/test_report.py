@@ -19,6 +19,9 @@ TEXT = (
     "('max_pool_3x3', 0), ('sep_conv_3x3', 2)], reduce_concat=[2, 3])")
 
 
+LINKED = ('genotype.json', 'result.json', 'metrics.jsonl', 'config.json')
+
+
 class Page(html.parser.HTMLParser):
   """Collects text and ids; fails at unbalanced tags and external loads."""
 
@@ -44,6 +47,10 @@ class Page(html.parser.HTMLParser):
       assert not name.startswith('on')
       if name == 'id':
         self.ids.append(value)
+      if tag == 'a' and name == 'href':
+        # Files of the run beside the page, which the reader may open.
+        assert value in LINKED
+        continue
       if name in ('src', 'href', 'xlink:href', 'srcset', 'data'):
         assert value.startswith('#'), (tag, name, value)
         self.references.append(value[1:])
@@ -117,7 +124,7 @@ def test_whole_run(run):
   page = read_page(run)
   assert page.headings == [
       'Result', 'Cells', 'Curves', 'Collapse diagnostics', 'Search',
-      'Environment', 'Configuration']
+      'Environment', 'What next', 'Configuration']
   for text in (
       'rome_v2 on digits',
       '97.00 ± 1.41% (n = 2)',  # std of the sample: .02 / sqrt(2)
@@ -150,7 +157,7 @@ def test_result_of_a_search_alone(tmp_path):
   (tmp_path / 'result.json').write_text(json.dumps(
       {'method': 'gdas', 'search': {'valid_accuracy': None},
        'evaluations': [], 'device': None}))
-  assert read_page(tmp_path).headings == ['Search']
+  assert read_page(tmp_path).headings == ['Search', 'What next']
 
 
 def test_damaged_result_is_one_sentence(tmp_path):
