@@ -9,7 +9,7 @@ from rome_jax import errors, families, files
 from rome_jax.cli import run
 from rome_jax.config import checks, setup
 from rome_jax.spaces import Sizes, genotypes
-from rome_jax.train import checkpoint, notes
+from rome_jax.train import notes, retrain
 
 
 class About(NamedTuple):
@@ -74,11 +74,8 @@ def load(workdir: str | pathlib.Path, name: str | None = None) -> Trained:
             facts['image_size'], facts['image_channels']),
       stem=families.resolve_stem(space, config.stem, facts['image_size']),
       auxiliary=recipe.auxiliary, auxiliary_norm=recipe.auxiliary_norm)
-  variables = checkpoint.read_tree(
-      workdir / 'checkpoints' / 'retrain' / figures['name'], 'state')
   return Trained(
-      network, {'params': variables['params'],
-                'batch_stats': variables.get('batch_stats', {})},
+      network, retrain.read_variables(workdir, figures['name']),
       About(genotype, tuple(facts['class_names']), tuple(facts['mean']),
             tuple(facts['std']), facts['image_size'], facts['image_channels'],
             figures, recipe.augment))

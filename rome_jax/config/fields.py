@@ -388,6 +388,10 @@ _RETRAIN = {
         'folder of a finished run whose most accurate network is trained on, '
         'with a fresh classifier where the classes differ (fine-tuning); needs '
         "that run's genotype. '': from scratch"),
+    'ema': _below_one(
+        'decay of an exponential mean of weights and BatchNorm statistics over '
+        'the steps, which is tested and kept instead of the last (GM-NAS on '
+        'ImageNet: .9999). 0: none'),
 }
 
 _MESH = {

@@ -133,6 +133,7 @@ class RetrainRecipe(NamedTuple):
   eval_batch_size: int = 0
   holdout: float = 0.
   init_from: str = ''
+  ema: float = 0.
 
 
 def numbers(name: str, text: str, kind: type, low: int) -> tuple:

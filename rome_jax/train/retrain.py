@@ -47,7 +47,8 @@ class Job(NamedTuple):
 class State(NamedTuple):
   """Everything that a step changes, and the seed that it depends on.
 
-  The Optax state `opt` is for one vector, all of `params` in tree order.
+  The Optax state `opt` is for one vector, all of `params` in tree order. `ema`
+  is the mean of (params, batch_stats) over the steps, or ().
   """
 
   step: jax.Array
@@ -55,14 +56,22 @@ class State(NamedTuple):
   params: Any
   batch_stats: Any
   opt: Any
+  ema: Any = ()
+
+  @property
+  def tested(self) -> tuple[Any, Any]:
+    """The (params, batch_stats) that count: their mean, where there is one."""
+    return self.ema or (self.params, self.batch_stats)
 
 
-def init_state(variables: Mapping[str, Any], tx: Any, seed: int = 0) -> State:
+def init_state(variables: Mapping[str, Any], tx: Any, seed: int = 0,
+               ema: bool = False) -> State:
   """The state before the first step, of a network's {collection: tree}."""
-  params = variables['params']
-  return State(jnp.zeros((), jnp.int32), jnp.uint32(seed), params,
-               variables.get('batch_stats', {}),
-               tx.init(ravel_pytree(params)[0]))
+  params, stats = variables['params'], variables.get('batch_stats', {})
+  return State(
+      jnp.zeros((), jnp.int32), jnp.uint32(seed), params, stats,
+      tx.init(ravel_pytree(params)[0]),
+      jax.tree.map(jnp.array, (params, stats)) if ema else ())
 
 
 def jobs(space: Space, recipe: RetrainRecipe, genotype: Genotype, seed: int,
@@ -113,9 +122,24 @@ def read_start(workdir: str) -> dict[str, Any]:
         f'config.retrain.init_from={workdir} must be the folder of a finished '
         'run')
   figures = notes.retraining(path)
+  return read_variables(path, figures['name'])
+
+
+def read_variables(workdir: pathlib.Path, name: str) -> dict[str, Any]:
+  """{collection: tree} of a retraining's newest checkpoint.
+
+  Args:
+    workdir: folder of the run.
+    name: of the retraining; of its weights the mean, if it kept one.
+  """
   state = checkpoint.read_tree(
-      path / 'checkpoints' / 'retrain' / figures['name'], 'state')
-  return {name: state.get(name, {}) for name in ('params', 'batch_stats')}
+      workdir / 'checkpoints' / 'retrain' / name, 'state')
+  tested = state.get('ema') or (
+      state['params'], state.get('batch_stats', {}))
+  # Checkpoints hold tuples as lists, and may hold them by number.
+  if isinstance(tested, Mapping):
+    tested = tested['0'], tested.get('1', {})
+  return {'params': tested[0], 'batch_stats': tested[1]}
 
 
 def started(variables: Mapping[str, Any], start: Mapping[str, Any],
@@ -206,6 +230,10 @@ def make_step(network: nn.Module, recipe: RetrainRecipe, tx: Any, steps: int,
         step=state.step + 1,
         params=unravel(optax.apply_updates(params, updates)),
         batch_stats=batch_stats, opt=opt)
+    if recipe.ema:
+      state = state._replace(ema=jax.tree.map(
+          lambda mean, new: recipe.ema * mean + (1 - recipe.ema) * new,
+          state.ema, (state.params, state.batch_stats)))
     return state, {'train_loss': loss, 'train_accuracy': accuracy,
                    'grad_norm': optax.tree.norm(grads)}
 
@@ -248,10 +276,11 @@ class Test:
     # Floats of the host: added in one order, whatever the device does.
     loss = correct = 0.
     seed, step = np.uint32(state.seed), np.int32(state.step)
+    params, batch_stats = state.tested
     with data.prefetch(self._batches, 0, len(self._batches)) as ahead:
       for i, batch in enumerate(ahead):
-        a, b = self._program(state.params, state.batch_stats, batch, seed,
-                             step, np.int32(i))
+        a, b = self._program(params, batch_stats, batch, seed, step,
+                             np.int32(i))
         loss, correct = loss + float(a), correct + float(b)
     compiled = self.compile_seconds - compiling
     self.seconds += time.perf_counter() - began - compiled
@@ -353,7 +382,7 @@ class Trainer:
         network, seed, jnp.zeros((2, size, size, channels)))
     if self._start is not None:
       variables = started(variables, self._start, self.recipe.init_from)
-    return init_state(variables, self.tx, seed)
+    return init_state(variables, self.tx, seed, bool(self.recipe.ema))
 
   def _program(self, network, state, label=''):
     """(compiled step, test, carry) of a network."""

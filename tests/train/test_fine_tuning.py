@@ -1,9 +1,12 @@
-"""Training on from another run's network."""
+"""Training on from another run's network, and the mean over the steps."""
 
 import json
 
+import chex
+import flax.linen as nn
 import jax
 import numpy as np
+import optax
 import pytest
 from tiny_run import final_arrays
 
@@ -77,3 +80,49 @@ def test_mistakes(first, tmp_path):
     retrain.read_start(str(tmp_path / 'none'))
   with pytest.raises(errors.UserError, match='holds no finished retraining'):
     retrain.read_start(str(tmp_path))
+
+
+class Tiny(nn.Module):
+  """A layer and a BatchNorm, with the call of a network."""
+
+  @nn.compact
+  def __call__(self, images, train=False, drop_path=0.):
+    x = nn.BatchNorm(use_running_average=not train, momentum=.9)(
+        images.mean((1, 2)))
+    return nn.Dense(2, name='head')(x)
+
+
+def test_the_mean_over_the_steps():
+  """m <- d m + (1 - d) x of weights and statistics, from the fresh ones."""
+  recipe = retrain.RetrainRecipe(
+      ema=.75, auxiliary=False, drop_path=0., epochs=1)
+  images = np.random.default_rng(0).normal(size=(3, 8, 4, 4, 3)).astype('f')
+  network = Tiny()
+  variables = network.init(jax.random.key(0), images[0])
+  tx = optax.sgd(.5)
+  step = jax.jit(retrain.make_step(network, recipe, tx, 3, 3))
+  state = retrain.init_state(variables, tx, 0, ema=True)
+  mean = jax.tree.map(np.float64, (state.params, state.batch_stats))
+  for batch in images:
+    state, _ = step(state, {'image': batch, 'label': np.arange(8) % 2})
+    mean = jax.tree.map(lambda m, x: .75 * m + .25 * np.float64(x), mean,
+                        (state.params, state.batch_stats))
+  chex.assert_trees_all_close(state.tested, mean, rtol=1e-5)
+  assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(
+      jax.tree.leaves(state.params), jax.tree.leaves(mean[0])))
+
+
+def test_the_mean_is_tested_and_loaded(tmp_path):
+  run_lib.run(config_of(ema=.5), tmp_path / 'run', dataset(2))
+  trained = rj.load(tmp_path / 'run')
+  kept = dict(final_arrays(tmp_path / 'run', 'retrain/given-0')[1])
+  leaves = {np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(
+      trained.variables['params'])}
+  assert leaves <= {value for key, value in kept.items() if '.ema.' in key}
+  assert not leaves <= {
+      value for key, value in kept.items() if '.params.' in key}
+  test, about = dataset(2).test, trained.about
+  images = ((test.images / 255 - about.mean) / about.std).astype(np.float32)
+  logits = trained.network.apply(trained.variables, images)
+  assert about.figures['test_accuracy'] == pytest.approx(
+      (np.argmax(logits, -1) == test.labels).mean())
