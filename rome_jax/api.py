@@ -23,6 +23,7 @@ from rome_jax.methods import laws
 from rome_jax.methods import step as step_lib
 from rome_jax.methods.method import Method, State
 from rome_jax.methods.table import METHODS
+from rome_jax.show import page
 from rome_jax.spaces import Space, genotypes
 from rome_jax.train import metrics, optim
 
@@ -248,6 +249,17 @@ def _loss_of(net, loss):
 # --------------------------------------------------- a run, and what it left
 
 
+def _dataset_of(given: Any) -> data.Dataset | None:
+  if given is None or isinstance(given, data.Dataset):
+    return given
+  if isinstance(given, tuple) and len(given) == 2:
+    pairs = given if isinstance(given[0], tuple) else (given,)
+    return data.from_arrays(*pairs)
+  raise errors.UserError(
+      f'dataset is a {type(given).__name__}; give (images, labels), a pair of '
+      'pairs for training and test, or what rome_jax.data.from_arrays makes')
+
+
 class Result(NamedTuple):
   """What a run gave.
 
@@ -264,16 +276,35 @@ class Result(NamedTuple):
   genotype: genotypes.Genotype | None
   figures: dict[str, Any]
 
+  def _repr_html_(self) -> str:
+    """What a notebook shows: the cells, the figures, where the report is."""
+    state = 'finished' if self.finished else 'not finished'
+    summary = self.figures.get('summary') or {}
+    table = (self.figures.get('table') or {}).get('datasets') or {}
+    facts = [('run', f'{self.workdir}, {state}'),
+             ('genotype', self.genotype and genotypes.to_text(self.genotype)),
+             *((f'test accuracy, {kind}', page.spread(row))
+               for kind, row in summary.items()),
+             *((f'table, {name}', f'{row["test"]:.2f}%, rank {row["rank"]}')
+               for name, row in table.items()),
+             ('parameters', page.size(self.figures.get('params'))),
+             ('report', self.figures and str(self.workdir / 'report.html'))]
+    return page.facts(facts) + ''.join(
+        page.picture(self.workdir, name)
+        for name in ('cell_normal', 'cell_reduce'))
+
 
 def run(config: Any, workdir: str | pathlib.Path, *,
-        dataset: data.Dataset | None = None,
+        dataset: data.Dataset | tuple[Any, ...] | None = None,
         writers: Iterable[metrics.Writer] = ()) -> Result:
   """What `rome-jax run` does: search, derive, retrain, report.
 
   Args:
     config: of `rome_jax.config.defaults()`, or a path as `--config` takes it.
     workdir: folder of the run; a run that is there goes on.
-    dataset: instead of the one that the config names; see `data.from_arrays`.
+    dataset: instead of the one that the config names: a `Dataset`, or arrays
+      as `data.from_arrays` takes them, (images, labels) or a pair of pairs for
+      training and test.
     writers: objects with `write(phase, step, scalars)`, which get every line
       of metrics too.
 
@@ -288,10 +319,7 @@ def run(config: Any, workdir: str | pathlib.Path, *,
   """
   if isinstance(config, str | pathlib.Path):
     config = command_line.load([f'--config={config}']).config
-  if dataset is not None and not isinstance(dataset, data.Dataset):
-    raise errors.UserError(
-        f'dataset is a {type(dataset).__name__}; make a Dataset of arrays '
-        'with rome_jax.data.from_arrays(train, test)')
+  images = _dataset_of(dataset)
   writers = tuple(writers)
   for writer in writers:
     if not hasattr(writer, 'write'):
@@ -299,7 +327,7 @@ def run(config: Any, workdir: str | pathlib.Path, *,
           f'writers holds {writer!r}, which has no method '
           'write(phase, step, scalars)')
   workdir = pathlib.Path(workdir)
-  cli_run.run(config, workdir, dataset, writers)
+  cli_run.run(config, workdir, images, writers)
   path, result = workdir / 'genotype.json', workdir / 'result.json'
   genotype = genotypes.load(str(path)) if path.exists() else None
   figures = files.read_json(result) if result.exists() else {}

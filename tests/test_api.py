@@ -103,7 +103,7 @@ def test_a_label_that_is_no_class_is_no_success():
 
 
 @pytest.mark.parametrize('given, words', [
-    (dict(dataset=(1, 2)), 'from_arrays'), (dict(writers=[print]), 'write')])
+    (dict(dataset=[1, 2]), 'from_arrays'), (dict(writers=[print]), 'write')])
 def test_run_is_told_what_it_needs(given, words, tmp_path):
   with pytest.raises(rj.UserError, match=words):
     rj.run(rj.config.defaults(), tmp_path / 'none', **given)
@@ -146,6 +146,25 @@ def test_the_loaded_network_is_the_tested_one(run_of, capsys):
   assert accuracy == pytest.approx(about.figures['test_accuracy'], abs=1e-6)
   with pytest.raises(rj.UserError, match="'derived-9'; there are derived-0"):
     rj.load(run_of['workdir'], 'derived-9')
+
+
+def test_a_result_shows_itself(run_of, capsys):
+  result = rj.run(run_of['config'], run_of['workdir'],
+                  dataset=run_of['dataset'])
+  capsys.readouterr()
+  shown = result._repr_html_()
+  assert '<svg' in shown and 'test accuracy, derived' in shown
+  assert 'Genotype(normal=' in shown and '<script' not in shown
+  assert 'not finished' in result._replace(
+      finished=False, figures={}, genotype=None)._repr_html_()
+
+
+@pytest.mark.parametrize('pairs', [1, 2])
+def test_arrays_as_a_data_set(pairs):
+  images, labels = np.zeros((20, 8, 8, 3), np.uint8), np.arange(20) % 2
+  given = (images, labels) if pairs == 1 else ((images, labels),) * 2
+  found = api._dataset_of(given)
+  assert (len(found.train), len(found.test)) == ((16, 4), (20, 20))[pairs - 1]
 
 
 def test_a_finished_run_is_of_its_data(run_of, capsys):
