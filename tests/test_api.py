@@ -191,3 +191,13 @@ def test_writers_get_every_line(run_of, tmp_path, capsys):
   assert [(phase, step) for phase, step, _ in lines] == [
       ('search', 2), ('retrain/derived-0', 4)]
   assert {'train_loss', 'valid_loss', 'alpha_entropy_normal'} <= lines[0][2]
+
+
+def test_no_module_hides_a_name():
+  """`import rome_jax.x` sets an attribute; a function x would be lost."""
+  folder = pathlib.Path(rj.__file__).parent
+  modules = {path.stem for path in folder.glob('*.py')} | {
+      path.name for path in folder.iterdir() if path.is_dir()}
+  hidden = {name for name in NAMES if name in modules
+            and rj._LAZY[name][1]}
+  assert not hidden

@@ -20,7 +20,7 @@ from rome_jax import cli, errors, files
 from rome_jax.cli import trained as trained_lib
 from rome_jax.cli.trained import Trained
 from rome_jax.config import checks
-from rome_jax.export import network, onnx, stablehlo, weights
+from rome_jax.exports import network, onnx, stablehlo, weights
 from rome_jax.spaces import genotypes
 
 FORMATS = ('stablehlo', 'onnx', 'safetensors')
@@ -53,7 +53,7 @@ def write(trained: Trained, to: str,
     path: of the file.
 
   Raises:
-    UserError: see `rome_jax.export`.
+    UserError: see `rome_jax.exports`.
   """
   if to not in FORMATS:
     raise errors.UserError(

@@ -73,7 +73,8 @@ def predict(trained: Trained,
 
   @jax.jit
   def apply(batch):
-    return jax.nn.softmax(network.apply(variables, batch), axis=-1)
+    return jax.nn.softmax(network.apply(
+        variables, batch, rngs={'noise': jax.random.key(0)}), axis=-1)
 
   found = []
   for start in range(0, len(images), _BATCH):

@@ -30,11 +30,15 @@ class Exportable(NamedTuple):
 
 
 def function_of(item: Exportable) -> Callable[[Any], jax.Array]:
-  """images [B,H,W,C] -> logits [B,classes], the weights inside."""
+  """images [B,H,W,C] -> logits [B,classes], the weights inside.
+
+  Operations that draw noise (S4 of RobustDARTS) draw the same each time.
+  """
   variables = jax.tree.map(np.asarray, dict(item.variables))
 
   def logits(images):
-    return item.network.apply(variables, images)
+    return item.network.apply(
+        variables, images, rngs={'noise': jax.random.key(0)})
 
   return logits
 

@@ -11,8 +11,8 @@ from rome_jax import errors, families, spaces
 from rome_jax.cli import export as command
 from rome_jax.cli.trained import About, Trained
 from rome_jax.engine import kernels, weights
-from rome_jax.export import network, onnx, stablehlo
-from rome_jax.export import weights as safetensors_lib
+from rome_jax.exports import network, onnx, stablehlo
+from rome_jax.exports import weights as safetensors_lib
 from rome_jax.spaces import Sizes, genotypes
 
 SIZES = Sizes(3, 4, 5, 16, 3)

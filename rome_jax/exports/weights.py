@@ -8,7 +8,7 @@ import numpy as np
 from flax import traverse_util
 
 from rome_jax.data import splits
-from rome_jax.export.network import Exportable
+from rome_jax.exports.network import Exportable
 
 
 def names(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -10,8 +10,8 @@ import numpy as np
 
 from rome_jax.data import splits
 from rome_jax.engine import kernels
-from rome_jax.export import network as network_lib
-from rome_jax.export.network import Exportable
+from rome_jax.exports import network as network_lib
+from rome_jax.exports.network import Exportable
 
 INPUT, OUTPUT = 'images', 'logits'
 

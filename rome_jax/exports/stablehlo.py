@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax import export as jax_export
 
 from rome_jax.engine import kernels
-from rome_jax.export import network as network_lib
-from rome_jax.export.network import Exportable
+from rome_jax.exports import network as network_lib
+from rome_jax.exports.network import Exportable
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 
