@@ -22,7 +22,11 @@ LOST = 4  # As of rome_jax.main: the same command continues.
 
 def make_parser():
   """The flags of a sweep and those that are Ray's."""
-  parser = sweep.make_parser('python -m launch.sweep_ray')
+  return with_ray(sweep.make_parser('python -m launch.sweep_ray'))
+
+
+def with_ray(parser):
+  """Adds the flags that are Ray's to a parser; returns it."""
   parser.add_argument(
       '--address', default='auto',
       help='of the cluster; auto: the one this machine is in; local: start '
@@ -37,7 +41,12 @@ def make_parser():
   return parser
 
 
-def _import_ray():
+def import_ray():
+  """Ray.
+
+  Raises:
+    UserError: it is not installed.
+  """
   try:
     import ray
   except ImportError as error:
@@ -47,7 +56,12 @@ def _import_ray():
   return ray
 
 
-def _connect(ray, address):
+def connect(ray, address):
+  """Joins or starts a cluster.
+
+  Raises:
+    UserError: there is none.
+  """
   # So that a worker finds the package where it is not installed.
   package = pathlib.Path(sweep.__file__).resolve().parents[2]
   paths = [str(package), os.environ.get('PYTHONPATH')]
@@ -103,8 +117,8 @@ def main(argv=None, program=sweep.PROGRAM) -> int:
   try:
     args, flags = make_parser().parse_known_args(argv)
     runs = sweep.plan(args, flags)
-    ray = _import_ray()
-    _connect(ray, args.address)
+    ray = import_ray()
+    connect(ray, args.address)
     return sweep.finish(runs, at_once(ray, runs, args, program), args.workdir,
                         args.choose)
   except errors.UserError as error:

@@ -59,10 +59,11 @@ MEASURES = {
 _TRAINED_ON = {'cifar10': 50_000, 'cifar100': 50_000, 'imagenet16-120': 151_700}
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser(prog: str = 'python -m rome_jax compare',
+                ) -> argparse.ArgumentParser:
   """The flags of a comparison; all others are those of its runs."""
   parser = cli.Parser(
-      prog='python -m rome_jax compare', allow_abbrev=False,
+      prog=prog, allow_abbrev=False,
       description='All other flags are given to every run of rome_jax.main.')
   parser.add_argument('--config', required=True, metavar='FILE[:ARGUMENT]',
                       help='a Python file with get_comparison()')
@@ -492,38 +493,54 @@ def to_text(found: Mapping[str, Any]) -> str:
   return '\n'.join(lines)
 
 
-def main(argv: Sequence[str] | None = None,
-         program: Sequence[str] = sweep.PROGRAM) -> int:
-  """Runs a command line (default: the process's); returns the exit code."""
-  cli.make_output_safe()
-  try:
-    args, flags = make_parser().parse_known_args(argv)
-    found = comparison.load(args.config)
-    if args.seeds:
-      found = found._replace(seeds=_seeds(args.seeds))
-    folder = checks.local_path('--workdir', args.workdir)
-    runs = plan(found, folder, flags)
-    codes = {}
-    if not args.page:
-      codes = run_all(runs, args.workers, found.rank,
-                      lambda: write(folder, collect(found, runs)), program)
-    result = collect(found, runs)
-    write(folder, result)
-    print(f'\n{to_text(result)}\n{pathlib.Path(folder, PAGE)}')
-    return next((code for code in codes.values() if code), 0)
-  except errors.UserError as error:
-    print(f'rome_jax: {error}', file=sys.stderr)
-    return error.exit_code
+def finish(folder: str, found: Comparison, runs: Sequence[sweep.Run],
+           codes: Mapping[str, int]) -> int:
+  """Writes and prints what came out; returns the exit code.
+
+  Args:
+    folder: of the comparison.
+    found, runs: as in `collect`.
+    codes: {name: exit code} of the runs that were started.
+  """
+  result = collect(found, runs)
+  write(folder, result)
+  print(f'\n{to_text(result)}\n{pathlib.Path(folder, PAGE)}')
+  return next((code for code in codes.values() if code), 0)
 
 
-def _seeds(text):
+def with_seeds(found: Comparison, text: str | None) -> Comparison:
+  """The comparison with the seeds of `--seeds`, if there are any.
+
+  Raises:
+    UserError: they are no whole numbers, or one comes twice.
+  """
+  if not text:
+    return found
   words = [word.strip() for word in text.split(',')]
   if not all(word.isdecimal() for word in words) or (
       len(set(words)) < len(words)):
     raise errors.UserError(
         f'--seeds={text} must be whole numbers separated by commas, none '
         'twice')
-  return tuple(map(int, words))
+  return found._replace(seeds=tuple(map(int, words)))
+
+
+def main(argv: Sequence[str] | None = None,
+         program: Sequence[str] = sweep.PROGRAM) -> int:
+  """Runs a command line (default: the process's); returns the exit code."""
+  cli.make_output_safe()
+  try:
+    args, flags = make_parser().parse_known_args(argv)
+    found = with_seeds(comparison.load(args.config), args.seeds)
+    folder = checks.local_path('--workdir', args.workdir)
+    runs = plan(found, folder, flags)
+    codes = {} if args.page else run_all(
+        runs, args.workers, found.rank,
+        lambda: write(folder, collect(found, runs)), program)
+    return finish(folder, found, runs, codes)
+  except errors.UserError as error:
+    print(f'rome_jax: {error}', file=sys.stderr)
+    return error.exit_code
 
 
 if __name__ == '__main__':

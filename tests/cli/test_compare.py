@@ -1,6 +1,7 @@
 """Comparisons: which runs, what becomes of them, statistics, the page."""
 
 import csv
+import importlib.util
 import json
 import pathlib
 import re
@@ -258,7 +259,7 @@ def test_bad_seeds(given, capsys):
 
 @pytest.mark.parametrize('name, number', [
     ('compare_nb201:scale=small', 18), ('compare_nb201:scale=full', 18),
-    ('compare_ranking', 25)])
+    ('compare_ranking', 25), ('compare_leaves', 9)])
 def test_shipped_comparisons_validate(name, number, monkeypatch):
   monkeypatch.chdir(ROOT)
   runs = compare.plan(comparison.load(name), 'runs/compare', [])
@@ -286,3 +287,22 @@ def test_real_runs(tmp_path):
   assert {row['state'] for row in found['runs']} == {'done'}
   assert re.search(r'\[2/2\] spos/seed-0: done', done.stdout)
   assert found['runs'][0]['trajectory']
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec('ray') is None, reason='needs Ray')
+@pytest.mark.slow
+def test_over_ray(given):
+  """A task for each run; what failed goes on with the same command."""
+  file, folder, program = given
+  command = [sys.executable, '-m', 'launch.compare_ray', f'--config={file}',
+             f'--workdir={folder}', '--address=local']
+  driver = ('import sys; from launch import compare_ray; '
+            f'sys.exit(compare_ray.main(sys.argv[1:], {program!r}))')
+  for wanted in (3, 0):
+    done = subprocess.run(
+        [sys.executable, '-c', driver, *command[3:]], cwd=ROOT, check=False,
+        capture_output=True, text=True, timeout=300)
+    assert done.returncode == wanted, done.stderr
+  found = json.loads((folder / 'compare.json').read_text())
+  assert {row['state'] for row in found['runs']} == {'done'}
