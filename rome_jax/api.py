@@ -288,7 +288,8 @@ class Result(NamedTuple):
              *((f'table, {name}', f'{row["test"]:.2f}%, rank {row["rank"]}')
                for name, row in table.items()),
              ('parameters', page.size(self.figures.get('params'))),
-             ('report', self.figures and str(self.workdir / 'report.html'))]
+             ('report', str(self.workdir / 'report.html') if self.figures else (
+                 None))]
     return page.facts(facts) + ''.join(
         page.picture(self.workdir, name)
         for name in ('cell_normal', 'cell_reduce'))

@@ -20,7 +20,7 @@ import json
 import sys
 
 from rome_jax import cli, errors, spaces
-from rome_jax.spaces import Sizes, Space, counting, genotypes, nasbench201_forms
+from rome_jax.spaces import Sizes, Space, counting, genotypes
 from rome_jax.tables import benchmarks
 
 # Defaults of the flags: the papers' retrained networks, by family and stem.
@@ -333,7 +333,7 @@ def _report(args):
     command_line.load([f'--config={args.config}'])
   if args.list:
     return _list(*_sizes(args, None), args.json)
-  record = nasbench201_forms.read(args.target)
+  record = benchmarks.read(args.target, spaces.SPACES.get(args.space or ''))
   space, name = _find_space(args, record)
   complaint = genotypes.complaint(record.genotype)
   if complaint:

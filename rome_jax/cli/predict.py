@@ -23,7 +23,7 @@ import numpy as np
 from rome_jax import cli, data, errors, files
 from rome_jax.cli import trained as trained_lib
 from rome_jax.cli.trained import Trained
-from rome_jax.config import checks
+from rome_jax.config import checks, command_line
 from rome_jax.data import folders, splits
 
 _BATCH = 64
@@ -61,7 +61,7 @@ def predict(trained: Trained,
     images: paths of image files, or uint8 arrays [h,w,C] of any size.
 
   Raises:
-    UserError: a file is no readable image.
+    UserError: a file is no readable image, or an array none of its kind.
 
   >>> import rome_jax as rj
   >>> images = [np.zeros((20, 30, 3), np.uint8)]
@@ -69,6 +69,9 @@ def predict(trained: Trained,
   (1, 2)
   """
   network, variables, about = trained
+  if isinstance(images, str | os.PathLike):
+    raise errors.UserError(
+        f'images={str(images)!r} must be a list of paths or arrays')
   prepare = data.make_transform(about.augment, about, train=False)
 
   @jax.jit
@@ -79,7 +82,8 @@ def predict(trained: Trained,
   found = []
   for start in range(0, len(images), _BATCH):
     batch = prepare([
-        image if isinstance(image, np.ndarray) else _read(
+        _checked(image, about.image_channels)
+        if isinstance(image, np.ndarray) else _read(
             image, about.image_channels)
         for image in images[start:start + _BATCH]])
     filled = np.zeros((min(_BATCH, len(images)), *batch.shape[1:]),
@@ -88,6 +92,14 @@ def predict(trained: Trained,
     found.append(np.asarray(apply(filled))[:len(batch)])
   classes = len(about.class_names)
   return np.concatenate(found) if found else np.zeros((0, classes), np.float32)
+
+
+def _checked(image, channels):
+  if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != channels:
+    raise errors.UserError(
+        f'an image has the shape {list(image.shape)} and type {image.dtype}; '
+        f'it must be uint8 [height,width,{channels}]')
+  return image
 
 
 def _read(path, channels):
@@ -120,6 +132,10 @@ def _parser():
   parser.add_argument('--top', type=cli.at_least(1), default=1, metavar='N',
                       help='classes of each image, the likeliest first (1)')
   parser.add_argument('--csv', metavar='FILE', help='write a table there')
+  parser.add_argument(
+      '--config', metavar='FILE',
+      help='a config file, run first for the operations and spaces of your '
+      'own that it adds')
   parser.add_argument('--name', metavar='NAME',
                       help='which retraining (default: the most accurate)')
   return parser
@@ -130,6 +146,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   cli.make_output_safe()
   try:
     args = cli.parse(_parser(), sys.argv[1:] if argv is None else argv)
+    if args.config:
+      command_line.load([f'--config={args.config}'])
     paths = images_of(args.images)
     trained = trained_lib.load(checks.local_path('RUN', args.run), args.name)
     rows = rows_of(trained, paths, predict(trained, paths), args.top)

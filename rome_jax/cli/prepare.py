@@ -15,7 +15,8 @@ from rome_jax.data import formats
 from rome_jax.devices import hosts
 from rome_jax.engine import operations
 from rome_jax.methods import split
-from rome_jax.spaces import genotypes, nasbench201_forms
+from rome_jax.spaces import genotypes
+from rome_jax.tables import benchmarks
 from rome_jax.train import (
   candidates,
   checkpoint,
@@ -99,8 +100,9 @@ def given_genotype(config: ConfigDict) -> genotypes.Record | None:
   """
   if not config.genotype:
     return None
-  record = nasbench201_forms.read(
-      checks.local_path('config.genotype', config.genotype))
+  record = benchmarks.read(
+      checks.local_path('config.genotype', config.genotype),
+      checks.space(config))
   families.check_genotype(
       checks.space(config), record.genotype, config.genotype)
   complaint = genotypes.complaint(record.genotype)

@@ -212,6 +212,13 @@ def _check_retrain(config):
     raise errors.UserError(
         f'config.retrain.init_from={retrain.init_from} needs config.genotype, '
         f'the architecture of that network: {retrain.init_from}/genotype.json')
+  if retrain.init_from and (
+      retrain.random_architectures or not retrain.seeds):
+    name = 'random_architectures' if retrain.random_architectures else 'seeds'
+    raise errors.UserError(
+        f'config.retrain.{name}={retrain[name]} must be '
+        f'{"at least 1" if name == "seeds" else 0} with '
+        'config.retrain.init_from, which is of one architecture')
   if retrain.epochs and retrain.warmup_epochs >= retrain.epochs:
     raise errors.UserError(
         f'config.retrain.warmup_epochs={retrain.warmup_epochs} must be '

@@ -1,5 +1,6 @@
 """The command line and config files."""
 
+import ast
 import inspect
 import os
 import pathlib
@@ -415,8 +416,7 @@ def help_text() -> str:
   lines = [_USAGE, 'Configs, by the first line of each file; its docstring has '
            'the keys:']
   for path in shipped():
-    first = path.read_text().split('"""')[1].splitlines()[0]
-    lines += _wrapped(f'{path.stem}: {first}', 2, 6)
+    lines += _wrapped(f'{path.stem}{_first_line(path)}', 2, 6)
   section = None
   for name, field in fields.FIELDS.items():
     if (found := name.rpartition('.')[0]) != section:
@@ -426,6 +426,15 @@ def help_text() -> str:
     lines.append(f'  --config.{name}={field.default}')
     lines += _wrapped(f'{field.meaning}{allowed}', 6, 6)
   return '\n'.join(lines)
+
+
+def _first_line(path):
+  """': ...' of a file's docstring; '' if it has none that can be read."""
+  try:
+    text = ast.get_docstring(ast.parse(path.read_text()))
+  except (OSError, SyntaxError, ValueError):
+    text = None
+  return f': {text.splitlines()[0]}' if text else ''
 
 
 def shipped() -> list[pathlib.Path]:

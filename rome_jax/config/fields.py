@@ -390,8 +390,9 @@ _RETRAIN = {
         "that run's genotype. '': from scratch"),
     'ema': _below_one(
         'decay of an exponential mean of weights and BatchNorm statistics over '
-        'the steps, which is tested and kept instead of the last (GM-NAS on '
-        'ImageNet: .9999). 0: none'),
+        'the steps, which is tested and kept instead of the last; at first it '
+        'is less, (1 + step) / (10 + step) (GM-NAS on ImageNet: .9999). 0: '
+        'none'),
 }
 
 _MESH = {

@@ -1,6 +1,7 @@
 """A trained network as a function, and what goes with every export."""
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -43,6 +44,28 @@ def function_of(item: Exportable) -> Callable[[Any], jax.Array]:
   return logits
 
 
+@contextlib.contextmanager
+def tracing(name: str) -> Iterator[None]:
+  """Says in one sentence what a converter cannot do.
+
+  Args:
+    name: of the format.
+
+  Raises:
+    UserError: whatever tracing for any batch size raises.
+  """
+  try:
+    yield
+  except errors.UserError:
+    raise
+  # Converters raise whatever an operation of a user's makes them stumble over.
+  except Exception as error:
+    first = str(error).strip().split('\n')[0]
+    raise errors.UserError(
+        f'this network cannot become {name} for any batch size: '
+        f'{type(error).__name__}: {first}') from error
+
+
 def example(item: Exportable, number: int, seed: int = 0) -> np.ndarray:
   """Random images of a network, [number,H,W,C] float32."""
   shape = (number, item.image_size, item.image_size, item.image_channels)
@@ -50,7 +73,8 @@ def example(item: Exportable, number: int, seed: int = 0) -> np.ndarray:
 
 
 def check(item: Exportable, run: Callable[[np.ndarray], Any], what: str,
-          sizes: Sequence[int] = (1, 3)) -> float:
+          sizes: Sequence[int] = (1, 3), precision: str | None = None,
+          ) -> float:
   """Compares an exported program with the network; the largest difference.
 
   Args:
@@ -58,6 +82,7 @@ def check(item: Exportable, run: Callable[[np.ndarray], Any], what: str,
     run: images -> logits of the exported program.
     what: its name in an error.
     sizes: of the batches.
+    precision: of the network's products; None: the device's usual one.
 
   Raises:
     UserError: they differ by more than TOLERANCE.
@@ -65,7 +90,8 @@ def check(item: Exportable, run: Callable[[np.ndarray], Any], what: str,
   function, worst = jax.jit(function_of(item)), 0.
   for number in sizes:
     images = example(item, number, number)
-    wanted = np.asarray(function(images))
+    with jax.default_matmul_precision(precision):
+      wanted = np.asarray(function(images))
     found = np.asarray(run(images))
     if found.shape != wanted.shape:
       raise errors.UserError(

@@ -28,7 +28,8 @@ def export(item: Exportable) -> tuple[bytes, float]:
   jax2onnx = splits.require('jax2onnx', 'export to ONNX')
   onnxruntime = splits.require('onnxruntime', 'export to ONNX')
   shape = ('B', item.image_size, item.image_size, item.image_channels)
-  with kernels.traced_for(kernels.STOCK), _quiet('onnx_ir'):
+  with kernels.traced_for(kernels.STOCK), _quiet('onnx_ir'), (
+      network_lib.tracing('ONNX')):
     model = jax2onnx.to_onnx(
         network_lib.function_of(item), inputs=[shape], model_name='rome_jax')
   _name(model.graph)
@@ -42,7 +43,9 @@ def export(item: Exportable) -> tuple[bytes, float]:
   def run(images: np.ndarray) -> np.ndarray:
     return session.run(None, {name: images})[0]
 
-  return data, network_lib.check(item, run, 'the ONNX model')
+  # onnxruntime has float32, which GPUs and TPUs have only when asked.
+  return data, network_lib.check(
+      item, run, 'the ONNX model', precision='highest')
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ def export(item: Exportable,
   batch, = jax_export.symbolic_shape('b')
   shape = (batch, item.image_size, item.image_size, item.image_channels)
   function = network_lib.function_of(item)
-  with kernels.traced_for(kernels.EVERY):
+  with kernels.traced_for(kernels.EVERY), network_lib.tracing('StableHLO'):
     exported = jax_export.export(
         # A new function: no trace for this backend is found again.
         jax.jit(lambda images: function(images)), platforms=tuple(platforms))(

@@ -34,8 +34,7 @@ from rome_jax.methods.method import (
     full_mask,
 )
 from rome_jax.methods.rules import first_order
-from rome_jax.spaces import Space
-from rome_jax.spaces.genotypes import PARAMETERLESS
+from rome_jax.spaces import Space, genotypes
 
 Metrics = dict[str, jax.Array]
 
@@ -613,7 +612,9 @@ def diagnostics(space: Space, arch: Any,
   masks: Any = mask or full_mask(space)
   for t in space.cell_types:
     alpha = laws.masked_logits(arch.alpha[t], masks[t])
-    free = np.isin(np.array([*space.ops, ''])[space.choices(t)], PARAMETERLESS)
+    free = np.array([[place >= 0 and genotypes.free(space.ops[place], space, i)
+                      for place in row]
+                     for i, row in enumerate(space.choices(t))])
     scalars[f'parameterless_share_{t}'] = (
         jax.nn.softmax(alpha) * free).sum(-1).mean()
     for name, values in (('entropy', laws.entropy(alpha)),

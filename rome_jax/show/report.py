@@ -11,6 +11,7 @@ import json
 import math
 import os
 import pathlib
+import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 
@@ -238,18 +239,19 @@ def _next(workdir, result):
   """What one can do with the run, and its files."""
   if not result:
     return ''
-  place = str(workdir)
+  place = shlex.quote(str(workdir))
   commands = [('the cells and their counts',
                f'rome-jax describe {place}/genotype.json --space='
                f'{result.get("space")}')]
-  if 'search' in result:
+  if 'search' in result and result.get('dataset') != 'arrays':
     commands.append((
         'train this architecture with another recipe',
         f'rome-jax run --config={place}/config.json --config.genotype='
         f'{place}/genotype.json --workdir=OTHER'))
-    if result['search'].get('phase', '').startswith('search'):
-      commands.append(('how well the supernet ranks architectures',
-                       f'rome-jax rank {place} --cells=1000'))
+  search = result.get('search') or {}
+  if search.get('phase') == 'search' or 'leaf' in search:
+    commands.append(('how well the supernet ranks architectures',
+                     f'rome-jax rank {place} --cells=1000'))
   if result.get('evaluations'):
     commands += [
         ('classify images', f'rome-jax predict {place} IMAGES...'),

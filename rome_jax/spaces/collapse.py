@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from rome_jax import spaces
 from rome_jax.spaces import genotypes
-from rome_jax.spaces.genotypes import PARAMETERLESS, Genotype
+from rome_jax.spaces.genotypes import Genotype
 
 SHARE = .75
 NAMES = {'normal': 'normal', 'reduce': 'reduction'}
@@ -52,11 +52,11 @@ def _cell(genotype, space, cell_type):
   sites, free, of = space.site_ops(cell_type), 0, 0
   for i, node in enumerate(nodes):
     for op, pred in _chosen(node, space):
-      offered = sites[_site(space, i, pred)]
-      if all(name in PARAMETERLESS for name in offered):
+      site = _site(space, i, pred)
+      if all(genotypes.free(name, space, site) for name in sites[site]):
         continue
       of += 1
-      free += op in PARAMETERLESS
+      free += genotypes.free(op, space, site)
   return Cell(free, of)
 
 

@@ -6,6 +6,7 @@ cell), then the nodes. Where all cells are equal (NAS-Bench-201,
 NAS-Bench-1Shot1, chains of blocks) there is no reduction cell, and one input.
 """
 
+import itertools
 import json
 import os
 import pathlib
@@ -198,6 +199,27 @@ def operations(genotype: Genotype, space: spaces.Space | None = None
   return found
 
 
+def free(op: str, space: spaces.Space | None = None, site: int = 0) -> bool:
+  """Whether an operation has no weights.
+
+  The identity of NAS-Bench-Macro has some in the first block of each stage,
+  which changes size and width.
+
+  Args:
+    op: its name.
+    space, site: where it stands.
+
+  >>> free('skip_connect'), [
+  ...     free('identity', spaces.NASBENCH_MACRO, i) for i in (0, 1, 2, 3)]
+  (True, [False, True, False, True])
+  """
+  if op != 'identity' or space is None:
+    return op in PARAMETERLESS
+  firsts = itertools.accumulate(
+      (number for _, number, _ in space.layout), initial=0)
+  return site not in firsts
+
+
 def parameterless(genotype: Genotype, space: spaces.Space | None = None
                   ) -> dict[str, int]:
   """Counts the operations without weights; arguments as `operations`.
@@ -205,7 +227,7 @@ def parameterless(genotype: Genotype, space: spaces.Space | None = None
   >>> parameterless(load('DARTS_V2'))
   {'normal': 2, 'reduce': 8}
   """
-  return {cell: sum(op in PARAMETERLESS for op in names)
+  return {cell: sum(free(op, space, i) for i, op in enumerate(names))
           for cell, names in operations(genotype, space).items()}
 
 

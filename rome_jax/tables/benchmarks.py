@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from rome_jax.spaces import NASBENCH_MACRO, Space
+from rome_jax.spaces import NASBENCH_MACRO, Space, genotypes
 from rome_jax.spaces import nasbench201_forms as forms
 from rome_jax.spaces.genotypes import Genotype
 from rome_jax.tables import macro, nasbench201
@@ -57,6 +57,25 @@ def of(space: Space) -> Benchmark | None:
   same = (space.family, space.layout, space.num_nodes) == (
       NASBENCH_MACRO.family, NASBENCH_MACRO.layout, NASBENCH_MACRO.num_nodes)
   return MACRO if same and set(space.ops) <= set(macro.BLOCKS) else None
+
+
+def read(text: str, space: Space | None) -> genotypes.Record:
+  """A genotype in any form, in the code of a space's table too.
+
+  Digits are a code or an index of the table of the space; of NAS-Bench-201
+  where it is unknown.
+
+  Args:
+    text: as `nasbench201_forms.read` takes it.
+    space: the search space, or None.
+
+  Raises:
+    UserError: it cannot be read.
+  """
+  if space is not None and of(space) is MACRO and text.isdecimal():
+    return genotypes.Record(
+        MACRO.parse(text, 'genotype'), {'space': space.name})
+  return forms.read(text)
 
 
 def accuracy(space: Space, genotype: Genotype, dataset: str) -> float | None:

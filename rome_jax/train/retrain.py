@@ -1,5 +1,6 @@
 """Retraining from scratch: a genotype to a tested network."""
 
+import os
 import pathlib
 import time
 from collections.abc import Callable, Mapping
@@ -110,19 +111,35 @@ def held_out(dataset: data.Dataset, share: float) -> data.Dataset:
       test=splits.take(dataset.train, test))
 
 
-def read_start(workdir: str) -> dict[str, Any]:
-  """The variables of a run's most accurate retraining, to go on from.
+class Start(NamedTuple):
+  """A trained network that others go on from.
+
+  Attributes:
+    genotype: of its cells.
+    variables: {collection: tree}.
+    name: where it is from.
+  """
+
+  genotype: Genotype
+  variables: Mapping[str, Any]
+  name: str
+
+
+def read_start(workdir: str) -> Start:
+  """The most accurate network of a finished run, to go on from.
 
   Raises:
-    UserError: the folder has no finished retraining.
+    UserError: the folder has none.
   """
-  path = pathlib.Path(workdir)
-  if not path.is_dir():
+  path = pathlib.Path(os.path.expanduser(workdir))
+  if not (path / 'result.json').exists():
     raise errors.UserError(
         f'config.retrain.init_from={workdir} must be the folder of a finished '
         'run')
   figures = notes.retraining(path)
-  return read_variables(path, figures['name'])
+  return Start(
+      genotypes.from_text(figures['genotype']),
+      read_variables(path, figures['name']), f'{workdir}, {figures["name"]}')
 
 
 def read_variables(workdir: pathlib.Path, name: str) -> dict[str, Any]:
@@ -134,16 +151,13 @@ def read_variables(workdir: pathlib.Path, name: str) -> dict[str, Any]:
   """
   state = checkpoint.read_tree(
       workdir / 'checkpoints' / 'retrain' / name, 'state')
-  tested = state.get('ema') or (
-      state['params'], state.get('batch_stats', {}))
-  # Checkpoints hold tuples as lists, and may hold them by number.
-  if isinstance(tested, Mapping):
-    tested = tested['0'], tested.get('1', {})
-  return {'params': tested[0], 'batch_stats': tested[1]}
+  if mean := state.get('ema'):  # `read_tree` gives tuples as {'0': ...}.
+    return {'params': mean['0'], 'batch_stats': mean.get('1', {})}
+  return {name: state.get(name, {}) for name in ('params', 'batch_stats')}
 
 
-def started(variables: Mapping[str, Any], start: Mapping[str, Any],
-            where: str = 'init_from') -> dict[str, Any]:
+def started(variables: Mapping[str, Any], start: Start,
+            genotype: Genotype) -> dict[str, Any]:
   """Initial variables with those of another training in their place.
 
   Classifiers for another number of classes and an auxiliary head that the
@@ -151,26 +165,32 @@ def started(variables: Mapping[str, Any], start: Mapping[str, Any],
 
   Args:
     variables: fresh, of the network.
-    start: of the other training.
-    where: what a message calls that.
+    start: the other training.
+    genotype: of the network.
 
   Raises:
     UserError: the other network is not the same but for its classifiers.
   """
-  known = traverse_util.flatten_dict(dict(start))
+  if start.genotype != genotype:
+    raise errors.UserError(
+        f'{start.name}, of config.retrain.init_from, has another genotype: '
+        f'{genotypes.to_text(start.genotype)}')
+  known = traverse_util.flatten_dict(dict(start.variables))
+  fresh = traverse_util.flatten_dict(dict(variables))
   found = {}
-  for path, leaf in traverse_util.flatten_dict(dict(variables)).items():
-    other = known.get(path)
-    if other is not None and np.shape(other) == np.shape(leaf):
-      found[path] = np.asarray(other)
+  for path in {**fresh, **known}:
+    here, there = (None if leaf is None else list(np.shape(leaf))
+                   for leaf in (fresh.get(path), known.get(path)))
+    if here == there:
+      found[path] = np.asarray(known[path])
     elif 'auxiliary' in path or 'head' in path:
-      found[path] = leaf
+      if here is not None:
+        found[path] = fresh[path]
     else:
-      has = 'nothing' if other is None else f'shape {list(np.shape(other))}'
       raise errors.UserError(
-          f'{where} holds another network: at {"/".join(path)} it has {has}, '
-          f'and here is shape {list(np.shape(leaf))}; give its genotype, cells '
-          'and channels')
+          f'{start.name}, of config.retrain.init_from, is another network: '
+          f'{"/".join(path)} has the shape {there} there and {here} here; give '
+          'its cells and channels')
   return traverse_util.unflatten_dict(found)
 
 
@@ -231,13 +251,25 @@ def make_step(network: nn.Module, recipe: RetrainRecipe, tx: Any, steps: int,
         params=unravel(optax.apply_updates(params, updates)),
         batch_stats=batch_stats, opt=opt)
     if recipe.ema:
+      decay = ema_decay(recipe.ema, state.step - 1)
       state = state._replace(ema=jax.tree.map(
-          lambda mean, new: recipe.ema * mean + (1 - recipe.ema) * new,
+          lambda mean, new: decay * mean + (1 - decay) * new,
           state.ema, (state.params, state.batch_stats)))
     return state, {'train_loss': loss, 'train_accuracy': accuracy,
                    'grad_norm': optax.tree.norm(grads)}
 
   return step
+
+
+def ema_decay(decay: float, steps: Any) -> Any:
+  """The decay after so many steps: less at first, min(d, (1+t) / (10+t)).
+
+  So the mean of a short training is not that of its first weights.
+
+  >>> float(ema_decay(.9, 0)), round(float(ema_decay(.999, 90)), 2)
+  (0.10000000149011612, 0.91)
+  """
+  return jnp.minimum(decay, (1. + steps) / (10. + steps))
 
 
 def _mean_loss(logits, batch, recipe):
@@ -364,7 +396,7 @@ class Trainer:
         recipe.lr, recipe.lr_end, self.steps, steps_per_epoch=self.per_epoch,
         warmup_steps=recipe.warmup_epochs * self.per_epoch)
     self.tx = optim.sgd(self.schedule, recipe)
-    self._start = read_start(recipe.init_from) if recipe.init_from else None
+    self._start: Start | None = None
     self._programs: dict[nn.Module, Any] = {}
 
   def batches(self, seed: int) -> data.Batches:
@@ -376,12 +408,13 @@ class Trainer:
     return mesh_lib.sharded(batches, self.placement and self.placement.batch,
                             batches.batch_size)
 
-  def _init(self, network, seed):
+  def _init(self, network, seed, genotype, resumes):
     size, channels = self.dataset.image_size, self.dataset.image_channels
     variables = weights_lib.initialise(
         network, seed, jnp.zeros((2, size, size, channels)))
-    if self._start is not None:
-      variables = started(variables, self._start, self.recipe.init_from)
+    if self.recipe.init_from and not resumes:
+      self._start = self._start or read_start(self.recipe.init_from)
+      variables = started(variables, self._start, genotype)
     return init_state(variables, self.tx, seed, bool(self.recipe.ema))
 
   def _program(self, network, state, label=''):
@@ -413,18 +446,25 @@ class Trainer:
       The outcome; its figures also have test_seconds (without compiling) and
       test_compile_seconds, both of this process and part of `seconds`.
     """
-    phase, program, carry = self.prepare(job)
+    folder = settings.workdir / 'checkpoints' / job.folder / job.name
+    phase, program, carry = self.prepare(job, folder.exists())
     if epochs is not None:
       phase = phase._replace(steps=min(self.steps, epochs * self.per_epoch))
     test: Any = phase.test  # a `Test`
     before = test.seconds, test.compile_seconds
     outcome = loop.run(phase, program, carry, settings, writer, stop)
     return outcome._replace(figures=outcome.figures | {
+        **({'init_from': self._start.name} if self._start else {}),
         'test_seconds': test.seconds - before[0],
         'test_compile_seconds': test.compile_seconds - before[1]})
 
-  def prepare(self, job: Job) -> tuple[loop.Phase, loop.Program, loop.Carry]:
+  def prepare(self, job: Job, resumes: bool = False,
+              ) -> tuple[loop.Phase, loop.Program, loop.Carry]:
     """(phase, compiled program, carry), after saying what it will cost.
+
+    Args:
+      job: what is trained.
+      resumes: whether a checkpoint will replace the first weights.
 
     Raises:
       UserError: the program needs more memory than there is.
@@ -433,7 +473,8 @@ class Trainer:
     network = make_network(self.setup, recipe, job.genotype)
     known = network in self._programs
     program, test, carry = self._program(
-        network, self._init(network, job.seed), job.name)
+        network, self._init(network, job.seed, job.genotype, resumes),
+        job.name)
 
     def observe(state, means, memo):
       last = int(state.step) - 1

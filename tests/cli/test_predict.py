@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rome_jax import data, families, spaces
+from rome_jax import data, errors, families, spaces
 from rome_jax.cli import predict
 from rome_jax.cli.trained import About, Trained
 from rome_jax.engine import weights
@@ -75,3 +75,14 @@ def test_mistakes(trained, folder, monkeypatch, capsys, target, words):
   err = capsys.readouterr().err
   assert words in err and err.count('\n') == 1
   assert 'skip_unreadable' not in err
+
+
+@pytest.mark.parametrize('image', [
+    np.zeros((8, 8, 3), np.float32), np.zeros((8, 8), np.uint8),
+    np.zeros((8, 8, 4), np.uint8)])
+def test_arrays_of_another_kind_are_refused(trained, image):
+  """Floats in 0..1 would be read as nearly black."""
+  with pytest.raises(errors.UserError, match=r'must be uint8 \[height,width,3'):
+    predict.predict(trained, [image])
+  with pytest.raises(errors.UserError, match='must be a list'):
+    predict.predict(trained, 'cat.jpg')

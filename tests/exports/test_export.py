@@ -2,6 +2,7 @@
 
 import json
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -128,3 +129,17 @@ def test_facts_go_with_every_export(tmp_path, monkeypatch, capsys):
   assert genotypes.from_text(facts['genotype']) == one.about.genotype
   assert command.main([str(tmp_path), '--to=torch']) == 2
   assert capsys.readouterr().err.count('\n') == 1
+
+
+class Whimsical(nn.Module):
+  """A network that asks for its batch's size."""
+
+  @nn.compact
+  def __call__(self, images):
+    return images.mean((1, 2)) if images.shape[0] > 7 else images.sum((1, 2))
+
+
+def test_a_network_that_cannot_be_traced_is_one_sentence():
+  item = network.Exportable(Whimsical(), {}, 4, 3, {})
+  with pytest.raises(errors.UserError, match='cannot become StableHLO for any'):
+    stablehlo.export(item)

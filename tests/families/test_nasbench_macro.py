@@ -6,6 +6,7 @@ import pytest
 from jax import lax
 
 from rome_jax import errors, families, spaces
+from rome_jax.cli import describe
 from rome_jax.engine import weights
 from rome_jax.families import mobile
 from rome_jax.spaces import Sizes, enumeration, genotypes
@@ -118,3 +119,17 @@ def test_genotypes_of_the_table():
   assert benchmarks.accuracy(spaces.S0, None, 'cifar10') is None
   with pytest.raises(errors.UserError, match='8 blocks of identity'):
     macro.from_genotype(mobile.chain(['zero'] * 8))
+
+
+def test_the_identity_has_weights_where_a_block_changes_size():
+  for code, free in (('00000000', 5), ('10010100', 4), ('22212202', 1)):
+    assert genotypes.parameterless(macro.to_genotype(code), SPACE) == {
+        'normal': free}
+
+
+def test_codes_are_read_where_a_genotype_is_given(capsys):
+  assert describe.main(['22212202', '--space=nasbench_macro']) == 0
+  out = capsys.readouterr().out
+  assert 'code 22212202' in out and 'rank 1 of 6561' in out
+  assert benchmarks.read('5', SPACE).genotype == macro.to_genotype('00000012')
+  assert benchmarks.read('5', None).info == {'space': 'nasbench201'}

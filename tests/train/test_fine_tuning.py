@@ -1,6 +1,7 @@
 """Training on from another run's network, and the mean over the steps."""
 
 import json
+import shutil
 
 import chex
 import flax.linen as nn
@@ -63,12 +64,39 @@ def test_weights_are_those_of_the_other_run(first, tmp_path, classes):
 
 
 def test_another_network_is_refused(first):
-  variables = retrain.read_start(str(first))
+  start = retrain.read_start(str(first))
+  variables, genotype = start.variables, start.genotype
   wider = jax.tree.map(lambda a: np.zeros((*a.shape[:-1], a.shape[-1] + 1)),
                        variables)
-  with pytest.raises(errors.UserError, match='holds another network: at .*cell'
-                     '.* give its genotype'):
-    retrain.started(wider, variables, 'runs/x')
+  less = {**variables, 'params': {
+      name: tree for name, tree in variables['params'].items()
+      if name != 'cell0'}}
+  for other in (wider, less):  # The source has other weights, or more.
+    with pytest.raises(errors.UserError, match='is another network: .*cell'):
+      retrain.started(other, start, genotype)
+  # Its parameters would fit, and mean something else.
+  turned = genotype._replace(normal=tuple(
+      tuple((op, 1 - pred) for op, pred in node) for node in genotype.normal))
+  with pytest.raises(errors.UserError, match='has another genotype'):
+    retrain.started(variables, start, turned)
+
+
+def test_a_run_that_goes_on_does_not_need_the_other(first, tmp_path):
+  """Its own checkpoint has all; and the phase says where it began."""
+  other = tmp_path / 'other'
+  shutil.copytree(first, other)
+  config = config_of(init_from=str(other))
+  config.checkpoint_every = 1
+  workdir = tmp_path / 'run'
+  run_lib.run(config, workdir, dataset(2))
+  note = json.loads((workdir / 'phases' / 'given-0.json').read_text())
+  assert note['init_from'] == f'{other}, given-0'
+  before = final_arrays(workdir, 'retrain/given-0')
+  shutil.rmtree(other)
+  for path in ('result.json', 'report.html', 'phases/given-0.json'):
+    (workdir / path).unlink()
+  run_lib.run(config, workdir, dataset(2))
+  assert final_arrays(workdir, 'retrain/given-0') == before
 
 
 def test_mistakes(first, tmp_path):
@@ -78,8 +106,11 @@ def test_mistakes(first, tmp_path):
     checks.validate(config)
   with pytest.raises(errors.UserError, match='must be the folder of a finish'):
     retrain.read_start(str(tmp_path / 'none'))
-  with pytest.raises(errors.UserError, match='holds no finished retraining'):
-    retrain.read_start(str(tmp_path))
+  config = config_of(init_from=str(first), random_architectures=1)
+  with pytest.raises(errors.UserError, match='random_architectures=1 must'):
+    checks.validate(config)
+  with pytest.raises(errors.UserError, match='seeds=0 must be at least 1'):
+    checks.validate(config_of(init_from=str(first), seeds=0))
 
 
 class Tiny(nn.Module):
@@ -93,7 +124,10 @@ class Tiny(nn.Module):
 
 
 def test_the_mean_over_the_steps():
-  """m <- d m + (1 - d) x of weights and statistics, from the fresh ones."""
+  """m <- d m + (1 - d) x of weights and statistics, from the fresh ones.
+
+  d is .1, 2/11 and 3/12 in the first three steps.
+  """
   recipe = retrain.RetrainRecipe(
       ema=.75, auxiliary=False, drop_path=0., epochs=1)
   images = np.random.default_rng(0).normal(size=(3, 8, 4, 4, 3)).astype('f')
@@ -103,9 +137,9 @@ def test_the_mean_over_the_steps():
   step = jax.jit(retrain.make_step(network, recipe, tx, 3, 3))
   state = retrain.init_state(variables, tx, 0, ema=True)
   mean = jax.tree.map(np.float64, (state.params, state.batch_stats))
-  for batch in images:
+  for batch, d in zip(images, (1 / 10, 2 / 11, 3 / 12)):
     state, _ = step(state, {'image': batch, 'label': np.arange(8) % 2})
-    mean = jax.tree.map(lambda m, x: .75 * m + .25 * np.float64(x), mean,
+    mean = jax.tree.map(lambda m, x, d=d: d * m + (1 - d) * np.float64(x), mean,
                         (state.params, state.batch_stats))
   chex.assert_trees_all_close(state.tested, mean, rtol=1e-5)
   assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(
