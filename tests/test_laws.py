@@ -33,7 +33,7 @@ TWO_EDGES = dict(in_degree=2, drop_none=True)
 
 
 def cells_of(space):
-  return space.num_nodes if space.family == 'mobile' else 3
+  return space.num_nodes if space.parents == 'previous' else 3
 
 
 def combinations():
@@ -72,7 +72,7 @@ def test_what_rows_refuse():
   refused = {(space.name, name) for space in spaces.SPACES.values()
              for name in table.METHODS if not allowed(space, name)}
   nodes = [n for n in spaces.SPACES if '1shot1' in n]
-  chains = [n for n in spaces.SPACES if n.startswith('mobile')]
+  chains = [n for n, s in spaces.SPACES.items() if s.parents == 'previous']
   on_edges = ('pc_darts', 'snas', 'fair_darts', 'p_darts')
   assert refused == {(n, name) for n in chains for name in SLOTS} | {
       (n, name) for n in nodes for name in on_edges}

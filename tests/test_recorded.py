@@ -85,7 +85,7 @@ REWORDED = {
                       r'space=nasbench201 keeps \(1, 2, 2\) of a node',
     'method': r'config\.method=.rome_v3. must be one of rome_v1, rome_v2, '
               r'gdas, .*; did you mean .rome_v2.\?$',
-    'unknown_space': r'space=.s22. must be one of s0, .*, mobile_tiny; '
+    'unknown_space': r'space=.s22. must be one of s0, .*, nasbench_macro; '
                      r'did you mean .s2.\?$'}
 
 RETRAINED = {  # one of each family, and S4, which draws noise

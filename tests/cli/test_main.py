@@ -24,10 +24,11 @@ def test_help_names_every_command_and_nothing_is_left_out(capsys):
 
 
 @pytest.mark.parametrize('argv, message', [
-    ([], 'a command is missing; use one of run, sweep, describe, '
-     'rank, variance'),
+    ([], 'a command is missing; use one of run, sweep, compare, describe, '
+     'rank, predict, export, variance'),
     (['descibe', 'DARTS_V2'], "unknown command 'descibe'; use one of run, "
-     "sweep, describe, rank, variance; did you mean 'describe'?"),
+     'sweep, compare, describe, rank, predict, export, variance; did you mean '
+     "'describe'?"),
     (['--config=quickstart'], "unknown command '--config=quickstart'"),
 ])
 def test_no_such_command_is_one_sentence(argv, message, capsys):

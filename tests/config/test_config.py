@@ -708,12 +708,14 @@ def test_a_foreign_config_in_the_workdir(theirs, tmp_path):
 
 
 def test_many_fields_that_differ_are_counted(tmp_path):
-  """Every field but the eleven at the top is missing there."""
+  """Every field of two sections is another there."""
   theirs = fields.to_json(quickstart())
-  missing = sum(len(theirs.pop(name)) for name in ('search', 'retrain'))
+  for name in ('search', 'retrain'):
+    theirs[name] = dict.fromkeys(theirs[name], 'another')
+  differing = sum(len(theirs[name]) for name in ('search', 'retrain'))
   (tmp_path / fields.FILENAME).write_text(json.dumps(theirs))
   with pytest.raises(errors.UserError,
-                     match=f' and {missing - 8} more; use another'):
+                     match=f' and {differing - 8} more; use another'):
     checks.check_workdir(tmp_path, quickstart())
 
 
