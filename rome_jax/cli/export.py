@@ -19,7 +19,7 @@ from typing import Any
 from rome_jax import cli, errors, files
 from rome_jax.cli import trained as trained_lib
 from rome_jax.cli.trained import Trained
-from rome_jax.config import checks, command_line
+from rome_jax.config import checks
 from rome_jax.exports import network, onnx, stablehlo, weights
 from rome_jax.spaces import genotypes
 
@@ -77,18 +77,11 @@ def _parser():
   parser = cli.Parser(
       prog='python -m rome_jax export', allow_abbrev=False,
       description="Writes a run's trained network for other programs.")
-  parser.add_argument('run', metavar='RUN', help='folder of a finished run')
+  trained_lib.add_arguments(parser)
   parser.add_argument('--to', required=True, metavar='|'.join(FORMATS),
                       help='the format')
   parser.add_argument('--out', metavar='FILE',
                       help='the file (default: RUN/network.FORMAT)')
-  parser.add_argument(
-      '--config', metavar='FILE',
-      help='a config file, run first for the operations and spaces of your '
-      'own that it adds')
-  parser.add_argument('--name', metavar='NAME',
-                      help="which retraining, such as derived-0 (default: the "
-                      'most accurate)')
   return parser
 
 
@@ -101,12 +94,10 @@ def main(argv: Sequence[str] | None = None) -> int:
       raise errors.UserError(
           f'--to={args.to} must be one of {", ".join(FORMATS)}'
           f'{errors.near_miss(args.to, FORMATS)}')
-    if args.config:
-      command_line.load([f'--config={args.config}'])
     run = pathlib.Path(checks.local_path('RUN', args.run))
     path = pathlib.Path(checks.local_path('--out', args.out) if args.out
                         else run / f'network.{args.to}')
-    facts = write(trained_lib.load(run, args.name), args.to, path)
+    facts = write(trained_lib.of(args), args.to, path)
     print(f'{path}: {path.stat().st_size:,} bytes, within '
           f'{facts["difference"]:.1g} of the network')
     return 0

@@ -23,7 +23,7 @@ import numpy as np
 from rome_jax import cli, data, errors, files
 from rome_jax.cli import trained as trained_lib
 from rome_jax.cli.trained import Trained
-from rome_jax.config import checks, command_line
+from rome_jax.config import checks
 from rome_jax.data import folders, splits
 
 _BATCH = 64
@@ -126,18 +126,12 @@ def _parser():
   parser = cli.Parser(
       prog='python -m rome_jax predict', allow_abbrev=False,
       description="Classifies images with a run's trained network.")
-  parser.add_argument('run', metavar='RUN', help='folder of a finished run')
+  trained_lib.add_arguments(parser)
   parser.add_argument('images', metavar='IMAGE', nargs='+',
                       help='image files, and folders of them')
   parser.add_argument('--top', type=cli.at_least(1), default=1, metavar='N',
                       help='classes of each image, the likeliest first (1)')
   parser.add_argument('--csv', metavar='FILE', help='write a table there')
-  parser.add_argument(
-      '--config', metavar='FILE',
-      help='a config file, run first for the operations and spaces of your '
-      'own that it adds')
-  parser.add_argument('--name', metavar='NAME',
-                      help='which retraining (default: the most accurate)')
   return parser
 
 
@@ -146,10 +140,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   cli.make_output_safe()
   try:
     args = cli.parse(_parser(), sys.argv[1:] if argv is None else argv)
-    if args.config:
-      command_line.load([f'--config={args.config}'])
     paths = images_of(args.images)
-    trained = trained_lib.load(checks.local_path('RUN', args.run), args.name)
+    trained = trained_lib.of(args)
     rows = rows_of(trained, paths, predict(trained, paths), args.top)
     if args.csv:
       text = io.StringIO()

@@ -1,5 +1,6 @@
 """The trained network of a run, read back."""
 
+import argparse
 import pathlib
 from typing import Any, NamedTuple
 
@@ -7,7 +8,7 @@ import flax.linen as nn
 
 from rome_jax import errors, families, files
 from rome_jax.cli import run
-from rome_jax.config import checks, setup
+from rome_jax.config import checks, command_line, setup
 from rome_jax.spaces import Sizes, genotypes
 from rome_jax.train import notes, retrain
 
@@ -79,6 +80,25 @@ def load(workdir: str | pathlib.Path, name: str | None = None) -> Trained:
       About(genotype, tuple(facts['class_names']), tuple(facts['mean']),
             tuple(facts['std']), facts['image_size'], facts['image_channels'],
             figures, recipe.augment))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """The run and the flags by which `of` finds its network."""
+  parser.add_argument('run', metavar='RUN', help='folder of a finished run')
+  parser.add_argument(
+      '--config', metavar='FILE',
+      help='a config file, run first for the operations and spaces of your '
+      'own that it adds')
+  parser.add_argument('--name', metavar='NAME',
+                      help='which retraining, such as derived-0 (default: the '
+                      'most accurate)')
+
+
+def of(args: argparse.Namespace) -> Trained:
+  """The trained network that a command's flags name; errors as `load`."""
+  if args.config:
+    command_line.load([f'--config={args.config}'])
+  return load(checks.local_path('RUN', args.run), args.name)
 
 
 def _read(path):
