@@ -21,7 +21,7 @@ Few-shot leaves train as long as those of gm.
 Hardware: one accelerator. Time: not run at this size.
 Published score: GM with DARTS on CIFAR-10 97.65 %, with SNAS 97.66 % (Hu et
 al., ICLR 2022, best epochs). None of GM over ROME or PA&DA.
-This code: docs/measured.md has a reduced scale.
+This code: docs/reproduction.md has a reduced scale.
 """
 
 from rome_jax import config as config_lib

@@ -24,7 +24,7 @@ is scored by its leaf.
 Hardware: one CPU core. Time: ten minutes.
 Published score: Kendall's tau .48 of one supernet and .55 of few-shot's (Zhao
 et al., ICML 2021, full scale).
-This code: docs/measured.md.
+This code: docs/reproduction.md.
 """
 
 from rome_jax import config as config_lib

@@ -18,7 +18,7 @@ authors train on all and rank on the test images (`rank --images=test`).
 Hardware: small, one CPU core; full, one accelerator (not run).
 Time: small, ten minutes.
 Published score: Kendall's tau .713 +- .002 for PA&DA (CVPR 2023), full scale.
-This code: docs/measured.md.
+This code: docs/reproduction.md.
 """
 
 from rome_jax import config as config_lib
