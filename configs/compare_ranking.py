@@ -5,8 +5,8 @@
 
 SPOS, FairNAS, PA, DA and PA&DA at equal gradients, five seeds each, by
 configs/ranking_nasbench201.py; each supernet ranks the same 1,000 cells on one
-batch of held-out images. Two hours on two CPU cores. docs/reproduction.md has what
-came out.
+batch of held-out images. Two hours on two CPU cores. docs/reproduction.md has
+what came out.
 """
 
 from rome_jax import config as config_lib
