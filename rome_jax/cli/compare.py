@@ -6,8 +6,8 @@
 The file's get_comparison() lists arms, each the flags of `rome-jax run` in
 which it differs, and seeds; all other flags go to every run. Each run has a
 folder and a process of its own; finished ones are left alone, unfinished ones
-go on. With --workers several run at the same time; on a machine with GPUs each
-worker has its own.
+go on. With --workers several run at the same time; with several GPUs each runs
+on one of them, and workers share when there are more workers than GPUs.
 
 Whenever runs end, and at the end, DIR/compare.json, compare.csv and
 compare.html are written: every run, mean and spread of each arm, differences
@@ -230,7 +230,7 @@ def _run(run, stop, program, rank, environment):
 
 
 def _environment(worker, workers):
-  """Variables that give a worker a GPU of its own, if there are several."""
+  """Variables that put a worker on one GPU, if there are several."""
   values = dict(os.environ)
   if workers > 1:
     given = values.get('CUDA_VISIBLE_DEVICES')
