@@ -39,19 +39,21 @@ def number(name: str, value: float | None) -> str:
   return page.value(name, round(value) if name == 'images' else value)
 
 
-def shown(name: str, part: Mapping[str, Any]) -> str:
+def shown(name: str, part: Mapping[str, Any], of: int | None = None) -> str:
   """Mean and spread of a measure as text.
+
+  Args:
+    name: of the measure.
+    part: its `mean`, `std` and `n`.
+    of: the n that is said elsewhere; another one is said here.
 
   >>> shown('accuracy', {'mean': .9, 'std': .01, 'n': 3})
   '90.00 ± 1.00% (n = 3)'
   """
-  mean, std, n = number(name, part['mean']), part['std'], part['n']
-  if std is None:
-    return f'{mean} (n = {n})'
-  spread = number(name, std)
-  if mean.endswith('%'):
-    return f'{mean[:-1]} ± {spread} (n = {n})'
-  return f'{mean} ± {spread} (n = {n})'
+  mean, std = number(name, part['mean']), part['std']
+  if std is not None:
+    mean = f'{mean.removesuffix("%")} ± {number(name, std)}'
+  return mean if part['n'] == of else f'{mean} (n = {part["n"]})'
 
 
 def _difference(name, value):
@@ -109,13 +111,18 @@ def to_html(folder: pathlib.Path, found: Mapping[str, Any]) -> str:
 def _arms(found):
   measures = [name for name in _NAMES if any(
       name in part for part in found['arms'].values())]
-  rows = [(label, *(shown(name, part[name]) if name in part else '–'
-                    for name in measures))
-          for label, part in found['arms'].items()]
-  rows += [(row['name'], *(
-      _of_reference(name, row) for name in measures))
-           for row in found['references']]
-  parts = [page.table(('', *(_NAMES[name] for name in measures)), rows)]
+  columns = tuple(range(1, 2 + len(measures)))
+  rows = []
+  for label, part in found['arms'].items():
+    n = max((one['n'] for one in part.values()), default=0)
+    rows.append((label, n, *(shown(name, part[name], n) if name in part else '–'
+                             for name in measures)))
+  for row in found['references']:
+    n = (row.get('accuracy') or {}).get('n')
+    rows.append((row['name'], n or '–', *(
+        _of_reference(name, row, n) for name in measures)))
+  parts = [page.table(
+      ('', 'n', *(_NAMES[name] for name in measures)), rows, columns)]
   best = [(label, *(number(name, part[name]['best']) if name in part else '–'
                     for name in measures))
           for label, part in found['arms'].items()]
@@ -123,7 +130,8 @@ def _arms(found):
                 for part in arm.values())
   if several:
     parts += [page.paragraph('Best of each:', 'soft'),
-              page.table(('', *(_NAMES[name] for name in measures)), best)]
+              page.table(
+                  ('', *(_NAMES[name] for name in measures)), best, columns)]
   parts.append(page.paragraph(
       'Mean ± standard deviation of the sample (n - 1). Accuracies are those '
       'of the table where the space has one, else of networks trained from '
@@ -132,10 +140,10 @@ def _arms(found):
   return page.section('Result', *parts) if measures else ''
 
 
-def _of_reference(name, row):
+def _of_reference(name, row, n):
   value = row.get(name)
   if isinstance(value, Mapping):
-    return shown(name, value)
+    return shown(name, value, n)
   return '–' if value is None else number(name, value)
 
 
@@ -157,7 +165,8 @@ def _runs(rows):
       [(row['arm'], row['seed'], row['state'],
         *(number(name, row[name]) for name in names),
         row.get('rank') or '–', page.value('', row.get('steps')),
-        row['genotype'] or '–') for row in rows]))
+        row['genotype'] or '–') for row in rows], numbers=(
+            1, *range(3, 5 + len(names)))))
 
 
 def save_pictures(folder: str | os.PathLike[str],
@@ -223,7 +232,7 @@ def _course(found, rows):
   drawn = [panel for panel in _PANELS if any(
       line[panel[2]] is not None for row in rows for line in row['trajectory'])]
   figure = matplotlib.figure.Figure(
-      figsize=(3.9 * len(drawn) + 1.4, 3.6), facecolor='white',
+      figsize=(3.1 * len(drawn) + 1.2, 3.2), facecolor='white',
       layout='constrained')
   colours = _colours(found)
   grid: Sequence[Any] = figure.subplots(1, len(drawn), squeeze=False)[0]

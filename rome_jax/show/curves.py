@@ -169,7 +169,7 @@ def save_search(path_stem: str | os.PathLike[str],
       panel for panel in _OTHER_PANELS
       if any(row.get(key) is not None for key in panel[2] for row in rows))]
   with figures.style():
-    figure, panels = _panels(len(drawn), 4, title)
+    figure, panels = _panels(len(drawn), 3, title)
     for axes in panels[len(drawn):]:
       axes.set_axis_off()
     for axes, (name, ylabel, curves) in zip(panels, drawn):
@@ -302,7 +302,7 @@ def save_training(path_stem: str | os.PathLike[str],
       runs.setdefault(phase.removeprefix('retrain/'), []).append(row)
   kinds = sorted({_kind(name) for name in runs})
   with figures.style():
-    figure, panels = _panels(len(_TRAINING_PANELS), 4, title)
+    figure, panels = _panels(len(_TRAINING_PANELS), 2, title)
     for axes, (name, ylabel, key) in zip(panels, _TRAINING_PANELS):
       for i, kind in enumerate(kinds):
         same = [run for run in sorted(runs) if _kind(run) == kind]

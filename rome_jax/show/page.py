@@ -35,13 +35,16 @@ p { margin: 8px 0; max-width: 75ch; }
 table { border-collapse: collapse; margin: 8px 0 16px; }
 th, td { text-align: left; padding: 4px 16px 4px 0; vertical-align: top;
   border-bottom: 1px solid var(--line); }
-td { overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
+td { overflow-wrap: break-word; font-variant-numeric: tabular-nums; }
+td { min-width: 2em; }
+td:first-child { min-width: 8em; }
 td.number, th.number { text-align: right; }
+td.number { white-space: nowrap; }
 pre { background: var(--card); padding: 12px; border-radius: 8px;
   white-space: pre-wrap; overflow-wrap: anywhere; }
 figure { margin: 12px 0; padding: 8px; background: #ffffff;
-  border: 1px solid var(--line); border-radius: 8px; }
-figure svg { display: block; width: 100%; height: auto; }
+  border: 1px solid var(--line); border-radius: 8px; overflow-x: auto; }
+figure svg { display: block; }
 figure svg * { stroke-linejoin: round; stroke-linecap: butt; }
 '''
 
@@ -63,8 +66,19 @@ def spread(summary: Mapping[str, Any]) -> str:
 
 
 def size(count: int | None) -> str:
-  """3349342 -> '3.349 M'."""
-  return '–' if count is None else f'{count / 1e6:,.3f} M'
+  """A count in the unit in which people read it.
+
+  >>> size(530_000_000), size(3_349_342), size(37_490), size(810)
+  ('530 M', '3.35 M', '37.5 k', '810')
+  """
+  if count is None:
+    return '–'
+  for unit, name in ((1e6, ' M'), (1e3, ' k')):
+    if count >= unit:
+      scaled = count / unit
+      digits = 2 if scaled < 10 else 1 if scaled < 100 else 0
+      return f'{scaled:,.{digits}f}{name}'
+  return str(count)
 
 
 def value(name: str, value: Any) -> str:
@@ -139,7 +153,8 @@ def picture(workdir: pathlib.Path, name: str) -> str:
   """Returns the SVG picture of a run as a figure, or '' if there is none.
 
   Makes ids unique to the picture, as the page holds several, and drops the
-  declarations that only a file needs.
+  declarations that only a file needs. A unit of every picture is a point, so
+  that letters are as large in all of them; what is too wide scrolls.
   """
   path = workdir / f'{name}.svg'
   if not path.exists():
@@ -147,11 +162,13 @@ def picture(workdir: pathlib.Path, name: str) -> str:
   svg = path.read_text(encoding='utf-8')
   svg = svg[svg.index('<svg'):]
   opening, _, rest = svg.partition('>')
-  box = re.search(r'viewBox="[^"]*"', opening)
+  box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', opening)
+  shape = '' if box is None else (
+      f'width="{box[1]}pt" height="{box[2]}pt" {box[0]}')
   rest = re.sub(r'<(style|metadata)\b.*?</\1>', '', rest, flags=re.DOTALL)
   for found in (r'\bid="', r'\bhref="#', r'url\(#'):
     rest = re.sub(f'({found})', rf'\g<1>{name}-', rest)
-  return f'<figure><svg role="img" {box[0] if box else ""}>{rest}</figure>\n'
+  return f'<figure><svg role="img" {shape}>{rest}</figure>\n'
 
 
 def document(title: str, body: str) -> str:

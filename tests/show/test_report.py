@@ -3,6 +3,7 @@
 import html.parser
 import json
 import math
+import re
 
 import pytest
 
@@ -130,13 +131,19 @@ def test_whole_run(run):
       '97.00 ± 1.41% (n = 2)',  # std of the sample: .02 / sqrt(2)
       '92.00 ± 2.83% (n = 2)', '5.00 points above',
       'standard error of 2.24 points.',  # sqrt(1.41^2 / 2 + 2.83^2 / 2)
-      '1:01:15', '3.349 M', '528.359 M', '300 MiB', '87.50%', '42.0 s',
+      '1:01:15', '3.35 M', '528 M', '300 MiB', '87.50%', '42.0 s',
       'The normal cell has collapsed: 3 of its 4 operations that could have '
       'weights have none. ',
       'cpu <b>&', '<script>alert', 'search.k', "('max_pool_3x3', 0)", '1.25'):
     assert text in page.text, text
   text = (run / 'report.html').read_text()
   assert text.count('<svg') == 4
+  # One scale: a unit of every picture is a point.
+  shapes = re.findall(
+      r'<svg role="img" width="(.*?)pt" height="(.*?)pt" viewBox="0 0 (.*?)"',
+      text)
+  assert len(shapes) == 4
+  assert all(f'{w} {h}' == box for w, h, box in shapes)
   assert '&lt;script&gt;alert' in text
 
 
