@@ -13,13 +13,14 @@ import sys
 from launch import sweep_ray
 from rome_jax import errors
 from rome_jax.cli import compare, sweep
+from rome_jax.cli import flags as flags_lib
 from rome_jax.config import checks, comparison
 
 
 def main(argv=None, program=sweep.PROGRAM) -> int:
   """Runs a command line (default: the process's); returns the exit code."""
   try:
-    parser = compare.make_parser('python -m launch.compare_ray')
+    parser = flags_lib.compare('python -m launch.compare_ray')
     args, flags = sweep_ray.with_ray(parser).parse_known_args(argv)
     found = compare.with_seeds(comparison.load(args.config), args.seeds)
     folder = checks.local_path('--workdir', args.workdir)

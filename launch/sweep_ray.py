@@ -14,7 +14,7 @@ import pathlib
 import sys
 
 from rome_jax import errors
-from rome_jax.cli import sweep
+from rome_jax.cli import flags, sweep
 from rome_jax.devices import interrupt
 
 LOST = 4  # As of rome_jax.main: the same command continues.
@@ -22,7 +22,7 @@ LOST = 4  # As of rome_jax.main: the same command continues.
 
 def make_parser():
   """The flags of a sweep and those that are Ray's."""
-  return with_ray(sweep.make_parser('python -m launch.sweep_ray'))
+  return with_ray(flags.sweep('python -m launch.sweep_ray'))
 
 
 def with_ray(parser):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import rome_jax
 from rome_jax import cli, errors
+from rome_jax.cli import flags
 
 # A module of `rome_jax.cli` for each; it is imported when it is asked for.
 COMMANDS = {
@@ -25,6 +26,16 @@ HELP = '\n'.join([
     '',
     'COMMAND --help lists the flags of a command.',
     '--version tells the version.'])
+
+
+def _help(name):
+  """What `rome-jax NAME --help` prints, without loading what NAME needs.
+
+  None: the command knows.
+  """
+  if name == 'run':
+    return importlib.import_module('rome_jax.config.help_text').text()
+  return flags.PARSERS[name]().format_help() if name in flags.PARSERS else None
 
 
 def _command(name):
@@ -52,6 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
   if name == '--version':
     print(f'rome_jax {rome_jax.__version__}')
+    return 0
+  if cli.asks_for_help(rest) and (text := _help(name)):
+    print(text)
     return 0
   try:
     command = _command(name)

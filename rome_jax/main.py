@@ -1,8 +1,15 @@
 """`python -m rome_jax.main --config=configs/quickstart.py`: a whole run."""
 
 import sys
+from collections.abc import Sequence
 
-from rome_jax.cli.run import main
+from rome_jax import __main__ as door
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs a command line of `rome-jax run` (default: the process's)."""
+  return door.main(['run', *(sys.argv[1:] if argv is None else argv)])
+
 
 if __name__ == '__main__':
   sys.exit(main())

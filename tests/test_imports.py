@@ -109,7 +109,7 @@ def test_a_cycle_is_found(edges, found):
 def test_the_source_is_read():
   """Three edges of three kinds, so that no rule below holds of nothing."""
   assert 'rome_jax.errors' in graph()['rome_jax.files']
-  assert 'rome_jax.cli.run' in graph()['rome_jax.main']
+  assert 'rome_jax.__main__' in graph()['rome_jax.main']
   assert 'spaces' in between('rome_jax')['engine']
   assert {folder_of(name) for name in sources()} >= DOORS | LIGHT
 

@@ -18,6 +18,15 @@ def make_output_safe() -> None:
       reconfigure(errors='backslashreplace')
 
 
+def asks_for_help(argv: Sequence[str]) -> bool:
+  """Whether a command line asks how to write one.
+
+  >>> asks_for_help(['--config=quickstart', '--help'])
+  True
+  """
+  return any(word in ('-h', '--help', '-help') for word in argv)
+
+
 class Parser(argparse.ArgumentParser):
   """Raises a UserError where argparse would print its usage and exit."""
 

@@ -17,7 +17,6 @@ choice at equal budget and the table's optimum where the space has a table.
 Exit codes: those of `rome-jax sweep`.
 """
 
-import argparse
 import contextlib
 import csv
 import io
@@ -33,6 +32,7 @@ from typing import Any
 import numpy as np
 
 from rome_jax import cli, errors, files
+from rome_jax.cli import flags as flags_lib
 from rome_jax.cli import rank as rank_lib
 from rome_jax.cli import sweep
 from rome_jax.config import checks, command_line, comparison
@@ -57,25 +57,6 @@ MEASURES = {
     'memory_bytes': None}
 # Training images of the table's test accuracies, per epoch.
 _TRAINED_ON = {'cifar10': 50_000, 'cifar100': 50_000, 'imagenet16-120': 151_700}
-
-
-def make_parser(prog: str = 'python -m rome_jax compare',
-                ) -> argparse.ArgumentParser:
-  """The flags of a comparison; all others are those of its runs."""
-  parser = cli.Parser(
-      prog=prog, allow_abbrev=False,
-      description='All other flags are given to every run of rome_jax.main.')
-  parser.add_argument('--config', required=True, metavar='FILE[:ARGUMENT]',
-                      help='a Python file with get_comparison()')
-  parser.add_argument('--workdir', required=True, metavar='DIR',
-                      help='holds a folder for each run, and the page')
-  parser.add_argument('--seeds', metavar='N,N',
-                      help="instead of the file's seeds")
-  parser.add_argument('--workers', type=cli.at_least(1), default=1,
-                      metavar='N', help='runs at the same time (1)')
-  parser.add_argument('--page', action='store_true',
-                      help='only write the page of what is there')
-  return parser
 
 
 def plan(found: Comparison, folder: str,
@@ -530,7 +511,7 @@ def main(argv: Sequence[str] | None = None,
   """Runs a command line (default: the process's); returns the exit code."""
   cli.make_output_safe()
   try:
-    args, flags = make_parser().parse_known_args(argv)
+    args, flags = flags_lib.compare().parse_known_args(argv)
     found = with_seeds(comparison.load(args.config), args.seeds)
     folder = checks.local_path('--workdir', args.workdir)
     runs = plan(found, folder, flags)

@@ -17,13 +17,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from rome_jax import cli, errors, files
+from rome_jax.cli import flags
 from rome_jax.cli import trained as trained_lib
 from rome_jax.cli.trained import Trained
 from rome_jax.config import checks
 from rome_jax.exports import network, onnx, stablehlo, weights
 from rome_jax.spaces import genotypes
-
-FORMATS = ('stablehlo', 'onnx', 'safetensors')
 
 
 def exportable(trained: Trained) -> network.Exportable:
@@ -43,22 +42,26 @@ def exportable(trained: Trained) -> network.Exportable:
           'test_accuracy': about.figures.get('test_accuracy')})
 
 
+def _check(to):
+  if to not in flags.EXPORT_FORMATS:
+    raise errors.UserError(
+        f'to={to!r} must be one of {", ".join(flags.EXPORT_FORMATS)}'
+        f'{errors.near_miss(to, flags.EXPORT_FORMATS)}')
+
+
 def write(trained: Trained, to: str,
           path: str | os.PathLike[str]) -> dict[str, Any]:
   """Writes an export and its facts; returns these.
 
   Args:
     trained: the network.
-    to: a name of FORMATS.
+    to: a name of flags.EXPORT_FORMATS.
     path: of the file.
 
   Raises:
     UserError: see `rome_jax.exports`.
   """
-  if to not in FORMATS:
-    raise errors.UserError(
-        f'to={to!r} must be one of {", ".join(FORMATS)}'
-        f'{errors.near_miss(to, FORMATS)}')
+  _check(to)
   item, difference = exportable(trained), 0.
   if to == 'stablehlo':
     data, difference = stablehlo.export(item)
@@ -73,27 +76,12 @@ def write(trained: Trained, to: str,
   return facts
 
 
-def _parser():
-  parser = cli.Parser(
-      prog='python -m rome_jax export', allow_abbrev=False,
-      description="Writes a run's trained network for other programs.")
-  trained_lib.add_arguments(parser)
-  parser.add_argument('--to', required=True, metavar='|'.join(FORMATS),
-                      help='the format')
-  parser.add_argument('--out', metavar='FILE',
-                      help='the file (default: RUN/network.FORMAT)')
-  return parser
-
-
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs a command line (default: the process's); returns the exit code."""
   cli.make_output_safe()
   try:
-    args = cli.parse(_parser(), sys.argv[1:] if argv is None else argv)
-    if args.to not in FORMATS:
-      raise errors.UserError(
-          f'--to={args.to} must be one of {", ".join(FORMATS)}'
-          f'{errors.near_miss(args.to, FORMATS)}')
+    args = cli.parse(flags.export(), sys.argv[1:] if argv is None else argv)
+    _check(args.to)
     run = pathlib.Path(checks.local_path('RUN', args.run))
     path = pathlib.Path(checks.local_path('--out', args.out) if args.out
                         else run / f'network.{args.to}')

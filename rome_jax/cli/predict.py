@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 from rome_jax import cli, data, errors, files
+from rome_jax.cli import flags
 from rome_jax.cli import trained as trained_lib
 from rome_jax.cli.trained import Trained
 from rome_jax.config import checks
@@ -122,24 +123,11 @@ def rows_of(trained: Trained, paths: Sequence[Any], probabilities: np.ndarray,
   return rows
 
 
-def _parser():
-  parser = cli.Parser(
-      prog='python -m rome_jax predict', allow_abbrev=False,
-      description="Classifies images with a run's trained network.")
-  trained_lib.add_arguments(parser)
-  parser.add_argument('images', metavar='IMAGE', nargs='+',
-                      help='image files, and folders of them')
-  parser.add_argument('--top', type=cli.at_least(1), default=1, metavar='N',
-                      help='classes of each image, the likeliest first (1)')
-  parser.add_argument('--csv', metavar='FILE', help='write a table there')
-  return parser
-
-
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs a command line (default: the process's); returns the exit code."""
   cli.make_output_safe()
   try:
-    args = cli.parse(_parser(), sys.argv[1:] if argv is None else argv)
+    args = cli.parse(flags.predict(), sys.argv[1:] if argv is None else argv)
     paths = images_of(args.images)
     trained = trained_lib.of(args)
     rows = rows_of(trained, paths, predict(trained, paths), args.top)

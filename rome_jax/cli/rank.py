@@ -26,8 +26,8 @@ import jax
 import numpy as np
 
 from rome_jax import cli, data, errors, files
+from rome_jax.cli import flags, searched
 from rome_jax.cli import prepare as prepare_lib
-from rome_jax.cli import searched
 from rome_jax.config import checks
 from rome_jax.devices import interrupt
 from rome_jax.devices import mesh as mesh_lib
@@ -43,10 +43,8 @@ from rome_jax.train import candidates, ranking, search
 FILENAME = 'ranking.json'
 PICTURE = 'ranking'
 ALL = 'all'
-NO_TABLE = 'none'
 SHARES = (1, 5, 10)  # percent
 _MOST = 1_000_000  # architectures in a ranking
-_BATCH = 512
 
 
 class Ranked(NamedTuple):
@@ -71,47 +69,6 @@ class Ranked(NamedTuple):
   calibration: Any
   settings: dict[str, Any]
   prepared: prepare_lib.Prepared
-
-
-def _parser():
-  parser = cli.Parser(
-      prog='python -m rome_jax rank', allow_abbrev=False,
-      description="Scores architectures with the weights of a run's search.")
-  searched.add_arguments(parser)
-  parser.add_argument(
-      '--cells', default='1000', metavar='all|N|FILE',
-      help='every architecture of the space, N random ones (default 1000), or '
-      'those of a text file, one a line as Genotype(...) or in a form of '
-      'NAS-Bench-201')
-  parser.add_argument(
-      '--images', choices=('valid', 'test'), default='valid',
-      help='the validation half of the search (default) or the test images')
-  parser.add_argument(
-      '--batches', type=cli.at_least(0), default=0, metavar='N',
-      help='batches of images (default 0: all)')
-  parser.add_argument(
-      '--batch-size', type=cli.at_least(0), default=0, metavar='N',
-      help=f'images in a batch (default 0: about {_BATCH})')
-  parser.add_argument(
-      '--norm', default='batch', metavar='|'.join(ranking.NORMS),
-      help="where BatchNorm's moments are from: each batch (default), or "
-      'training images, measured anew for every architecture')
-  parser.add_argument(
-      '--calibration', type=cli.at_least(0), default=0, metavar='N',
-      help='training images for --norm=recalibrated (default 0: as many as a '
-      'batch has)')
-  parser.add_argument(
-      '--seed', type=cli.at_least(0), default=0, metavar='N',
-      help='of the random architectures and of the order of the images')
-  parser.add_argument(
-      '--block', type=cli.at_least(1), default=ranking.BLOCK, metavar='N',
-      help='architectures in a call of the compiled program '
-      f'(default {ranking.BLOCK})')
-  parser.add_argument(
-      '--table', metavar='DATASET',
-      help="data set of the table (default: the run's, if the table has it; "
-      f'{NO_TABLE}: no comparison)')
-  return parser
 
 
 def rank(workdir: str | os.PathLike[str], args: argparse.Namespace,
@@ -235,7 +192,7 @@ def _batches(prepared, args):
   """(batches without augmentation, how many of them)."""
   split, indices = _images(prepared, args.images)
   count = len(split) if indices is None else len(indices)
-  size = args.batch_size or count // -(-count // _BATCH)
+  size = args.batch_size or count // -(-count // flags.RANK_BATCH)
   if size > count:
     raise errors.UserError(
         f'--batch-size={size} must be at most {count:,}, the number of '
@@ -281,19 +238,19 @@ def _table(prepared: prepare_lib.Prepared,
   """(table, data set) to compare with, or None."""
   benchmark = benchmarks.of(prepared.setup.space)
   if benchmark is None:
-    if wanted not in (None, NO_TABLE):
+    if wanted not in (None, flags.NO_TABLE):
       raise errors.UserError(
-          f'--table={wanted} must be {NO_TABLE}: '
+          f'--table={wanted} must be {flags.NO_TABLE}: '
           f'space={prepared.setup.space.name} has no complete table')
     return None
   known = benchmark.load()
   name = wanted or prepared.config.dataset
   if name in known.datasets:
     return known, name
-  if wanted not in (None, NO_TABLE):
+  if wanted not in (None, flags.NO_TABLE):
     raise errors.UserError(
         f'--table={wanted} must be one of {", ".join(known.datasets)} or '
-        f'{NO_TABLE}{errors.near_miss(wanted, known.datasets)}')
+        f'{flags.NO_TABLE}{errors.near_miss(wanted, known.datasets)}')
   return None
 
 
@@ -416,7 +373,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Runs a command line (default: the process's); returns the exit code."""
   cli.make_output_safe()
   try:
-    args = cli.parse(_parser(), sys.argv[1:] if argv is None else argv)
+    args = cli.parse(flags.rank(), sys.argv[1:] if argv is None else argv)
     return rank(args.run, args)
   except errors.UserError as error:
     print(f'rome_jax: {error}', file=sys.stderr)

@@ -1,6 +1,5 @@
 """The search of a run, read back: for commands that look at its supernet."""
 
-import argparse
 import pathlib
 from typing import Any, NamedTuple
 
@@ -30,17 +29,6 @@ class Searched(NamedTuple):
   state: dict[str, Any]
   leaves: list[candidates.Leaf]
   steps: list[int]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """The run and the flags by which `read` finds what belongs to it."""
-  parser.add_argument('run', metavar='RUN', help='folder of the run')
-  parser.add_argument(
-      '--data-dir', metavar='DIR', help='where the images are now')
-  parser.add_argument(
-      '--config', metavar='FILE',
-      help='a config file, run first for the operations and spaces of your '
-      'own that it adds')
 
 
 def read(workdir: pathlib.Path, config: str | None = None,

@@ -39,6 +39,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rome_jax import cli, errors, files
+from rome_jax.cli import flags as flags_lib
 from rome_jax.cli import prepare
 from rome_jax.config import checks, command_line
 from rome_jax.devices import interrupt
@@ -66,28 +67,11 @@ class Run(NamedTuple):
   argv: list[str]
 
 
-def make_parser(prog: str) -> argparse.ArgumentParser:
-  """The flags of a sweep; all others are those of its runs."""
-  parser = cli.Parser(
-      prog=prog, allow_abbrev=False,
-      description='All other flags are given to every run of rome_jax.main.')
-  parser.add_argument('--workdir', required=True, metavar='DIR',
-                      help='holds a folder for each run')
-  parser.add_argument('--seeds', metavar='N,N', help='the same as --vary=seed=')
-  parser.add_argument('--vary', action='append', default=[],
-                      metavar='FIELD=A,B', help='runs with each of the values')
-  parser.add_argument(
-      '--choose', default='', choices=('', 'derived', 'given'),
-      help='choose the values of the largest mean accuracy of these networks, '
-      'on the images that config.retrain.holdout holds out')
-  return parser
-
-
 def plan(args: argparse.Namespace, flags: list[str]) -> list[Run]:
   """The runs of a sweep, the config of each checked.
 
   Args:
-    args: workdir, seeds, vary, choose; see `make_parser`.
+    args: workdir, seeds, vary, choose; see `flags.sweep`.
     flags: all other flags, given to every run.
 
   Raises:
@@ -404,7 +388,7 @@ def main(argv: Sequence[str] | None = None,
   """Runs a command line (default: the process's); returns the exit code."""
   cli.make_output_safe()
   try:
-    args, flags = make_parser('python -m rome_jax sweep').parse_known_args(argv)
+    args, flags = flags_lib.sweep().parse_known_args(argv)
     runs = plan(args, flags)
     return finish(
         runs, one_by_one(runs, program), args.workdir, args.choose)

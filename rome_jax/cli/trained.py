@@ -82,18 +82,6 @@ def load(workdir: str | pathlib.Path, name: str | None = None) -> Trained:
             figures, recipe.augment))
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """The run and the flags by which `of` finds its network."""
-  parser.add_argument('run', metavar='RUN', help='folder of a finished run')
-  parser.add_argument(
-      '--config', metavar='FILE',
-      help='a config file, run first for the operations and spaces of your '
-      'own that it adds')
-  parser.add_argument('--name', metavar='NAME',
-                      help='which retraining, such as derived-0 (default: the '
-                      'most accurate)')
-
-
 def of(args: argparse.Namespace) -> Trained:
   """The trained network that a command's flags name; errors as `load`."""
   if args.config:

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rome_jax import cli, data, errors, files
-from rome_jax.cli import searched
+from rome_jax.cli import flags, searched
 from rome_jax.config import checks
 from rome_jax.methods.method import ArchParams
 from rome_jax.methods.rows import pada
@@ -33,20 +33,6 @@ FILENAME = 'variance.json'
 # {name: (whether paths follow PA, whether images follow DA)}
 LAWS = {'uniform': (False, False), 'pa': (True, False), 'da': (False, True),
         'pada': (True, True)}
-
-
-def _parser():
-  parser = cli.Parser(
-      prog='python -m rome_jax variance', allow_abbrev=False,
-      description="The variance of theta's gradient under PA&DA's laws.")
-  searched.add_arguments(parser)
-  parser.add_argument(
-      '--draws', type=cli.at_least(2), default=200, metavar='N',
-      help='gradients of each law (default 200)')
-  parser.add_argument(
-      '--seed', type=cli.at_least(0), default=0, metavar='N',
-      help='of paths and images')
-  return parser
 
 
 def measure(workdir: str | os.PathLike[str], draws: int = 200, seed: int = 0,
@@ -142,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Runs a command line (default: the process's); returns the exit code."""
   cli.make_output_safe()
   try:
-    args = cli.parse(_parser(), sys.argv[1:] if argv is None else argv)
+    args = cli.parse(flags.variance(), sys.argv[1:] if argv is None else argv)
     found = measure(args.run, args.draws, args.seed, args.config,
                     args.data_dir)
     files.write_json(pathlib.Path(args.run, FILENAME), found)

@@ -26,8 +26,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from scipy.cluster import hierarchy
-from scipy.spatial import distance as scipy_distance
 
 from rome_jax.engine import sums
 from rome_jax.engine.owners import Candidate
@@ -152,6 +150,10 @@ def _partitions(n: int, groups: int) -> Iterator[Groups]:
 
 
 def _linked(distances, groups):
+  # Takes longer to load than all else that `--help` needs.
+  from scipy.cluster import hierarchy
+  from scipy.spatial import distance as scipy_distance
+
   tree = hierarchy.average(scipy_distance.squareform(distances, checks=False))
   labels = hierarchy.fcluster(tree, groups, 'maxclust')
   found = {}

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from rome_jax import __main__ as door
-from rome_jax.cli import describe, rank, run, sweep
+from rome_jax.cli import describe, flags, rank, run, sweep
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -49,6 +49,18 @@ def test_the_flags_are_the_processs_where_none_are_given(monkeypatch):
   monkeypatch.setattr(sys, 'argv', ['rome-jax', 'describe', '--list'])
   monkeypatch.setattr(describe, 'main', lambda argv: argv)
   assert door.main() == ['--list']
+
+
+@pytest.mark.parametrize('name', ['run', *flags.PARSERS])
+def test_help_loads_little(name):
+  slow = ('matplotlib', 'orbax', 'scipy', 'flax') + ('jax',) * (name != 'run')
+  code = ('import sys; from rome_jax import __main__ as door; '
+          f"assert door.main([{name!r}, '--help']) == 0; "
+          f'print([m for m in {slow!r} if m in sys.modules])')
+  done = subprocess.run([sys.executable, '-c', code], cwd=ROOT,
+                        capture_output=True, text=True)
+  *text, loaded = done.stdout.splitlines()
+  assert text[0].startswith(f'usage: rome-jax {name} ') and loaded == '[]'
 
 
 def test_as_a_process():

@@ -15,6 +15,7 @@ import pytest
 
 from launch import sweep_ray
 from rome_jax import errors
+from rome_jax.cli import flags as flags_lib
 from rome_jax.cli import sweep
 from rome_jax.config import command_line
 from rome_jax.spaces import genotypes
@@ -90,7 +91,7 @@ def start(tmp_path, module, program, *flags):
 
 
 def planned(*flags):
-  args, rest = sweep.make_parser('sweep').parse_known_args(
+  args, rest = flags_lib.sweep('sweep').parse_known_args(
       ['--workdir=runs', *flags])
   return sweep.plan(args, rest)
 

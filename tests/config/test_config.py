@@ -8,7 +8,7 @@ import ml_collections
 import pytest
 
 from rome_jax import errors, families, spaces
-from rome_jax.config import checks, command_line, fields
+from rome_jax.config import checks, command_line, fields, help_text
 from rome_jax.data import augment
 from rome_jax.methods import table
 
@@ -67,7 +67,7 @@ def test_every_field_has_a_meaning_and_an_allowed_default(name, field):
   assert field.meaning
   assert type(field.default) in (int, float, str, bool)
   assert field.choices is None or field.default in field.choices()
-  assert f'--config.{name}=' in command_line.help_text()
+  assert f'--config.{name}=' in help_text.text()
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
@@ -134,9 +134,9 @@ def test_help_needs_nothing_else():
   text = loaded.options.help
   assert text.startswith('usage: rome-jax run')
   assert max(map(len, text.splitlines())) <= 80
-  assert {path.stem for path in CONFIGS if path in command_line.shipped()} == {
-      path.stem for path in command_line.shipped()}
-  assert all(f'  {path.stem}: ' in text for path in command_line.shipped())
+  assert {path.stem for path in CONFIGS if path in help_text.shipped()} == {
+      path.stem for path in help_text.shipped()}
+  assert all(f'  {path.stem}: ' in text for path in help_text.shipped())
   assert '--config.search.tau_start=10.0' in loaded.options.help
 
 
@@ -613,7 +613,7 @@ def test_a_method_of_ones_own_is_a_choice(monkeypatch):
     quickstart('--config.method=mine')
   config = quickstart('--config.method=mine', '--config.search.cutout=2')
   assert (config.search.k, config.search.lr) == (3, 1.)
-  assert 'mine' in command_line.help_text()
+  assert 'mine' in help_text.text()
   monkeypatch.setitem(table.METHODS, 'mine', row._replace(
       recipe={'search.kk': 1}))
   with pytest.raises(errors.UserError, match='search.kk is unknown'):
