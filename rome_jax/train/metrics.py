@@ -10,10 +10,10 @@ import json
 import math
 import os
 import pathlib
-import shutil
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
@@ -281,8 +281,15 @@ def clock_text(seconds: float) -> str:
   return f'{hours}:' * bool(hours) + f'{minutes:02d}:{seconds:02d}'
 
 
+def _in_notebook():
+  """Whether this process is the kernel of a notebook."""
+  module = sys.modules.get('IPython')
+  shell = module and module.get_ipython()
+  return shell is not None and 'IPKernelApp' in shell.config
+
+
 class Progress:
-  """A progress bar on a terminal; elsewhere a plain line every 10 s.
+  """tqdm's bar on a terminal and in a notebook; else a line every 10 s.
 
   Rates and the time left are averages since the first update, so they exclude
   the compilation before it.
@@ -305,8 +312,10 @@ class Progress:
     self._images_per_unit = images_per_unit
     self._stream = sys.stderr if stream is None else stream
     self._clock = clock
-    self._terminal = self._stream.isatty()
-    self._interval = 0.1 if self._terminal else interval
+    self._has_bar = self._stream.isatty() or (
+        stream is None and _in_notebook())
+    self._bar = None  # of tqdm, from the first update on
+    self._interval = 0.1 if self._has_bar else interval
     self._first = None  # (units, time) of the first update
     self._last = (int(initial), {})
     self._drawn = None  # (units, time) of the last line drawn
@@ -326,19 +335,19 @@ class Progress:
 
   def note(self, text: str) -> None:
     """Prints a line above the bar."""
-    self._stream.write('\r\x1b[K' * self._terminal + text + '\n')
-    if self._terminal and self._drawn is not None:
-      self._draw(self._clock())
-    self._stream.flush()
+    if self._bar is None:
+      print(text, file=self._stream, flush=True)
+    else:
+      self._bar.write(text, file=self._stream)
 
   def close(self) -> None:
     """Shows the last state if it was not shown yet, and ends the line."""
-    if self._drawn is not None:
-      if self._drawn[0] != self._last[0]:
-        self._draw(self._clock())
-      self._stream.write('\n' * self._terminal)
-      self._stream.flush()
-      self._drawn = None
+    if self._drawn is not None and self._drawn[0] != self._last[0]:
+      self._draw(self._clock())
+    self._drawn = None
+    if self._bar is not None:
+      self._bar.close()
+      self._bar = None
 
   def __enter__(self):
     return self
@@ -348,34 +357,45 @@ class Progress:
 
   def _draw(self, now):
     repeated = self._drawn is not None and self._drawn[0] == self._last[0]
-    if repeated and not self._terminal:
-      return  # a log does not need the same line twice
-    line = self._line(now)
-    if self._terminal:
-      columns = shutil.get_terminal_size().columns
-      self._stream.write('\r' + line[:columns - 1] + '\x1b[K')
-    else:
-      self._stream.write(line + '\n')
-    self._stream.flush()
+    if self._has_bar:
+      self._draw_bar(now)
+    elif not repeated:  # A log does not need the same line twice.
+      print(self._line(now), file=self._stream, flush=True)
     self._drawn = (self._last[0], now)
+
+  def _draw_bar(self, now):
+    done, scalars = self._last
+    if self._bar is None:
+      with warnings.catch_warnings():  # It asks notebooks for ipywidgets.
+        warnings.simplefilter('ignore')
+        from tqdm.auto import tqdm
+      self._bar = tqdm(initial=done, total=self._total, desc=self._label,
+                       unit=f' {self._unit}', file=self._stream,
+                       dynamic_ncols=True)
+    self._bar.n, self._bar.total = done, self._total
+    rate = self._rate(now) if self._images_per_unit else 0
+    self._bar.set_postfix_str(', '.join((
+        *([f'{rate * self._images_per_unit:,.0f} images/s'] if rate else []),
+        *_texts(scalars))), refresh=True)
+
+  def _rate(self, now):
+    """Units per second, 0 at the first update."""
+    units, seconds = self._last[0] - self._first[0], now - self._first[1]
+    return units / seconds if units > 0 and seconds > 0 else 0
 
   def _line(self, now):
     done, scalars = self._last
-    fraction = min(done / self._total, 1.0)
     parts = [self._label] if self._label else []
-    parts.append(f'{fraction:4.0%}')
-    if self._terminal:
-      filled = int(20 * fraction)
-      parts.append('[' + '#' * filled + '.' * (20 - filled) + ']')
+    parts.append(f'{min(done / self._total, 1.0):4.0%}')
     parts.append(f'{self._unit} {done}/{self._total}')
-    units, seconds = done - self._first[0], now - self._first[1]
-    if units > 0 and seconds > 0:
-      rate = units / seconds
+    if rate := self._rate(now):
       if self._images_per_unit:
         parts.append(f'{rate * self._images_per_unit:,.0f} images/s')
       else:
         parts.append(f'{rate:.3g} {self._unit}/s')
       parts.append(f'{clock_text((self._total - done) / rate)} left')
-    for name, value in scalars.items():
-      parts.append(f'{name} {float(value):.4g}')
-    return '  '.join(parts)
+    return '  '.join([*parts, *_texts(scalars)])
+
+
+def _texts(scalars):
+  return [f'{name} {float(value):.4g}' for name, value in scalars.items()]

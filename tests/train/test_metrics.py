@@ -4,6 +4,8 @@ import io
 import json
 import math
 import struct
+import sys
+import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -194,22 +196,34 @@ def test_interrupted_plain_progress_shows_its_last_step():
   assert len(lines) == 3 and 'step 3/100' in lines[2]
 
 
-def test_terminal_bar(monkeypatch):
-  monkeypatch.setenv('COLUMNS', '60')
+def test_a_bar_on_a_terminal():
   stream = Terminal()
   with metrics.Progress(
-      4, unit='epoch', label='x', stream=stream,
+      4, unit='epoch', label='x', images_per_unit=7200, stream=stream,
       clock=make_clock(tick=3600.0)) as progress:
     progress.update(1)
     progress.update(2, loss=1.0, accuracy=0.5)
     progress.note('hello')
-    progress.update(4)
-  frames = stream.getvalue().split('\r')
-  assert frames[1] == 'x   25%  [#####...............]  epoch 1/4\x1b[K'
-  assert 'epoch 2/4  0.000278 ' in frames[2]
-  assert all(len(f.split('\x1b')[0]) < 60 for f in frames)
-  assert '\x1b[Khello\n' in frames[3]
-  assert stream.getvalue().endswith('\n')
+    progress.retarget(3)
+    progress.update(3)
+  text = stream.getvalue()
+  frames = text.replace('\n', '\r').split('\r')
+  assert any('x:  25%|' in f and '1/4 [' in f for f in frames)
+  assert any('2/4 [' in f and '2 images/s, loss 1, accuracy 0.5' in f
+             for f in frames)
+  assert 'hello' in text.replace('\r', '\n').splitlines()
+  assert frames[-2].startswith('x: 100%|') and '3/3' in frames[-2]
+  assert text.endswith('\n')
+
+
+def test_a_notebook_has_a_bar(monkeypatch, capsys):
+  shell = types.SimpleNamespace(config={'IPKernelApp': {}})
+  monkeypatch.setitem(sys.modules, 'IPython',
+                      types.SimpleNamespace(get_ipython=lambda: shell))
+  with metrics.Progress(2, label='x') as progress:
+    progress.update(1)
+    progress.update(2)
+  assert 'x: 100%|' in capsys.readouterr().err
 
 
 def test_unused_progress_prints_nothing():
