@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # What `__getattr__` gives, for type checkers.
   from rome_jax.errors import UserError as UserError
   from rome_jax.families import arch_of as arch_of
   from rome_jax.families import build as build
+  from rome_jax.families import features as features
   from rome_jax.families import supernet as supernet
   from rome_jax.families.darts import Network as Network
   from rome_jax.families.darts import Supernet as Supernet
@@ -54,7 +55,7 @@ _LAZY = {
     # networks
     'families': ('families', ''),
     'supernet': ('families', 'supernet'), 'build': ('families', 'build'),
-    'arch_of': ('families', 'arch_of'),
+    'arch_of': ('families', 'arch_of'), 'features': ('families', 'features'),
     'Network': ('families.darts', 'Network'),
     'Supernet': ('families.darts', 'Supernet'),
     # a search in your own loop

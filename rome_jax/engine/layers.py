@@ -69,6 +69,20 @@ def in_order(cells: Iterable[Callable[..., jax.Array]],
   return outputs[len(states):]
 
 
+FEATURES = 'features'  # what networks sow: the output of each cell
+
+
+def observed(module: nn.Module) -> Callable[..., list[jax.Array]]:
+  """`in_order` that also lets `families.features` see the outputs."""
+
+  def run(cells, *states):
+    outputs = in_order(cells, *states)
+    for x in outputs:
+      module.sow('intermediates', FEATURES, x)
+    return outputs
+  return run
+
+
 @functools.partial(jax.checkpoint, prevent_cse=False)
 def _affine(x, scale, bias):
   """x * scale + bias in float32, so that the gradients are float32 too.

@@ -1,7 +1,7 @@
 """The networks around the cells, a family per skeleton."""
 
 from rome_jax.families.architectures import arch_of
-from rome_jax.families.networks import build, supernet
+from rome_jax.families.networks import build, features, supernet
 from rome_jax.families.table import (
     FAMILIES,
     Family,
@@ -14,5 +14,5 @@ from rome_jax.families.table import (
 from rome_jax.spaces import Sizes
 
 __all__ = ['FAMILIES', 'Family', 'Sizes', 'arch_of', 'build', 'check',
-           'check_genotype', 'check_operations', 'get', 'resolve_stem',
-           'supernet']
+           'check_genotype', 'check_operations', 'features', 'get',
+           'resolve_stem', 'supernet']

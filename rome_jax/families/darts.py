@@ -261,7 +261,7 @@ class Network(nn.Module):
 
     outputs = stack(
         images, stem=self.stem, channels=self.channels, cells=self.cells,
-        stem_norm=norm, make_cell=make_cell)
+        stem_norm=norm, make_cell=make_cell, run=layers.observed(self))
     logits = layers.Linear(self.num_classes, name='head')(
         layers.pooled(outputs[self.cells - 1]))
     if not self.auxiliary:

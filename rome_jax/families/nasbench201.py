@@ -161,7 +161,7 @@ class Network(nn.Module):
         images, channels=self.channels, cells=self.cells,
         num_classes=self.num_classes, norm=norm,
         block=lambda features, name: ResidualBlock(features, norm, name=name),
-        make_cell=make_cell)
+        make_cell=make_cell, run=layers.observed(self))
 
 
 # ------------------------------------------------------------------- counts

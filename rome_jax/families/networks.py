@@ -1,8 +1,13 @@
 """One call each for a supernet and for a network, whatever the space."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import flax.linen as nn
+import jax
 
 from rome_jax import errors, spaces
+from rome_jax.engine import layers
 from rome_jax.families import darts, table
 from rome_jax.spaces import Sizes, Space, genotypes
 
@@ -82,6 +87,41 @@ def build(genotype: genotypes.Genotype, space: Space | str, sizes: Sizes, *,
   return table.get(known).network(
       known, genotype, sizes, stem, auxiliary=auxiliary,
       auxiliary_norm=auxiliary_norm, remat=remat)
+
+
+def features(network: nn.Module, variables: Mapping[str, Any],
+             images: jax.Array) -> tuple[jax.Array, ...]:
+  """Feature maps of a network, one per resolution, the finest first.
+
+  What segmentation and detection put their own heads on: of all cells (or
+  blocks) of one resolution, the output of the last.
+
+  Args:
+    network: of `build` or `rome_jax.load`, not a supernet.
+    variables: its {collection: tree}.
+    images: [B,H,W,.], as the network takes them.
+
+  Returns:
+    Arrays [B,h,w,C], h and w falling; the last is what the classifier pools,
+    in the DARTS family.
+
+  Raises:
+    UserError: the network keeps no feature maps.
+
+  >>> network = build(genotypes.load('DARTS_V2'), 's0', Sizes(6, 8, 10))
+  >>> images = jnp.zeros((2, 32, 32, 3))
+  >>> variables = network.init(jax.random.key(0), images)
+  >>> [maps.shape for maps in features(network, variables, images)]
+  [(2, 32, 32, 32), (2, 16, 16, 64), (2, 8, 8, 128)]
+  """
+  _, kept = network.apply(variables, images, mutable=['intermediates'])
+  found = kept.get('intermediates', {}).get(layers.FEATURES)
+  if found is None:
+    raise errors.UserError(
+        f'network={type(network).__name__} must be one of rome_jax.build or '
+        'rome_jax.load')
+  by_size = {maps.shape[1:3]: maps for maps in found}
+  return tuple(by_size.values())
 
 
 def _resolved(space, sizes, stem):

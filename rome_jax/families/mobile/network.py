@@ -303,6 +303,7 @@ class Network(nn.Module):
         module = _operation(block, op, norm, name=f'block{i}')
         x = layers.rematerialised(
             _with_shortcut(block, rate), self.remat)(module, x)
+        self.sow('intermediates', layers.FEATURES, x)
       return x
 
     return _skeleton(

@@ -139,6 +139,7 @@ class Network(nn.Module):
       x = run(DiscreteCell(
           self.genotype, features, norm, self.widths, self.output_input,
           name=f'cell{i}'), x)
+      self.sow('intermediates', layers.FEATURES, x)
     if self.widths == 'search':
       x = operations.ReluConvNorm(features, norm, name='postprocess')(x)
     return layers.Linear(self.num_classes, name='head')(layers.pooled(x))
