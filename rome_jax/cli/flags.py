@@ -155,3 +155,7 @@ def _add_network(parser):
   parser.add_argument('--name', metavar='NAME',
                       help='which retraining, such as derived-0 (default: the '
                       'most accurate)')
+  parser.add_argument(
+      '--best', action='store_true',
+      help='its weights at its most accurate test instead of its last, which '
+      'config.retrain.keep_best keeps')

@@ -45,13 +45,16 @@ class Trained(NamedTuple):
   about: About
 
 
-def load(workdir: str | pathlib.Path, name: str | None = None) -> Trained:
+def load(workdir: str | pathlib.Path, name: str | None = None,
+         best: bool = False) -> Trained:
   """The trained network of a finished run.
 
   Args:
     workdir: of the run.
     name: which retraining, 'derived-0' say; default: the most accurate of the
       run's own genotype.
+    best: its weights at its most accurate test instead of its last, which
+      config.retrain.keep_best keeps.
 
   Raises:
     UserError: the folder holds no finished retraining of that name, or a file
@@ -66,6 +69,10 @@ def load(workdir: str | pathlib.Path, name: str | None = None) -> Trained:
   config = checks.from_json(_read(workdir / 'config.json'))
   facts = _read(workdir / run.DATASET)
   figures = notes.retraining(workdir, name)
+  variables = retrain.read_variables(workdir, figures['name'], best)
+  if best:
+    figures = figures | {'test_accuracy': figures['best_test_accuracy'],
+                         'steps': figures['best_step']}
   genotype = genotypes.from_text(figures['genotype'])
   recipe = setup.retrain_recipe(config)
   space = checks.space(config)
@@ -76,7 +83,7 @@ def load(workdir: str | pathlib.Path, name: str | None = None) -> Trained:
       stem=families.resolve_stem(space, config.stem, facts['image_size']),
       auxiliary=recipe.auxiliary, auxiliary_norm=recipe.auxiliary_norm)
   return Trained(
-      network, retrain.read_variables(workdir, figures['name']),
+      network, variables,
       About(genotype, tuple(facts['class_names']), tuple(facts['mean']),
             tuple(facts['std']), facts['image_size'], facts['image_channels'],
             figures, recipe.augment))
@@ -86,7 +93,7 @@ def of(args: argparse.Namespace) -> Trained:
   """The trained network that a command's flags name; errors as `load`."""
   if args.config:
     command_line.load([f'--config={args.config}'])
-  return load(checks.local_path('RUN', args.run), args.name)
+  return load(checks.local_path('RUN', args.run), args.name, args.best)
 
 
 def _read(path):

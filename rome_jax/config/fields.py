@@ -393,6 +393,14 @@ _RETRAIN = {
         'the steps, which is tested and kept instead of the last; at first it '
         'is less, (1 + step) / (10 + step) (GM-NAS on ImageNet: .9999). 0: '
         'none'),
+    'rand_augment': _between(
+        0, 14, 'operations of RandAugment on each training image, after the '
+        'augmentation (its paper: 2). 0: none'),
+    'rand_magnitude': _between(
+        0, 30, 'their magnitude (its paper: 9 for ResNet-50)'),
+    'keep_best': Field(
+        'keep the weights of the most accurate test beside the last; with '
+        'config.retrain.holdout the choice is fair, by test images it is not'),
 }
 
 _MESH = {

@@ -21,6 +21,7 @@ import numpy as np
 
 from rome_jax import errors
 from rome_jax.data import splits
+from rome_jax.data.rand_augment import rand_augment as apply_rand_augment
 
 # torchvision's RandomResizedCrop: number of tries and range of width / height.
 _CROP_TRIES = 10
@@ -356,9 +357,10 @@ KINDS = {
 
 
 def make_transform(kind: str, dataset: Any, train: bool, *,
-                   cutout: int = 0,
-                   field: str = 'cutout') -> Callable[..., np.ndarray]:
-  """Composes an augmentation, normalisation and cutout.
+                   cutout: int = 0, field: str = 'cutout',
+                   rand_augment: int = 0, rand_magnitude: int = 9,
+                   ) -> Callable[..., np.ndarray]:
+  """Composes an augmentation, RandAugment, normalisation and cutout.
 
   'none' only fits images to the size of the data set. 'shift' shifts them by
   1 pixel (2 above 16 x 16, none below 8 x 8). 'cifar' and 'svhn' pad by 4
@@ -374,6 +376,8 @@ def make_transform(kind: str, dataset: Any, train: bool, *,
     cutout: side of the square cut out of training images; 0 for none, -1 for
       one that fits them (see `cutout_side`).
     field: the name of `cutout` in an error.
+    rand_augment, rand_magnitude: operations of RandAugment on each training
+      image, and their magnitude; see `rand_augment.rand_augment`.
 
   Returns:
     A pure function of (images, rng) that returns float32 [B, size, size, C].
@@ -387,9 +391,15 @@ def make_transform(kind: str, dataset: Any, train: bool, *,
         f'augmentation {kind!r} is unknown; known: {", ".join(KINDS)}'
         f'{errors.near_miss(kind, KINDS)}')
   side = cutout_side(cutout, dataset.image_size, field) if train else 0
-  return functools.partial(
-      _apply, KINDS[kind](dataset.image_size, train), dataset.mean,
-      dataset.std, side)
+  geometry = KINDS[kind](dataset.image_size, train)
+  if train and rand_augment:
+    geometry = functools.partial(
+        _then_rand_augment, geometry, rand_augment, rand_magnitude)
+  return functools.partial(_apply, geometry, dataset.mean, dataset.std, side)
+
+
+def _then_rand_augment(geometry, count, magnitude, images, rng):
+  return apply_rand_augment(geometry(images, rng), rng, count, magnitude)
 
 
 def _apply(geometry, mean, std, cutout_size, images, rng=None):

@@ -134,6 +134,9 @@ class RetrainRecipe(NamedTuple):
   holdout: float = 0.
   init_from: str = ''
   ema: float = 0.
+  rand_augment: int = 0
+  rand_magnitude: int = 9
+  keep_best: bool = False
 
 
 def numbers(name: str, text: str, kind: type, low: int) -> tuple:

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -142,13 +143,26 @@ def read_start(workdir: str) -> Start:
       read_variables(path, figures['name']), f'{workdir}, {figures["name"]}')
 
 
-def read_variables(workdir: pathlib.Path, name: str) -> dict[str, Any]:
+def read_variables(workdir: pathlib.Path, name: str,
+                   best: bool = False) -> dict[str, Any]:
   """{collection: tree} of a retraining's newest checkpoint.
 
   Args:
     workdir: folder of the run.
     name: of the retraining; of its weights the mean, if it kept one.
+    best: those of its most accurate test instead.
+
+  Raises:
+    UserError: there are none, or they are damaged.
   """
+  if best:
+    folder = best_folder(workdir, name)
+    if not folder.exists():
+      raise errors.UserError(
+          f'{workdir} kept no best weights of {name}; '
+          'config.retrain.keep_best=true keeps them')
+    state = checkpoint.read_tree(folder, 'variables')
+    return {name: state.get(name, {}) for name in ('params', 'batch_stats')}
   state = checkpoint.read_tree(
       workdir / 'checkpoints' / 'retrain' / name, 'state')
   if mean := state.get('ema'):  # `read_tree` gives tuples as {'0': ...}.
@@ -335,6 +349,58 @@ class Test:
     return self._compiled(*args)
 
 
+def best_folder(workdir: pathlib.Path, name: str) -> pathlib.Path:
+  """Where the best weights of a retraining are kept."""
+  return workdir / 'checkpoints' / 'best' / name
+
+
+class KeepBest:
+  """A `Test` that keeps the weights of the most accurate one.
+
+  They are a checkpoint of their own, written before the metrics of that test.
+  A retraining that is set back to an earlier step comes to the same test
+  again, so what is kept does not depend on where it was interrupted.
+
+  Attributes:
+    figures: {'best_test_accuracy', 'best_step'}; {} before the first test.
+  """
+
+  def __init__(self, test: Test, folder: pathlib.Path):
+    """Reads what an earlier start has kept."""
+    self._test, self._folder = test, folder
+    self.figures = hosts.from_first(lambda: _kept(folder))
+
+  def __call__(self, state: State) -> dict[str, float]:
+    tested = self._test(state)
+    accuracy = tested['test_accuracy']
+    if accuracy > self.figures.get('best_test_accuracy', -1.):
+      hosts.from_first(lambda: self._write(state, accuracy))
+      self.figures = {'best_test_accuracy': accuracy,
+                      'best_step': int(state.step)}
+    return tested
+
+  def _write(self, state, accuracy):
+    params, batch_stats = state.tested
+    with checkpoint.Checkpoints(self._folder, keep=1) as store:
+      store.save(int(state.step), {
+          'variables': {'params': params, 'batch_stats': batch_stats},
+          'figures': {'accuracy': np.float64(accuracy)}})
+
+
+def _kept(folder):
+  """The figures of `KeepBest`; what is damaged is removed."""
+  if not folder.exists():
+    return {}
+  try:
+    accuracy = checkpoint.read_tree(folder, 'figures')['accuracy']
+  except errors.UserError:
+    shutil.rmtree(folder)
+    return {}
+  with checkpoint.Checkpoints(folder) as store:
+    return {'best_test_accuracy': float(accuracy),
+            'best_step': store.steps()[-1]}
+
+
 def _test_batches(dataset, recipe, placement):
   size = recipe.eval_batch_size or recipe.batch_size
   if placement is not None:
@@ -386,7 +452,8 @@ class Trainer:
         mesh_lib.replicated(mesh), mesh_lib.split_over_all(mesh))
     self.transform = data.make_transform(
         recipe.augment, dataset, train=True, cutout=recipe.cutout,
-        field='config.retrain.cutout')
+        field='config.retrain.cutout', rand_augment=recipe.rand_augment,
+        rand_magnitude=recipe.rand_magnitude)
     self.per_epoch = self.batches(0).steps_per_epoch
     self.steps = loop.checked_steps(
         recipe.epochs * self.per_epoch,
@@ -452,9 +519,14 @@ class Trainer:
       phase = phase._replace(steps=min(self.steps, epochs * self.per_epoch))
     test: Any = phase.test  # a `Test`
     before = test.seconds, test.compile_seconds
+    best = None
+    if self.recipe.keep_best and job.folder == 'retrain':
+      best = KeepBest(test, best_folder(settings.workdir, job.name))
+      phase = phase._replace(test=best)
     outcome = loop.run(phase, program, carry, settings, writer, stop)
     return outcome._replace(figures=outcome.figures | {
         **({'init_from': self._start.name} if self._start else {}),
+        **(best.figures if best else {}),
         'test_seconds': test.seconds - before[0],
         'test_compile_seconds': test.compile_seconds - before[1]})
 

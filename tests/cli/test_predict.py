@@ -55,7 +55,7 @@ def test_probabilities_are_those_of_the_test_transform(trained, folder):
 
 
 def test_the_command(trained, folder, monkeypatch, capsys):
-  monkeypatch.setattr(predict.trained_lib, 'load', lambda run, name: trained)
+  monkeypatch.setattr(predict.trained_lib, 'load', lambda *given: trained)
   assert predict.main(
       ['run', str(folder), '--top=2', f'--csv={folder / "out.csv"}']) == 0
   lines = capsys.readouterr().out.splitlines()
@@ -70,7 +70,7 @@ def test_the_command(trained, folder, monkeypatch, capsys):
     ('empty', 'has no images')])
 def test_mistakes(trained, folder, monkeypatch, capsys, target, words):
   (folder / 'empty').mkdir()
-  monkeypatch.setattr(predict.trained_lib, 'load', lambda run, name: trained)
+  monkeypatch.setattr(predict.trained_lib, 'load', lambda *given: trained)
   assert predict.main(['run', str(folder / target)]) == 2
   err = capsys.readouterr().err
   assert words in err and err.count('\n') == 1

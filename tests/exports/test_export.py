@@ -118,7 +118,7 @@ def test_a_package_that_is_missing_is_named(monkeypatch, tmp_path):
 
 def test_facts_go_with_every_export(tmp_path, monkeypatch, capsys):
   one = trained(spaces.NASBENCH201)
-  monkeypatch.setattr(command.trained_lib, 'load', lambda run, name: one)
+  monkeypatch.setattr(command.trained_lib, 'load', lambda *given: one)
   assert command.main([str(tmp_path), '--to=stablehlo']) == 0
   assert 'network.stablehlo: ' in capsys.readouterr().out
   facts = json.loads((tmp_path / 'network.stablehlo.json').read_text())

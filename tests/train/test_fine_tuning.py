@@ -1,7 +1,8 @@
-"""Training on from another run's network, and the mean over the steps."""
+"""Training on from another run's network; the mean, and the best, of steps."""
 
 import json
 import shutil
+import types
 
 import chex
 import flax.linen as nn
@@ -160,3 +161,80 @@ def test_the_mean_is_tested_and_loaded(tmp_path):
   logits = trained.network.apply(trained.variables, images)
   assert about.figures['test_accuracy'] == pytest.approx(
       (np.argmax(logits, -1) == test.labels).mean())
+
+
+class State(types.SimpleNamespace):
+
+  @property
+  def tested(self):
+    return {'w': np.full(3, float(self.step))}, {}
+
+
+def after_tests(accuracies, folder, steps):
+  """A `KeepBest` after the tests of some steps."""
+  best = retrain.KeepBest(
+      lambda state: {'test_accuracy': accuracies[state.step]}, folder)
+  for step in steps:
+    assert best(State(step=step)) == {'test_accuracy': accuracies[step]}
+  return best.figures
+
+
+def kept(workdir):
+  return retrain.read_variables(workdir, 'derived-0', best=True)['params']['w']
+
+
+# The first of two equals counts; a kill sets a run back to an earlier step.
+@pytest.mark.parametrize('parts', [
+    [range(5)], [range(3), range(1, 5)], [range(5), range(5)],
+    [range(4), range(4, 5)]])
+def test_the_first_of_the_largest_wherever_it_stops(parts, tmp_path):
+  folder = retrain.best_folder(tmp_path, 'derived-0')
+  for steps in parts:
+    figures = after_tests([.5, .25, .75, .75, .5], folder, steps)
+  assert figures == {'best_test_accuracy': .75, 'best_step': 2}
+  np.testing.assert_array_equal(kept(tmp_path), [2., 2., 2.])
+
+
+def test_a_damaged_one_is_written_again(tmp_path):
+  folder = retrain.best_folder(tmp_path, 'derived-0')
+  after_tests([.5, .75], folder, range(2))
+  manifest = folder / '00000001' / 'manifest.json'
+  manifest.write_text(manifest.read_text()[:50])
+  assert after_tests([.5, .4], folder, range(2)) == {
+      'best_test_accuracy': .5, 'best_step': 0}
+  np.testing.assert_array_equal(kept(tmp_path), [0., 0., 0.])
+
+
+@pytest.fixture(scope='module')
+def best_run(tmp_path_factory):
+  """Four epochs, each tested."""
+  config = config_of(keep_best=True)
+  config.retrain.epochs = 4
+  workdir = tmp_path_factory.mktemp('best') / 'run'
+  run_lib.run(config, workdir, dataset(2))
+  return workdir
+
+
+def test_what_is_loaded_has_the_accuracy_that_is_said(best_run):
+  lines = [json.loads(line)
+           for line in (best_run / 'metrics.jsonl').read_text().splitlines()]
+  tested = [(line['test_accuracy'], -line['step']) for line in lines
+            if line.get('test_accuracy') is not None]
+  accuracy, step = max(tested)
+  network, variables, about = rj.load(best_run, best=True)
+  assert len(tested) == 4
+  assert about.figures['test_accuracy'] == accuracy
+  assert about.figures['steps'] == -step
+  split = dataset(2).test
+  images = (split.images / 255 - about.mean) / about.std
+  logits = jax.jit(network.apply)(variables, images.astype(np.float32))
+  assert (logits.argmax(-1) == split.labels).mean() == accuracy
+
+
+def test_without_it_there_is_none(best_run, tmp_path):
+  (best_run / 'checkpoints' / 'best').rename(tmp_path / 'gone')
+  try:
+    with pytest.raises(rj.UserError, match='kept no best weights of given-0'):
+      rj.load(best_run, best=True)
+  finally:
+    (tmp_path / 'gone').rename(best_run / 'checkpoints' / 'best')
