@@ -4,7 +4,7 @@
       --config.data_dir=FOLDER
 
 Arguments, the default first: method=rome_v2|rome_v1|gdas|darts|darts_2nd|
-pc_darts|snas|sdarts_rs|sdarts_adv|spos, dataset=cifar10|cifar100,
+pc_darts|snas|sdarts_rs|sdarts_adv|fair_darts|spos, dataset=cifar10|cifar100,
 topology=auto|edges|none. `edges`: ROME samples 2 of the last node's 3 edges,
 and `none` is no operation (docs/spaces.md says why, and what it costs). `none`:
 all six edges stay, and only operations are searched, `none` among them. `auto`
@@ -31,7 +31,7 @@ from rome_jax import config as config_lib
 
 ROME = ('rome_v2', 'rome_v1')
 METHODS = (*ROME, 'gdas', 'darts', 'darts_2nd', 'pc_darts', 'snas',
-           'sdarts_rs', 'sdarts_adv', 'spos')
+           'sdarts_rs', 'sdarts_adv', 'fair_darts', 'spos')
 
 
 def get_config(text=''):
