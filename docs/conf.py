@@ -9,7 +9,7 @@ import shutil
 from typing import Any
 
 import rome_jax
-from rome_jax.config import command_line
+from rome_jax import config
 
 HERE = pathlib.Path(__file__).parent
 
@@ -63,7 +63,8 @@ def setup(app: Any) -> None:
   """Writes what is generated, and adjusts how docstrings are read."""
   shutil.rmtree(HERE / 'examples', ignore_errors=True)
   shutil.copytree(HERE.parent / 'examples', HERE / 'examples')
-  (HERE / 'api' / 'run_help.txt').write_text(command_line.help_text())
+  (HERE / 'api' / 'run_help.txt').write_text(
+      config.load(['--help']).options.help)
   app.connect('autodoc-skip-member', _skip_fields)
   app.connect('autodoc-process-signature', _shorten)
   # Before napoleon, whose priority is 500.
