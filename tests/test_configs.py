@@ -51,7 +51,7 @@ ARGUMENTS = {
         evaluation=('robustdarts', 'sdarts')),
     'nasbench201': dict(
         method=(*SAMPLED, 'darts', 'darts_2nd', 'pc_darts', 'snas',
-                'sdarts_rs', 'sdarts_adv', 'spos'),
+                'sdarts_rs', 'sdarts_adv', 'fair_darts', 'spos'),
         dataset=('cifar10', 'cifar100'), topology=('auto', 'edges', 'none')),
     'nasbench1shot1': dict(
         space=('1', '2', '3'), variant=('original', 'skip'),

@@ -1,5 +1,7 @@
 """Image data: sources, augmentation, and batches that depend on (seed, step).
 
+::
+
   dataset = data.load('cifar10', '/path/to/cifar10')
   transform = data.make_transform('cifar', dataset, train=True, cutout=16)
   batches = data.Batches(dataset.train, None, 96, seed=0, transform=transform)

@@ -119,7 +119,7 @@ class Batches:
     Args:
       split: an `ArraySplit` or `LazySplit`.
       indices: [n] int, the images to use; None for all.
-      batch_size: B.
+      batch_size: images of a batch, B.
       seed: of order and augmentation. Two streams of one run need two seeds.
       transform: function of (images, rng), see `make_transform`.
       drop_last: skip the last images of an epoch if they do not fill a

@@ -22,9 +22,9 @@ class Family(NamedTuple):
   """One row.
 
   Attributes:
-    supernet: (space, sizes, stem, **options) -> flax module,
+    supernet: `(space, sizes, stem, **options)` -> flax module,
       `apply({'params': theta}, images, arch)` -> logits. Options: partial.
-    network: (space, genotype, sizes, stem, **options) -> flax module, see
+    network: `(space, genotype, sizes, stem, **options)` -> flax module, see
       `darts.Network` for its conventions. Options: auxiliary,
       auxiliary_norm, remat.
     count: (space, genotype, sizes, stem) -> counting.Count of the network.
@@ -38,7 +38,7 @@ class Family(NamedTuple):
     knows: name -> whether its cells can hold the operation.
     compared: whose gradients GM-NAS compares, a name of `split.SHARED`.
     candidates: (theta, space) -> where the supernet keeps the weights of each
-      operation, `owners.Candidate`s.
+      operation, an `owners.Candidate` each.
   """
 
   supernet: Callable[..., nn.Module]

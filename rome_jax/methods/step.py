@@ -102,7 +102,7 @@ class Objective(NamedTuple):
     progress: share of the search that is done, as of the present epoch.
       Raises ValueError if nobody said how long the search is.
     space: the search space.
-    k: K.
+    k: samples of an update, K.
     l2: of the architecture; `gradient` leaves it to the optimiser.
   """
 

@@ -5,7 +5,7 @@ Each of its six edges, always in the order
 
   1<-0, 2<-0, 2<-1, 3<-0, 3<-1, 3<-2,
 
-carries one of the five operations `OPS`: 5^6 = 15,625 cells. The forms:
+carries one of the five operations `OPS`: 5^6 = 15,625 cells. The forms::
 
   ops       (4, 2, 1, 2, 1, 1)    six places in `OPS`, one per edge
   code      '421211'              the same as digits

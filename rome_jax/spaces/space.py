@@ -35,7 +35,7 @@ class Space:
     name: the name in configs and files.
     ops: the O candidate operations, names that the family knows
       (`operations.OPS` in most).
-    num_nodes: N.
+    num_nodes: intermediate nodes, N.
     num_inputs: input states of a cell; a reduction cell strides their edges.
     in_degree: edges that a node keeps in a derived cell (fewer where a node
       has fewer predecessors); 2 in ROME Eq. 9. One number, or one per node
@@ -158,7 +158,7 @@ class Space:
 
   @property
   def num_edges(self) -> int:
-    """E."""
+    """The number of edges, E."""
     return self.node_edges[-1][1]
 
   @property

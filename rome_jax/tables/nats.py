@@ -1,6 +1,6 @@
 """Reads tables of other projects.
 
-`load` takes a path and recognises the format:
+`load` takes a path and recognises the format::
 
   *.npz                   NATS-Bench, converted as docs/tables.md shows:
                           topology space (tss) or size space (sss)

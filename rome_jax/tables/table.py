@@ -76,18 +76,18 @@ class Table:
 
   The lookups share their arguments:
 
-    cell: a network, in any form that `to_index` accepts.
-    dataset: one of `datasets`, ignoring case.
-    split: 'test' or 'valid', if measured on that data set.
-    epochs: length of the training; None means the longest.
-    run: one run, 0 to R - 1; None means the mean over the runs.
+  - cell: a network, in any form that `to_index` accepts.
+  - dataset: one of `datasets`, ignoring case.
+  - split: 'test' or 'valid', if measured on that data set.
+  - epochs: length of the training; None means the longest.
+  - run: one run, 0 to R - 1; None means the mean over the runs.
 
   Accuracies are percentages. If the table does not hold a value, a lookup
   raises a UserError that names the argument.
 
   Attributes:
     name: shown in messages.
-    size: N.
+    size: number of networks, N.
     to_index: a network in any of its forms -> its row, 0 to N - 1.
     to_cell: a row -> the text form.
     accuracies: columns by (dataset, split, epochs).

@@ -393,11 +393,11 @@ def read_tree(directory: str | os.PathLike, branch: str) -> dict:
   Raises:
     UserError: there is no checkpoint, or the newest is damaged.
   """
-  with Checkpoints(directory) as store:
-    steps = store.steps()
+  with Checkpoints(directory) as store:  # Orbax wants absolute paths.
+    steps, directory = store.steps(), store.directory
   if not steps:
     raise errors.UserError(f'{directory} holds no checkpoint')
-  folder = pathlib.Path(directory) / f'{steps[-1]:08d}'
+  folder = directory / f'{steps[-1]:08d}'
   try:
     leaves = {
         name: np.empty(shape, dtype)
