@@ -238,3 +238,10 @@ def test_without_it_there_is_none(best_run, tmp_path):
       rj.load(best_run, best=True)
   finally:
     (tmp_path / 'gone').rename(best_run / 'checkpoints' / 'best')
+
+
+def test_a_folder_may_be_relative(best_run, monkeypatch):
+  monkeypatch.chdir(best_run.parent)
+  for best in (False, True):
+    _, variables, _ = rj.load(best_run.name, best=best)
+    assert variables['params']['head']['kernel'].shape[-1] == 2
