@@ -339,7 +339,7 @@ def test_nasbench201_recipe():
             search_part.weight_decay, search_part.nesterov) == (
                 15, 16, 64, 5e-4, True)
     assert (search_part.lr, search_part.lr_end) == {
-        **dict.fromkeys(ROME, (.05, .001))}.get(
+        **dict.fromkeys(ROME, (.05, .001)), 'fair_darts': (.005, .001)}.get(
             args['method'], (.025, .001))
     assert (part.seeds, part.cells, part.channels, part.epochs,
             part.batch_size, part.lr, part.lr_end, part.nesterov,
