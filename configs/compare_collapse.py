@@ -4,13 +4,13 @@
       --config.data_dir=FOLDER --workers=2
 
 Arguments, the default first: rates=falling|constant. configs/nasbench201.py at
-its published depth of 15 cells and with its published rates, made small in other
-ways: CIFAR-10 at 8x8 pixels and 4 channels. falling: 3 epochs of mixtures, at
-equal gradients 15 of GDAS and 3 of ROME with K = 5, all schedules shortened with
-them; ROME searches the sub-space of configs/nasbench201.py, without `none` and
-with 2 of the last node's 3 edges. constant: 5 epochs of mixtures at the rates with
-which a search of 50 begins; `darts_plain` has DARTS' own momentum and weight decay
-instead of the benchmark's. Three seeds; 40 minutes each on 2 CPU cores.
+its published depth of 15 cells, made small in other ways: CIFAR-10 at 8x8
+pixels and 4 channels. falling: 3 epochs of mixtures, at equal gradients 15 of
+GDAS and 3 of ROME with K = 5, all schedules shortened with them; ROME searches
+the sub-space of configs/nasbench201.py, without `none` and with 2 of the last
+node's 3 edges. constant: 5 epochs of mixtures at the rates with which a search
+of 50 begins; `darts_plain` has DARTS' own momentum and weight decay instead of
+the benchmark's. Three seeds; 40 minutes each on 2 CPU cores.
 docs/reproduction.md has what came out.
 """
 

@@ -133,7 +133,7 @@ def check(space: Space, method: Method, recipe: SearchRecipe) -> None:
         f'config.search.split_groups={recipe.split_groups!r} with '
         f'split_sizes={recipe.split_sizes!r} fits too few sites of '
         f'space={space.name} for {len(found.groups)} splits; they have '
-        f'{", ".join(map(str, sorted(_counts(space, recipe))))} candidates')
+        f'{", ".join(map(str, sorted(set(_counts(space, recipe)))))} candidates')
   if recipe.split_soft and (space.sites == 'nodes' or not (
       search.lists_every_slot(method, space))):
     raise errors.UserError(
@@ -155,8 +155,9 @@ def _check_few_shot(space, recipe, found, given):
 
 
 def _counts(space, recipe):
-  return {int(n) for t in _cell_types(space, recipe)
-          for n in (space.choices(t) >= 0).sum(1)}
+  """The number of candidates of each site that may be split."""
+  return [int(n) for t in _cell_types(space, recipe)
+          for n in (space.choices(t) >= 0).sum(1)]
 
 
 def _can_split(space, recipe, found):
@@ -166,8 +167,7 @@ def _can_split(space, recipe, found):
     return n >= max(2, groups) and (not found.sizes or any(
         (n, groups) == (sum(size), len(size)) for size in found.sizes))
 
-  counts = [int(n) for t in _cell_types(space, recipe)
-            for n in (space.choices(t) >= 0).sum(1)]
+  counts = _counts(space, recipe)
   return all(sum(fits(n, groups) for n in counts) > level
              for level, groups in enumerate(found.groups))
 
@@ -337,7 +337,7 @@ def _growing(recipe):
   if recipe.split_inherit == split.EVERYTHING:
     return recipe._replace(alpha_start=max(recipe.alpha_start, last))
   return recipe._replace(
-      epochs=last + max(1, recipe.epochs), max_steps=0, alpha_start=last)
+      epochs=last + max(1, recipe.epochs), alpha_start=last)
 
 
 def _grow(common):
