@@ -129,11 +129,12 @@ def check(space: Space, method: Method, recipe: SearchRecipe) -> None:
   if recipe.split == split.FEW_SHOT:
     _check_few_shot(space, recipe, found, given)
   elif not _can_split(space, recipe, found):
+    counts = ', '.join(map(str, sorted(set(_counts(space, recipe)))))
     raise errors.UserError(
         f'config.search.split_groups={recipe.split_groups!r} with '
         f'split_sizes={recipe.split_sizes!r} fits too few sites of '
         f'space={space.name} for {len(found.groups)} splits; they have '
-        f'{", ".join(map(str, sorted(set(_counts(space, recipe)))))} candidates')
+        f'{counts} candidates')
   if recipe.split_soft and (space.sites == 'nodes' or not (
       search.lists_every_slot(method, space))):
     raise errors.UserError(
