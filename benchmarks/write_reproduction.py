@@ -20,6 +20,8 @@ from rome_jax.tables import scores
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / 'docs' / 'results', ROOT / 'docs' / 'reproduction.md'
 NOT_RUN = 'not run'
+# Three of NAS-Bench-201's five operations have no weights, on six edges.
+CHANCE = 3.6
 
 _HEAD = '''# Reproduction
 
@@ -102,6 +104,39 @@ def arms_table(found: Mapping[str, Any]) -> str:
   return _table(('arm', 'tau of each seed', 'mean',
                  f'difference to `{found["baseline"]}` (95 %)',
                  'table accuracy of the cell chosen, %'), rows)
+
+
+def collapse_table(found: Mapping[str, Any]) -> str:
+  """Operations without weights and table accuracy of every arm."""
+  base = found['baseline']
+
+  def each(part, scale, digits):
+    return ', '.join(f'{scale * v:.{digits}f}' for v in part['values'])
+
+  rows = []
+  for label, arm in found['arms'].items():
+    difference = of(found, 'differences', label, 'accuracy')
+    rows.append((
+        f'`{label}`', each(arm['parameterless'], 1, 0),
+        each(arm['accuracy'], 100, 2), f'{100 * arm["accuracy"]["mean"]:.2f}',
+        '' if label == base else _points(difference)))
+  return _table(
+      ('arm', 'operations without weights, of 6', 'table accuracy, %', 'mean',
+       f'points to `{base}` (95 %)'), rows)
+
+
+def _points(part):
+  if part is None:
+    return NOT_RUN
+  scaled = {name: part[name] and 100 * part[name]
+            for name in ('mean', 'low', 'high')}
+  return _difference(scaled, 1)
+
+
+def _above_chance(found, label):
+  """Operations without weights of an arm less those of a random cell."""
+  values = of(found, 'arms', label, 'parameterless', 'values')
+  return values and scores.paired_difference(values, [CHANCE] * len(values))
 
 
 def generate(results: Mapping[str, Any]) -> str:
