@@ -13,8 +13,8 @@ methods: 3 epochs of mixtures, at equal gradients 15 of GDAS and 3 of ROME with
 rates: 5 epochs of mixtures at the rates with which a search of 50 begins;
   `darts_plain` has DARTS' own momentum and weight decay.
 rome: GDAS; ROME with all edges and `none`, which differs from GDAS by K and the
-  number of updates only; ROME with K = 1; ROME. Equal gradients, rates and order
-  of updates.
+  number of updates only; ROME with K = 1; ROME. Equal gradients, rates and
+  order of updates.
 
 About 40 minutes each on 2 CPU cores. docs/reproduction.md has what came out.
 """

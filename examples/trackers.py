@@ -1,6 +1,9 @@
-"""Metrics of a run to a dashboard: Weights & Biases, TensorBoard.
+"""Metrics of a run to a dashboard. Copy this file beside yours.
 
-  rj.run(config, workdir, writers=[WandB(project='nas', id=name, resume='allow')])
+  import trackers
+  writer = trackers.WandB(project='nas', id=name, resume='allow')
+  rj.run(config, workdir, writers=[writer])
+  writer.run.finish()
 
 A writer is any object with `write(phase, step, scalars)`. `phase` is 'search' or
 'retrain/NAME'; `scalars` are numbers, or None for one that is not finite. After
@@ -32,7 +35,7 @@ class WandB:
 
 
 class TensorBoard:
-  """Plain TensorBoard, all runs below one folder, a folder for each phase."""
+  """Plain TensorBoard in a folder of your own, besides WORKDIR/events."""
 
   def __init__(self, folder):
     self._folder, self._writers = folder, {}

@@ -52,7 +52,7 @@ _HELP = {
 
 def _parser():
   parser = cli.Parser(
-      prog='python -m rome_jax describe', allow_abbrev=False,
+      prog='rome-jax describe', allow_abbrev=False,
       description='Draws and counts a genotype without running it.')
   parser.add_argument(
       'target', nargs='?', metavar='PATH|NAME',

@@ -39,13 +39,15 @@ def exportable(trained: Trained) -> network.Exportable:
           'resize': about.augment, 'image_size': about.image_size,
           'mean': list(about.mean), 'std': list(about.std),
           'class_names': list(about.class_names),
-          'test_accuracy': about.figures.get('test_accuracy')})
+          'test_accuracy': about.figures.get('test_accuracy'),
+          'steps': about.figures.get('steps'),
+          'weights': about.figures.get('weights', 'last')})
 
 
-def _check(to):
+def _check(to, name):
   if to not in flags.EXPORT_FORMATS:
     raise errors.UserError(
-        f'to={to!r} must be one of {", ".join(flags.EXPORT_FORMATS)}'
+        f'{name}={to} must be one of {", ".join(flags.EXPORT_FORMATS)}'
         f'{errors.near_miss(to, flags.EXPORT_FORMATS)}')
 
 
@@ -61,7 +63,7 @@ def write(trained: Trained, to: str,
   Raises:
     UserError: see `rome_jax.exports`.
   """
-  _check(to)
+  _check(to, 'to')
   item, difference = exportable(trained), 0.
   if to == 'stablehlo':
     data, difference = stablehlo.export(item)
@@ -81,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   cli.make_output_safe()
   try:
     args = cli.parse(flags.export(), sys.argv[1:] if argv is None else argv)
-    _check(args.to)
+    _check(args.to, '--to')
     run = pathlib.Path(checks.local_path('RUN', args.run))
     path = pathlib.Path(checks.local_path('--out', args.out) if args.out
                         else run / f'network.{args.to}')

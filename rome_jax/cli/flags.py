@@ -1,6 +1,8 @@
 """The flags of the commands, apart from what they do.
 
-Nothing here loads JAX, so that `rome-jax COMMAND --help` answers at once.
+Nothing here loads JAX, so that `rome-jax COMMAND --help` answers at once. Those
+of `run` are the fields of a config; `describe` has its own, which list the
+spaces.
 """
 
 from collections.abc import Callable
@@ -10,12 +12,14 @@ from rome_jax import cli
 EXPORT_FORMATS = ('stablehlo', 'onnx', 'safetensors')
 RANK_BATCH = 512  # images in a batch, about
 NO_TABLE = 'none'
-_OF_RUNS = 'All other flags are given to every run of rome_jax.main.'
+_OF_RUNS = 'All other flags are those of rome-jax run.'
 
 
 def sweep(prog: str = 'rome-jax sweep') -> cli.Parser:
   """The flags of a sweep; all others are those of its runs."""
-  parser = cli.Parser(prog=prog, allow_abbrev=False, description=_OF_RUNS)
+  parser = cli.Parser(
+      prog=prog, allow_abbrev=False,
+      description=f'Repeats a run over seeds and values of fields. {_OF_RUNS}')
   parser.add_argument('--workdir', required=True, metavar='DIR',
                       help='holds a folder for each run')
   parser.add_argument('--seeds', metavar='N,N', help='the same as --vary=seed=')
@@ -23,6 +27,7 @@ def sweep(prog: str = 'rome-jax sweep') -> cli.Parser:
                       metavar='FIELD=A,B', help='runs with each of the values')
   parser.add_argument(
       '--choose', default='', choices=('', 'derived', 'given'),
+      metavar='derived|given',
       help='choose the values of the largest mean accuracy of these networks, '
       'on the images that config.retrain.holdout holds out')
   return parser
@@ -30,9 +35,14 @@ def sweep(prog: str = 'rome-jax sweep') -> cli.Parser:
 
 def compare(prog: str = 'rome-jax compare') -> cli.Parser:
   """The flags of a comparison; all others are those of its runs."""
-  parser = cli.Parser(prog=prog, allow_abbrev=False, description=_OF_RUNS)
+  parser = cli.Parser(
+      prog=prog, allow_abbrev=False,
+      description='Runs methods side by side, seed by seed, and writes one '
+      f'page. {_OF_RUNS}')
   parser.add_argument('--config', required=True, metavar='FILE[:ARGUMENT]',
-                      help='a Python file with get_comparison()')
+                      help='a Python file with get_comparison(); shipped are '
+                      'compare_nb201, compare_collapse, compare_ranking and '
+                      'compare_leaves')
   parser.add_argument('--workdir', required=True, metavar='DIR',
                       help='holds a folder for each run, and the page')
   parser.add_argument('--seeds', metavar='N,N',
@@ -157,5 +167,5 @@ def _add_network(parser):
                       'most accurate)')
   parser.add_argument(
       '--best', action='store_true',
-      help='its weights at its most accurate test instead of its last, which '
-      'config.retrain.keep_best keeps')
+      help='the weights of its most accurate test, not the last ones; needs a '
+      'run with config.retrain.keep_best=true')

@@ -22,7 +22,9 @@ class About(NamedTuple):
     mean, std: per channel, of images scaled to 0..1; inputs are (image / 255
       - mean) / std.
     image_size, image_channels: of its inputs, [B,H,W,C].
-    figures: what the run wrote of this retraining (`test_accuracy`, ...).
+    figures: what the run wrote of this retraining (`test_accuracy`, ...). With
+      config.retrain.holdout its tests are on the images held out. Of the best
+      weights, whose `weights` is 'best', it is the largest of several tests.
     augment: how test images are fitted to their size; see
       `data.make_transform`.
   """
@@ -68,11 +70,11 @@ def load(workdir: str | pathlib.Path, name: str | None = None,
   workdir = pathlib.Path(workdir)
   config = checks.from_json(_read(workdir / 'config.json'))
   facts = _read(workdir / run.DATASET)
-  figures = notes.retraining(workdir, name)
+  figures = notes.retraining(
+      workdir, name, 'best_test_accuracy' if best else 'test_accuracy')
   variables = retrain.read_variables(workdir, figures['name'], best)
   if best:
-    figures = figures | {'test_accuracy': figures['best_test_accuracy'],
-                         'steps': figures['best_step']}
+    figures = _of_the_best(figures)
   genotype = genotypes.from_text(figures['genotype'])
   recipe = setup.retrain_recipe(config)
   space = checks.space(config)
@@ -87,6 +89,16 @@ def load(workdir: str | pathlib.Path, name: str | None = None,
       About(genotype, tuple(facts['class_names']), tuple(facts['mean']),
             tuple(facts['std']), facts['image_size'], facts['image_channels'],
             figures, recipe.augment))
+
+
+def _of_the_best(figures):
+  """The figures of a retraining's best weights instead of its last."""
+  last = ('train_loss', 'train_accuracy')
+  return {name: value for name, value in figures.items()
+          if name not in last and not name.startswith('best_')} | {
+              'test_accuracy': figures['best_test_accuracy'],
+              'test_loss': figures['best_test_loss'],
+              'steps': figures['best_step'], 'weights': 'best'}
 
 
 def of(args: argparse.Namespace) -> Trained:

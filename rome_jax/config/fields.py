@@ -397,10 +397,11 @@ _RETRAIN = {
         0, 14, 'operations of RandAugment on each training image, after the '
         'augmentation (its paper: 2). 0: none'),
     'rand_magnitude': _between(
-        0, 30, 'their magnitude (its paper: 9 for ResNet-50)'),
+        0, 30, 'magnitude of rand_augment, on the scale of torchvision, whose '
+        'default is 9 (the paper counts to 10)'),
     'keep_best': Field(
-        'keep the weights of the most accurate test beside the last; with '
-        'config.retrain.holdout the choice is fair, by test images it is not'),
+        'also keep the weights of the most accurate test, of which the images '
+        'of config.retrain.holdout are the fair choice'),
 }
 
 _MESH = {

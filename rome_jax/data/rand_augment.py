@@ -1,4 +1,4 @@
-"""RandAugment (Cubuk et al., NeurIPS 2020, workshops), as in torchvision.
+"""RandAugment (Cubuk et al., NeurIPS 2020), as in torchvision.
 
 Operations, their ranges and the 31 magnitudes are those of
 `torchvision.transforms.RandAugment`, with its nearest-neighbour sampling and
@@ -14,7 +14,7 @@ import numpy as np
 
 from rome_jax.data import splits
 
-MAGNITUDES = 31  # 0 to 30; the paper's ImageNet networks have 2 and 9
+MAGNITUDES = 31  # 0 to 30, torchvision's scale; the paper counts to 10
 
 
 class Operation(NamedTuple):

@@ -106,7 +106,7 @@ def features(network: nn.Module, variables: Mapping[str, Any],
     in the DARTS family.
 
   Raises:
-    UserError: the network keeps no feature maps.
+    UserError: it is no network of a genotype.
 
   >>> network = build(genotypes.load('DARTS_V2'), 's0', Sizes(6, 8, 10))
   >>> images = jnp.zeros((2, 32, 32, 3))
@@ -114,12 +114,12 @@ def features(network: nn.Module, variables: Mapping[str, Any],
   >>> [maps.shape for maps in features(network, variables, images)]
   [(2, 32, 32, 32), (2, 16, 16, 64), (2, 8, 8, 128)]
   """
-  _, kept = network.apply(variables, images, mutable=['intermediates'])
-  found = kept.get('intermediates', {}).get(layers.FEATURES)
-  if found is None:
+  if not hasattr(network, 'genotype'):
     raise errors.UserError(
         f'network={type(network).__name__} must be one of rome_jax.build or '
         'rome_jax.load')
+  _, kept = network.apply(variables, images, mutable=['intermediates'])
+  found = kept['intermediates'][layers.FEATURES]
   by_size = {maps.shape[1:3]: maps for maps in found}
   return tuple(by_size.values())
 

@@ -45,7 +45,7 @@ def shown(name: str, part: Mapping[str, Any], of: int | None = None) -> str:
   Args:
     name: of the measure.
     part: its `mean`, `std` and `n`.
-    of: the n that is said elsewhere; another one is said here.
+    of: the n of the row; a different n is appended.
 
   >>> shown('accuracy', {'mean': .9, 'std': .01, 'n': 3})
   '90.00 ± 1.00% (n = 3)'

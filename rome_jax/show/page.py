@@ -68,14 +68,15 @@ def spread(summary: Mapping[str, Any]) -> str:
 def size(count: int | None) -> str:
   """A count in the unit in which people read it.
 
-  >>> size(530_000_000), size(3_349_342), size(37_490), size(810)
-  ('530 M', '3.35 M', '37.5 k', '810')
+  >>> size(530_000_000), size(3_349_342), size(999_999), size(810)
+  ('530 M', '3.35 M', '1.00 M', '810')
   """
   if count is None:
     return '–'
+  rounded = float(f'{count:.3g}')
   for unit, name in ((1e6, ' M'), (1e3, ' k')):
-    if count >= unit:
-      scaled = count / unit
+    if rounded >= unit:
+      scaled = rounded / unit
       digits = 2 if scaled < 10 else 1 if scaled < 100 else 0
       return f'{scaled:,.{digits}f}{name}'
   return str(count)
@@ -153,8 +154,8 @@ def picture(workdir: pathlib.Path, name: str) -> str:
   """Returns the SVG picture of a run as a figure, or '' if there is none.
 
   Makes ids unique to the picture, as the page holds several, and drops the
-  declarations that only a file needs. A unit of every picture is a point, so
-  that letters are as large in all of them; what is too wide scrolls.
+  declarations that only a file needs. Pictures are drawn at one scale, so text
+  has the same size in all; what is too wide scrolls.
   """
   path = workdir / f'{name}.svg'
   if not path.exists():

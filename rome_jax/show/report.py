@@ -97,15 +97,18 @@ def _headline(result):
           page.percent(s['best'])) for kind, s in summary.items()],
         numbers=(1, 2, 3, 4)))
   if evaluations:
+    best = ['of the most accurate test'] * any(
+        'best_test_accuracy' in row for row in evaluations)
     parts.append(page.table(
-        ('architecture', 'kind', 'seed', 'test accuracy', 'parameters',
+        ('architecture', 'kind', 'seed', 'test accuracy', *best, 'parameters',
          'multiply-adds', 'training time'),
         [(row.get('name', '–'), row.get('kind', '–'), row.get('seed', '–'),
-          page.percent(row.get('test_accuracy')), page.size(row.get('params')),
-          page.size(row.get('macs')),
+          page.percent(row.get('test_accuracy')),
+          *(page.percent(row.get('best_test_accuracy')) for _ in best),
+          page.size(row.get('params')), page.size(row.get('macs')),
           page.value('seconds', row.get('train_seconds')))
          for row in evaluations],
-        numbers=(2, 3, 4, 5, 6)))
+        numbers=tuple(range(2, 7 + len(best)))))
     parts.append(page.paragraph(
         'std is that of the sample (n - 1); every run counts, none is picked. '
         'Parameters are without the auxiliary head, multiply-adds those of '

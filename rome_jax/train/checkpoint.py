@@ -394,10 +394,10 @@ def read_tree(directory: str | os.PathLike, branch: str) -> dict:
     UserError: there is no checkpoint, or the newest is damaged.
   """
   with Checkpoints(directory) as store:  # Orbax wants absolute paths.
-    steps, directory = store.steps(), store.directory
+    steps, place = store.steps(), store.directory
   if not steps:
     raise errors.UserError(f'{directory} holds no checkpoint')
-  folder = directory / f'{steps[-1]:08d}'
+  folder = place / f'{steps[-1]:08d}'
   try:
     leaves = {
         name: np.empty(shape, dtype)

@@ -75,6 +75,8 @@ class Phase(NamedTuple):
     memo: the initial memo of `observe`, a pytree of arrays.
     test: state -> scalars, or None. `observe` gets them among the means.
     test_every: steps between two tests; the last step is always tested.
+    on_test: (state, scalars of the test) -> None, called after each test whose
+      scalars are finite; or None.
     on_checkpoint: (step, state) -> None, called before each save with the
       state on the host; or None.
     boundary: (state, batch) -> state, or None. Called after the last step of
@@ -100,6 +102,7 @@ class Phase(NamedTuple):
   memo: Any = ()
   test: Callable | None = None
   test_every: int = 1
+  on_test: Callable | None = None
   on_checkpoint: Callable | None = None
   boundary: Callable | None = None
   stop: Callable | None = None
@@ -430,6 +433,8 @@ class _Runner:
     if self._tests_at(step):
       tested = self._guarded(step, carry, lambda: phase.test(carry.state))
       means |= _finite(phase.name, step, tested)
+      if phase.on_test is not None:
+        phase.on_test(carry.state, tested)
     scalars, memo = phase.observe(carry.state, means, carry.memo)
     scalars = {
         'epoch': step / phase.steps_per_epoch, **scalars,

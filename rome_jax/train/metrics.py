@@ -370,9 +370,13 @@ class Progress:
         warnings.simplefilter('ignore')
         from tqdm.auto import tqdm
       self._bar = tqdm(initial=done, total=self._total, desc=self._label,
-                       unit=f' {self._unit}', file=self._stream,
+                       unit=self._unit, file=self._stream,
                        dynamic_ncols=True)
-    self._bar.n, self._bar.total = done, self._total
+    self._bar.n = done
+    if self._bar.total != self._total:
+      self._bar.total = self._total
+      if (box := getattr(self._bar, 'container', None)) is not None:
+        box.children[1].max = self._total  # tqdm sets it in `reset` only.
     rate = self._rate(now) if self._images_per_unit else 0
     self._bar.set_postfix_str(', '.join((
         *([f'{rate * self._images_per_unit:,.0f} images/s'] if rate else []),

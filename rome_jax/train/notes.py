@@ -30,12 +30,13 @@ def _path(workdir, phase):
 
 
 def retraining(workdir: pathlib.Path, name: str | None = None,
-               ) -> dict[str, Any]:
+               by: str = 'test_accuracy') -> dict[str, Any]:
   """What a run noted of one finished retraining.
 
   Args:
     workdir: folder of the run.
     name: 'derived-0', say; None: the most accurate of its own genotype.
+    by: the figure that says so; a retraining without it does not count.
 
   Raises:
     UserError: there is none of that name.
@@ -43,14 +44,18 @@ def retraining(workdir: pathlib.Path, name: str | None = None,
   found = [files.read_json(path)
            for path in sorted((workdir / 'phases').glob('*.json'))
            if path.stem != 'search']
+  kind = 'finished retraining'
+  if by != 'test_accuracy':
+    found = [note for note in found if by in note]
+    kind = 'retraining with config.retrain.keep_best=true'
   known = ', '.join(note['name'] for note in found)
   if name is None:
     found = [note for note in found if note['kind'] != 'random']
-    found.sort(key=lambda note: -(note['test_accuracy'] or 0))
+    found.sort(key=lambda note: -(note[by] or 0))
   else:
     found = [note for note in found if note['name'] == name]
   if not found:
     raise errors.UserError(
-        f'{workdir} holds no finished retraining'
+        f'{workdir} holds no {kind}'
         + (f' {name!r}; there are {known or "none"}' if name else ''))
   return found[0]

@@ -156,12 +156,7 @@ def read_variables(workdir: pathlib.Path, name: str,
     UserError: there are none, or they are damaged.
   """
   if best:
-    folder = best_folder(workdir, name)
-    if not folder.exists():
-      raise errors.UserError(
-          f'{workdir} kept no best weights of {name}; '
-          'config.retrain.keep_best=true keeps them')
-    state = checkpoint.read_tree(folder, 'variables')
+    state = checkpoint.read_tree(best_folder(workdir, name), 'variables')
     return {name: state.get(name, {}) for name in ('params', 'batch_stats')}
   state = checkpoint.read_tree(
       workdir / 'checkpoints' / 'retrain' / name, 'state')
@@ -354,51 +349,64 @@ def best_folder(workdir: pathlib.Path, name: str) -> pathlib.Path:
   return workdir / 'checkpoints' / 'best' / name
 
 
-class KeepBest:
-  """A `Test` that keeps the weights of the most accurate one.
+class Best:
+  """Keeps the weights of the most accurate test of a retraining.
 
-  They are a checkpoint of their own, written before the metrics of that test.
-  A retraining that is set back to an earlier step comes to the same test
-  again, so what is kept does not depend on where it was interrupted.
+  They are checkpoints of their own, numbered in the order of writing. A
+  retraining that was set back comes to the same tests again, and writes the
+  same weights once.
 
   Attributes:
-    figures: {'best_test_accuracy', 'best_step'}; {} before the first test.
+    figures: 'best_test_accuracy', 'best_test_loss' and 'best_step'; {} before
+      the first test.
   """
 
-  def __init__(self, test: Test, folder: pathlib.Path):
-    """Reads what an earlier start has kept."""
-    self._test, self._folder = test, folder
-    self.figures = hosts.from_first(lambda: _kept(folder))
+  def __init__(self, folder: pathlib.Path, fresh: bool):
+    """Reads what an earlier start has kept.
 
-  def __call__(self, state: State) -> dict[str, float]:
-    tested = self._test(state)
-    accuracy = tested['test_accuracy']
-    if accuracy > self.figures.get('best_test_accuracy', -1.):
-      hosts.from_first(lambda: self._write(state, accuracy))
-      self.figures = {'best_test_accuracy': accuracy,
-                      'best_step': int(state.step)}
-    return tested
+    Args:
+      folder: of `best_folder`.
+      fresh: whether the retraining begins anew, so that nothing counts.
 
-  def _write(self, state, accuracy):
+    Raises:
+      UserError: what was kept is damaged.
+    """
+    self._folder = folder
+    self.figures = hosts.from_first(lambda: _kept(folder, fresh))
+
+  def __call__(self, state: State, tested: Mapping[str, float]) -> None:
+    if tested['test_accuracy'] <= self.figures.get('best_test_accuracy', -1.):
+      return
+    self.figures = {'best_test_accuracy': tested['test_accuracy'],
+                    'best_test_loss': tested['test_loss'],
+                    'best_step': int(state.step)}
+    hosts.from_first(lambda: self._write(state))
+
+  def _write(self, state):
     params, batch_stats = state.tested
     with checkpoint.Checkpoints(self._folder, keep=1) as store:
-      store.save(int(state.step), {
+      # Only the newest is kept; its step may be below that of an earlier one.
+      store.save(max(store.steps(), default=-1) + 1, {
           'variables': {'params': params, 'batch_stats': batch_stats},
-          'figures': {'accuracy': np.float64(accuracy)}})
+          'figures': {name: np.float64(value)
+                      for name, value in self.figures.items()}})
 
 
-def _kept(folder):
-  """The figures of `KeepBest`; what is damaged is removed."""
-  if not folder.exists():
-    return {}
-  try:
-    accuracy = checkpoint.read_tree(folder, 'figures')['accuracy']
-  except errors.UserError:
+def _kept(folder, fresh):
+  """The figures of `Best`."""
+  if fresh and folder.exists():
     shutil.rmtree(folder)
-    return {}
   with checkpoint.Checkpoints(folder) as store:
-    return {'best_test_accuracy': float(accuracy),
-            'best_step': store.steps()[-1]}
+    if not store.steps():
+      return {}
+  try:
+    found = checkpoint.read_tree(folder, 'figures')
+  except errors.UserError as error:
+    raise errors.UserError(
+        f'{error}; put a backup there, or delete {folder} to keep the best of '
+        'the tests that follow') from error
+  return {name: int(value) if name == 'best_step' else float(value)
+          for name, value in found.items()}
 
 
 def _test_batches(dataset, recipe, placement):
@@ -521,8 +529,9 @@ class Trainer:
     before = test.seconds, test.compile_seconds
     best = None
     if self.recipe.keep_best and job.folder == 'retrain':
-      best = KeepBest(test, best_folder(settings.workdir, job.name))
-      phase = phase._replace(test=best)
+      best = Best(best_folder(settings.workdir, job.name),
+                  fresh=not folder.exists())
+      phase = phase._replace(on_test=best)
     outcome = loop.run(phase, program, carry, settings, writer, stop)
     return outcome._replace(figures=outcome.figures | {
         **({'init_from': self._start.name} if self._start else {}),

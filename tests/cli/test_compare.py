@@ -259,7 +259,9 @@ def test_bad_seeds(given, capsys):
 
 @pytest.mark.parametrize('name, number', [
     ('compare_nb201:scale=small', 18), ('compare_nb201:scale=full', 18),
-    ('compare_ranking', 25), ('compare_leaves', 9)])
+    ('compare_ranking', 25), ('compare_leaves', 9),
+    ('compare_collapse', 21), ('compare_collapse:question=rates', 12),
+    ('compare_collapse:question=rome', 12)])
 def test_shipped_comparisons_validate(name, number, monkeypatch):
   monkeypatch.chdir(ROOT)
   runs = compare.plan(comparison.load(name), 'runs/compare', [])

@@ -8,6 +8,9 @@ import pytest
 
 from rome_jax import __main__ as door
 from rome_jax.cli import describe, flags, rank, run, sweep
+from rome_jax.config import fields
+from rome_jax.data import rand_augment
+from rome_jax.train import ranking
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -69,3 +72,12 @@ def test_as_a_process():
       capture_output=True, text=True)
   assert done.returncode == 2 and not done.stdout
   assert done.stderr.count('\n') == 1 and 'DARTS_V2' in done.stderr
+
+
+def test_help_says_what_the_code_has():
+  """`flags` loads none of it, so the figures stand there again."""
+  text = flags.rank().format_help()
+  assert '|'.join(ranking.NORMS) in text
+  assert flags.rank().parse_args(['run']).block == ranking.BLOCK
+  assert fields.FIELDS['retrain.rand_magnitude'].high == (
+      rand_augment.MAGNITUDES - 1)

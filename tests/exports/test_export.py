@@ -103,7 +103,7 @@ def test_what_differs_is_not_written(tmp_path, monkeypatch):
   with pytest.raises(errors.UserError, match='nothing is written'):
     command.write(one, 'stablehlo', tmp_path / 'net')
   assert not list(tmp_path.iterdir())
-  with pytest.raises(errors.UserError, match="to='onx' must be one of.*'onnx'"):
+  with pytest.raises(errors.UserError, match="to=onx must be one of.*'onnx'"):
     command.write(one, 'onx', tmp_path / 'net')
   item = command.exportable(one)
   with pytest.raises(errors.UserError, match='shape'):

@@ -16,7 +16,7 @@ import rome_jax as rj
 from rome_jax import errors
 from rome_jax.cli import run as run_lib
 from rome_jax.config import checks
-from rome_jax.train import retrain
+from rome_jax.train import notes, retrain
 
 
 def config_of(**fields):
@@ -170,12 +170,12 @@ class State(types.SimpleNamespace):
     return {'w': np.full(3, float(self.step))}, {}
 
 
-def after_tests(accuracies, folder, steps):
-  """A `KeepBest` after the tests of some steps."""
-  best = retrain.KeepBest(
-      lambda state: {'test_accuracy': accuracies[state.step]}, folder)
+def after_tests(accuracies, folder, steps, fresh=False):
+  """The figures of `Best` after the tests of some steps."""
+  best = retrain.Best(folder, fresh)
   for step in steps:
-    assert best(State(step=step)) == {'test_accuracy': accuracies[step]}
+    best(State(step=step), {
+        'test_accuracy': accuracies[step], 'test_loss': step / 8})
   return best.figures
 
 
@@ -191,25 +191,55 @@ def test_the_first_of_the_largest_wherever_it_stops(parts, tmp_path):
   folder = retrain.best_folder(tmp_path, 'derived-0')
   for steps in parts:
     figures = after_tests([.5, .25, .75, .75, .5], folder, steps)
-  assert figures == {'best_test_accuracy': .75, 'best_step': 2}
+  assert figures == {'best_test_accuracy': .75, 'best_test_loss': .25,
+                     'best_step': 2}
   np.testing.assert_array_equal(kept(tmp_path), [2., 2., 2.])
 
 
-def test_a_damaged_one_is_written_again(tmp_path):
+def test_weights_belong_to_the_figures_if_a_replay_differs(tmp_path):
+  """On other devices the last bits may differ, and with them the best."""
+  folder = retrain.best_folder(tmp_path, 'derived-0')
+  after_tests([.5, .6, .8], folder, range(3))
+  figures = after_tests([.5, .81, .8], folder, range(1, 3))
+  assert figures['best_step'] == 1
+  np.testing.assert_array_equal(kept(tmp_path), [1., 1., 1.])
+  # A retraining that begins anew forgets what another has kept.
+  assert after_tests([.4], folder, [0], fresh=True)['best_step'] == 0
+  np.testing.assert_array_equal(kept(tmp_path), [0., 0., 0.])
+
+
+def test_damage_is_said_and_nothing_deleted(tmp_path):
   folder = retrain.best_folder(tmp_path, 'derived-0')
   after_tests([.5, .75], folder, range(2))
-  manifest = folder / '00000001' / 'manifest.json'
+  [manifest] = folder.glob('*/manifest.json')
   manifest.write_text(manifest.read_text()[:50])
-  assert after_tests([.5, .4], folder, range(2)) == {
-      'best_test_accuracy': .5, 'best_step': 0}
-  np.testing.assert_array_equal(kept(tmp_path), [0., 0., 0.])
+  with pytest.raises(errors.UserError, match='put a backup there, or delete'):
+    after_tests([.5, .4], folder, range(2))
+  assert manifest.exists()
+
+
+def test_the_best_of_several_retrainings(tmp_path):
+  """By the accuracy of the weights that are asked for."""
+  (tmp_path / 'phases').mkdir()
+  for name, last, best in (('derived-0', .6, .7), ('derived-1', .5, .9)):
+    (tmp_path / 'phases' / f'{name}.json').write_text(json.dumps(
+        {'name': name, 'kind': 'derived', 'test_accuracy': last,
+         'best_test_accuracy': best}))
+  assert notes.retraining(tmp_path)['name'] == 'derived-0'
+  assert notes.retraining(
+      tmp_path, by='best_test_accuracy')['name'] == 'derived-1'
+
+
+def best_config():
+  config = config_of(keep_best=True)
+  config.retrain.epochs, config.checkpoint_every = 4, 1
+  return config
 
 
 @pytest.fixture(scope='module')
 def best_run(tmp_path_factory):
   """Four epochs, each tested."""
-  config = config_of(keep_best=True)
-  config.retrain.epochs = 4
+  config = best_config()
   workdir = tmp_path_factory.mktemp('best') / 'run'
   run_lib.run(config, workdir, dataset(2))
   return workdir
@@ -218,26 +248,42 @@ def best_run(tmp_path_factory):
 def test_what_is_loaded_has_the_accuracy_that_is_said(best_run):
   lines = [json.loads(line)
            for line in (best_run / 'metrics.jsonl').read_text().splitlines()]
-  tested = [(line['test_accuracy'], -line['step']) for line in lines
-            if line.get('test_accuracy') is not None]
-  accuracy, step = max(tested)
+  tested = [(line['test_accuracy'], -line['step'], line['test_loss'])
+            for line in lines if line.get('test_accuracy') is not None]
+  accuracy, step, loss = max(tested)
   network, variables, about = rj.load(best_run, best=True)
-  assert len(tested) == 4
-  assert about.figures['test_accuracy'] == accuracy
-  assert about.figures['steps'] == -step
+  figures = about.figures
+  assert len(tested) == 4 and 'train_loss' not in figures
+  assert (figures['test_accuracy'], -figures['steps'], figures['test_loss'],
+          figures['weights']) == (accuracy, step, loss, 'best')
   split = dataset(2).test
   images = (split.images / 255 - about.mean) / about.std
   logits = jax.jit(network.apply)(variables, images.astype(np.float32))
   assert (logits.argmax(-1) == split.labels).mean() == accuracy
+  assert 'of the most accurate test' in (best_run / 'report.html').read_text()
 
 
-def test_without_it_there_is_none(best_run, tmp_path):
-  (best_run / 'checkpoints' / 'best').rename(tmp_path / 'gone')
-  try:
-    with pytest.raises(rj.UserError, match='kept no best weights of given-0'):
-      rj.load(best_run, best=True)
-  finally:
-    (tmp_path / 'gone').rename(best_run / 'checkpoints' / 'best')
+def test_a_retraining_that_was_stopped_keeps_the_same(best_run, tmp_path):
+  """Set back to the first of its checkpoints, behind the best test."""
+  run = tmp_path / 'run'
+  shutil.copytree(best_run, run)
+  before = (json.loads((run / 'phases' / 'given-0.json').read_text()),
+            retrain.read_variables(run, 'given-0', best=True))
+  last = sorted((run / 'checkpoints' / 'retrain' / 'given-0').iterdir())[-1]
+  shutil.rmtree(last)
+  for path in ('result.json', 'report.html', 'phases/given-0.json'):
+    (run / path).unlink()
+  run_lib.run(best_config(), run, dataset(2))
+  after = json.loads((run / 'phases' / 'given-0.json').read_text())
+  assert {k: v for k, v in after.items() if 'best' in k} == {
+      k: v for k, v in before[0].items() if 'best' in k}
+  chex.assert_trees_all_equal(
+      retrain.read_variables(run, 'given-0', best=True), before[1])
+
+
+def test_without_it_there_is_none(first):
+  with pytest.raises(rj.UserError, match='no retraining with config.retrain.k'):
+    rj.load(first, best=True)
 
 
 def test_a_folder_may_be_relative(best_run, monkeypatch):
