@@ -291,7 +291,8 @@ def _random(setup, recipe, retraining, dataset, seed, settings, writer, stop,
              for name in _OF_CANDIDATE}
   return search.Searched(True, genotype, scalars, {
       **{name: done[-1][name] for name in (
-          'steps', 'images_per_second', 'temp_bytes', 'resumed_at')},
+          'steps', 'images_per_second', 'temp_bytes', 'input_wait_share',
+          'resumed_at')},
       **_together(done), 'phase': phase, 'candidates': len(done),
       'candidate_accuracy': max(scores),
       'candidate_accuracy_mean': float(np.mean(scores))})
