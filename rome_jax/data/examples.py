@@ -5,7 +5,6 @@ An example is (image, label), or a dict with 'image' and 'label': uint8 [h,w],
 """
 
 import concurrent.futures
-import functools
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -46,9 +45,10 @@ def read(examples: Any, where: str) -> splits.LazySplit:
     raise errors.UserError(
         f'{where} is a {type(examples).__name__}; it must be a grain '
         'MapDataset or an iterable of (image, label)')
-  images, labels, held = [], [], 0
+  images: list[np.ndarray] = []
+  labels, held = [], 0
   for i, example in enumerate(examples):
-    image, label = _checked(example, i, where)
+    image, label = _checked(example, i, where, images)
     images.append(image)
     labels.append(label)
     held += image.nbytes + _OVERHEAD
@@ -57,7 +57,9 @@ def read(examples: Any, where: str) -> splits.LazySplit:
           f'{where} holds more than {MOST_BYTES // 2**30} GiB of images, or '
           f'has no end: {i + 1:,} examples were read; what does not fit into '
           'memory must be a folder of files or a grain MapDataset')
-  return _split(images.__getitem__, labels, where)
+  if not images:
+    raise errors.UserError(f'{where} holds no examples')
+  return splits.LazySplit(images.__getitem__, np.array(labels, np.int64))
 
 
 def is_map_dataset(value: Any) -> bool:
@@ -72,34 +74,20 @@ def _random_access(examples, where):
         f'{where} has no end; a MapDataset that is repeated must be given '
         'without repeat(), as a run draws its own epochs')
 
+  if not len(examples):
+    raise errors.UserError(f'{where} holds no examples')
+  first, _ = _checked(examples[0], 0, where)
+
   def example(i):
-    return _checked(examples[i], i, where)
+    return _checked(examples[i], i, where, [first])
 
   with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
     labels = list(pool.map(lambda i: example(i)[1], range(len(examples))))
-  return _split(lambda i: example(i)[0], labels, where)
+  return splits.LazySplit(lambda i: example(i)[0], np.array(labels, np.int64))
 
 
-def _split(image, labels, where):
-  if not labels:
-    raise errors.UserError(f'{where} holds no examples')
-  return splits.LazySplit(
-      functools.partial(_alike, image, image(0).shape[-1], where),
-      np.array(labels, np.int64))
-
-
-def _alike(image, channels, where, i):
-  """Image i, once it has the channels of the first."""
-  found = image(i)
-  if found.shape[-1] != channels:
-    raise errors.UserError(
-        f'{where}: example {i} has {found.shape[-1]} channels, the first has '
-        f'{channels}')
-  return found
-
-
-def _checked(example, i, where):
-  """(image [h,w,C], label) of one example."""
+def _checked(example, i, where, others=()):
+  """(image [h,w,C], label) of one example, alike the first of the others."""
   if isinstance(example, dict):
     example = example.get('image'), example.get('label')
   if not isinstance(example, tuple | list) or len(example) != 2:
@@ -115,6 +103,10 @@ def _checked(example, i, where):
         f'{where}: the image of example {i} has shape {image.shape} and type '
         f'{image.dtype}; it must be uint8 of [height, width] or [height, '
         'width, 1 or 3]')
+  if others and image.shape[-1] != others[0].shape[-1]:
+    raise errors.UserError(
+        f'{where}: example {i} has {image.shape[-1]} channels, the first has '
+        f'{others[0].shape[-1]}')
   if label.ndim or not np.issubdtype(label.dtype, np.integer):
     raise errors.UserError(
         f'{where}: the label of example {i} has shape {label.shape} and type '

@@ -19,7 +19,6 @@ _REQUIREMENTS = {
     'onnxruntime': "'rome_jax[onnx]'",
     'safetensors.numpy': "'rome_jax[safetensors]'",
     'PIL.Image': 'pillow',
-    'PIL.ImageEnhance': 'pillow',
     'scipy.io': 'scipy',
     'sklearn.datasets': 'scikit-learn',
     'tensorflow_datasets': 'tensorflow-datasets',
@@ -215,7 +214,9 @@ def decode(file: Any, channels: int, where: str) -> np.ndarray:
         image = _over_white(Image, image)
       if turn:
         image = image.transpose(Image.Transpose[turn])
-      pixels = np.asarray(image.convert('L' if channels == 1 else 'RGB'))
+      mode = 'L' if channels == 1 else 'RGB'
+      # Pillow would copy an image that has the mode.
+      pixels = np.asarray(image if image.mode == mode else image.convert(mode))
   # Pillow raises whatever a damaged file makes its decoders stumble over.
   except Exception as error:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
