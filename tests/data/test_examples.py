@@ -1,9 +1,12 @@
 """Data sets of examples: iterables, and grain's MapDataset."""
 
+import doctest
+import importlib
 import itertools
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import rome_jax as rj
 from rome_jax import data, errors
@@ -14,6 +17,12 @@ IMAGES = RNG.integers(0, 256, (40, 8, 8, 3), np.uint8)
 LABELS = np.arange(40) % 2
 
 
+@pytest.mark.parametrize('name', ['colours', 'examples', 'sources'])
+def test_the_examples_in_docstrings(name):
+  found = doctest.testmod(importlib.import_module(f'rome_jax.data.{name}'))
+  assert found.attempted and not found.failed
+
+
 def same(found, expected):
   for name in ('train', 'test'):
     a, b = getattr(found, name), getattr(expected, name)
@@ -22,12 +31,20 @@ def same(found, expected):
   assert found[3:9] == expected[3:9]  # classes, sizes, statistics, names
 
 
+class Indexed:
+  """As a data set of PyTorch."""
+
+  def __getitem__(self, i):
+    return Image.fromarray(IMAGES[i]), int(LABELS[i])  # IndexError at the end
+
+
 @pytest.mark.parametrize('make', [
+    Indexed,
     lambda: zip(IMAGES, LABELS),
     lambda: [(image, int(label)) for image, label in zip(IMAGES, LABELS)],
     lambda: ({'image': image, 'label': label, 'id': 3}
              for image, label in zip(IMAGES, LABELS))],
-    ids=['zip', 'list', 'dicts'])
+    ids=['indexed', 'zip', 'list', 'dicts'])
 def test_an_iterable_is_what_its_arrays_are(make):
   same(data.from_examples(make()), data.from_arrays((IMAGES, LABELS)))
 
