@@ -290,7 +290,7 @@ def _random(setup, recipe, retraining, dataset, seed, settings, writer, stop,
   scalars = {name.replace('test', 'valid'): best[name]
              for name in _OF_CANDIDATE}
   return search.Searched(True, genotype, scalars, {
-      **{name: done[-1][name] for name in (
+      **{name: done[-1].get(name) for name in (
           'steps', 'images_per_second', 'temp_bytes', 'input_wait_share',
           'resumed_at')},
       **_together(done), 'phase': phase, 'candidates': len(done),

@@ -199,6 +199,9 @@ def test_plan_of_a_whole_run(tmp_path, monkeypatch, capsys):
   assert run_lib.show_cost(config) == 0
   lines = capsys.readouterr().err
   assert 'search: compiled in' in lines and 'retrain/derived-0' in lines
+  for phase in ('search', 'retrain/derived-0'):
+    assert re.search(
+        rf'{phase}: loading alone takes \d+ ms a step, [\d,]+ images/s', lines)
   assert not list(tmp_path.iterdir())
 
 
