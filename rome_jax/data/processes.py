@@ -67,6 +67,10 @@ class Stream:
       UserError: a process was killed, or could not start.
     """
     if self._iterator is None:
+      # A worker that is only importing a script which starts a run: there it
+      # would wait for processes that multiprocessing refuses to start.
+      if getattr(multiprocessing.current_process(), '_inheriting', False):
+        os._exit(1)
       if hasattr(signal, 'pthread_sigmask'):  # Not on Windows.
         signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
       self._iterator = iter(self._steps)
