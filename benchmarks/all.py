@@ -62,6 +62,7 @@ PARTS: dict[str, Part] = {
     'scaling': Part(('--devices=1,2', '--repeats=1', '--no-full'), (),
                     kept=False),
     'augment': Part(('--json', '--repeats=5')),
+    'loading': Part(('--quick',), (), kept=False),
     'tables': Part(('--repeats=1',), ()),
 }
 

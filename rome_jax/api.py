@@ -253,11 +253,18 @@ def _dataset_of(given: Any) -> data.Dataset | None:
   if given is None or isinstance(given, data.Dataset):
     return given
   if isinstance(given, tuple) and len(given) == 2:
+    if not any(isinstance(part, list | tuple) or hasattr(part, 'shape')
+               for part in given):
+      return data.from_examples(*given)
     pairs = given if isinstance(given[0], tuple) else (given,)
     return data.from_arrays(*pairs)
-  raise errors.UserError(
-      f'dataset is a {type(given).__name__}; give (images, labels), a pair of '
-      'pairs for training and test, or what rome_jax.data.from_arrays makes')
+  if isinstance(given, str | Mapping) or not isinstance(given, Iterable) and (
+      not hasattr(given, '__getitem__')):
+    raise errors.UserError(
+        f'dataset is a {type(given).__name__}; give (images, labels), an '
+        'iterable of (image, label), a pair of either for training and test, '
+        'or what rome_jax.data.from_arrays or from_examples makes')
+  return data.from_examples(given)
 
 
 class Result(NamedTuple):
@@ -296,16 +303,17 @@ class Result(NamedTuple):
 
 
 def run(config: Any, workdir: str | pathlib.Path, *,
-        dataset: data.Dataset | tuple[Any, ...] | None = None,
+        dataset: Any = None,
         writers: Iterable[metrics.Writer] = ()) -> Result:
   """What `rome-jax run` does: search, derive, retrain, report.
 
   Args:
     config: of `rome_jax.config.defaults()`, or a path as `--config` takes it.
     workdir: folder of the run; a run that is there goes on.
-    dataset: instead of the one that the config names: a `Dataset`, or arrays
-      as `data.from_arrays` takes them, (images, labels) or a pair of pairs for
-      training and test.
+    dataset: instead of the one that the config names: a `Dataset`; arrays as
+      `data.from_arrays` takes them, (images, labels); a grain MapDataset or an
+      iterable of (image, label), as `data.from_examples` takes them; or a pair
+      of either, for training and test.
     writers: objects with `write(phase, step, scalars)`, which get every line
       of metrics too.
 

@@ -103,7 +103,7 @@ def test_a_label_that_is_no_class_is_no_success():
 
 
 @pytest.mark.parametrize('given, words', [
-    (dict(dataset=[1, 2]), 'from_arrays'), (dict(writers=[print]), 'write')])
+    (dict(dataset=5), 'from_arrays'), (dict(writers=[print]), 'write')])
 def test_run_is_told_what_it_needs(given, words, tmp_path):
   with pytest.raises(rj.UserError, match=words):
     rj.run(rj.config.defaults(), tmp_path / 'none', **given)

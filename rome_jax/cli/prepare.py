@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from rome_jax import data, errors, families
 from rome_jax.config import checks, fields
 from rome_jax.config import setup as door
-from rome_jax.data import formats
+from rome_jax.data import formats, splits
 from rome_jax.devices import hosts
 from rome_jax.engine import operations
 from rome_jax.methods import split
@@ -71,7 +71,9 @@ def prepare(config: ConfigDict,
   """
   given = given_genotype(config)
   _check_operations(config, given)
-  dataset = dataset or _load(config)
+  dataset = splits.read_by(
+      dataset or _load(config),
+      splits.Reading(config.loader, config.loader_workers))
   setup = door.make_setup(config, dataset)
   prepared = Prepared(config, dataset, given, setup,
                       door.search_recipe(config), door.retrain_recipe(config))

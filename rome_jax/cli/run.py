@@ -35,6 +35,7 @@ from rome_jax.tables import benchmarks
 from rome_jax.train import (
     candidates,
     leaves,
+    memory,
     metrics,
     notes,
     plans,
@@ -158,17 +159,19 @@ def show_cost(config: ConfigDict,
     _show_search(prepared)
   jobs = prepared.jobs(prepared.example())
   if jobs:
-    retrain.Trainer(
+    phase, *_ = retrain.Trainer(
         setup, prepared.retrain, prepared.dataset).prepare(jobs[0])
     print(f'{len(jobs)} retrainings of that kind', file=sys.stderr)
+    print(memory.loading(phase), file=sys.stderr)
   return 0
 
 
 def _show_search(prepared):
   setup, seed = prepared.setup, prepared.config.seed
   for part_setup, recipe, part in plans.largest(setup, prepared.search):
-    search.prepare(
+    found = search.prepare(
         part_setup, recipe, prepared.dataset, seed, part=part)
+    print(memory.loading(found.search.phase), file=sys.stderr)
   if not plans.supernets(setup.method, prepared.search):
     jobs = plans.jobs(setup, prepared.search, seed)
     candidates.trainer(

@@ -15,6 +15,7 @@ from typing import Any
 import ml_collections
 
 from rome_jax import errors
+from rome_jax.data import splits
 from rome_jax.methods import split, table
 from rome_jax.spaces import counting
 from rome_jax.train import recipes
@@ -27,7 +28,8 @@ AUGMENTATIONS = ('none', 'shift', 'cifar', 'svhn', 'imagenet')
 # on.
 FREE_FIELDS = (
     'name', 'log_every', 'checkpoint_every', 'keep_checkpoints',
-    'compilation_cache', 'data_dir', 'mesh.data', 'mesh.sample')
+    'compilation_cache', 'data_dir', 'loader', 'loader_workers', 'mesh.data',
+    'mesh.sample')
 
 # Names of 0.1.0 and what they are called today; a section stands for all of
 # its fields.
@@ -118,6 +120,13 @@ _TOP = {
     'split_seed': _between(
         0, 2**32 - 1, 'which images are held out so; not part of seed, so '
         'that all runs are tested on the same images', 0),
+    'loader': _choice(
+        'who decodes images that are too many for memory: threads of the run, '
+        'or processes, which grain starts (pip install '
+        "'rome_jax[grain]'); the batches are the same", splits.LOADERS,
+        'threads'),
+    'loader_workers': _between(
+        0, 1024, 'how many of them; 0: one per core, of threads at most 8', 0),
     'stem': _choice(
         "first layers: 'cifar' keeps the resolution, 'imagenet' divides it "
         "by 8, 'auto' is 'imagenet' from 128 pixels",

@@ -18,12 +18,12 @@ from rome_jax.data.batches import (
     prefetch,
 )
 from rome_jax.data.ramped import RampedBatches
-from rome_jax.data.sources import SOURCES, from_arrays, load
+from rome_jax.data.sources import SOURCES, from_arrays, from_examples, load
 from rome_jax.data.splits import ArraySplit, Dataset, LazySplit, Split
 
 __all__ = [
     'KINDS', 'SOURCES', 'ArraySplit', 'Batches', 'Dataset',
     'EvaluationBatches', 'LazySplit', 'RampedBatches', 'Split',
-    'evaluation_batches', 'from_arrays', 'halves', 'load', 'make_transform',
-    'prefetch',
+    'evaluation_batches', 'from_arrays', 'from_examples', 'halves', 'load',
+    'make_transform', 'prefetch',
 ]

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from rome_jax import errors
-from rome_jax.data import splits
+from rome_jax.data import colours, splits
 from rome_jax.data.rand_augment import rand_augment as apply_rand_augment
 
 # torchvision's RandomResizedCrop: number of tries and range of width / height.
@@ -223,7 +223,7 @@ def color_jitter(images: np.ndarray, rng: Rng, brightness: float = 0.,
 
   Draws the four changes and their order for each image: a factor uniform in
   [max(0, 1 - v), 1 + v], or for hue a shift uniform in [-v, v] turns. Matches
-  torchvision on 8-bit images, through Pillow. Gray images only change in
+  torchvision on 8-bit images that Pillow holds. Gray images only change in
   brightness and contrast.
 
   Args:
@@ -242,33 +242,28 @@ def color_jitter(images: np.ndarray, rng: Rng, brightness: float = 0.,
                         (len(images), 3))
   shifts = rng.uniform(-hue, hue, (len(images), 1))
   orders = rng.permuted(np.tile(np.arange(4), (len(images), 1)), axis=1)
-  return np.stack([
-      _jitter(image, order, amounts) for image, order, amounts
-      in zip(images, orders, np.concatenate([factors, shifts], 1))])
+  result = np.empty_like(images)
+  for image, order, amounts, new in zip(
+      images, orders, np.concatenate([factors, shifts], 1), result):
+    planes = _jitter(np.ascontiguousarray(image.transpose(2, 0, 1)), order,
+                     amounts)
+    for channel, plane in enumerate(planes):
+      new[..., channel] = plane
+  return result
 
 
-def _jitter(image, order, amounts):
+_CHANGES = (colours.brighten, colours.contrast, colours.saturate)
+
+
+def _jitter(planes, order, amounts):
   """Applies 0 brightness, 1 contrast, 2 saturation, 3 hue in a given order."""
-  Image = splits.require('PIL.Image', 'colour jitter')
-  ImageEnhance = splits.require('PIL.ImageEnhance', 'colour jitter')
-  enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast,
-               ImageEnhance.Color)
-  gray = image.shape[2] == 1
-  picture = Image.fromarray(image[:, :, 0] if gray else image)
   for change in order:
-    if change < 2 or (change == 2 and not gray):
-      picture = enhancers[change](picture).enhance(float(amounts[change]))
+    if change < 2 or (change == 2 and len(planes) == 3):
+      planes = _CHANGES[change](planes, amounts[change])
     # Skip a zero shift: going to HSV and back would still round.
-    elif change == 3 and not gray and amounts[3]:
-      picture = _turn_hue(Image, picture, amounts[3])
-  return np.asarray(picture).reshape(image.shape)
-
-
-def _turn_hue(Image, picture, turns):
-  """Shifts the hue by a share of the full circle."""
-  h, s, v = picture.convert('HSV').split()
-  h = np.asarray(h) + np.uint8(int(turns * 255) % 256)  # wraps around
-  return Image.merge('HSV', (Image.fromarray(h), s, v)).convert('RGB')
+    elif change == 3 and len(planes) == 3 and amounts[3]:
+      planes = colours.turn_hue(planes, int(amounts[3] * 255) % 256)
+  return planes
 
 
 def _none(size, train):

@@ -4,14 +4,13 @@ import collections
 import concurrent.futures
 import functools
 import math
-import os
 import time
 from collections.abc import Callable
 
 import numpy as np
 
 from rome_jax import errors
-from rome_jax.data import augment, draws, splits
+from rome_jax.data import augment, draws, processes, splits
 
 # Words of Philox's counter; they separate the streams of one key.
 _ORDER, _AUGMENTATION, _HALVES, _DRAW, CUTOUT = range(5)
@@ -147,6 +146,13 @@ class Batches:
     # The cache only saves time: an epoch always has the same order.
     self._order = functools.lru_cache(maxsize=2)(self._draw_order)
 
+  def __getstate__(self):
+    return {k: v for k, v in vars(self).items() if k != '_order'}
+
+  def __setstate__(self, state):  # In another process, with its own cache.
+    vars(self).update(state)
+    self._order = functools.lru_cache(maxsize=2)(self._draw_order)
+
   def weighted(self, weights: np.ndarray) -> 'Batches':
     """The same batches, drawn by other weights."""
     return Batches(self.split, self.indices, self.batch_size, self.seed,
@@ -252,29 +258,37 @@ def evaluation_batches(split: splits.Split, batch_size: int,
 class prefetch:  # noqa: N801 -- an iterator made like map() or zip()
   """Iterates over batches(start), ..., batches(stop - 1), made in advance.
 
-  Background threads call the pure function `batches`; order and bytes are
-  those of a plain loop. An exception in a thread is raised by the `next` that
-  would have returned its batch. To stop early, use a context manager or call
-  `close`.
+  Background threads call the pure function `batches`, or, for a split that is
+  read by grain, worker processes do; order and bytes are those of a plain loop.
+  An exception there is raised by the `next` that would have returned its batch.
+  To stop early, use a context manager or call `close`.
 
   Attributes:
     wait_seconds: how long the consumer has waited so far, in total.
   """
 
   def __init__(self, batches, start, stop, depth=2, workers=None):
-    """Starts the threads.
+    """Starts the threads or processes.
 
     Args:
       batches: `Batches` or `EvaluationBatches`.
       start: first step.
       stop: one past the last step.
       depth: how many batches to keep ready, at least 1.
-      workers: threads. By default 1, or for images that need decoding one
-        per processor, at most 8 (each holds a batch).
+      workers: threads, or processes. By default 1, or for images that need
+        decoding what `splits.Reading` says (each holds a batch).
+
+    Raises:
+      UserError: grain is not installed.
     """
+    reading = getattr(getattr(batches, 'split', None), 'reading', None)
     if workers is None:
-      lazy = getattr(getattr(batches, 'split', None), 'lazy', False)
-      workers = min(8, os.cpu_count() or 1) if lazy else 1
+      workers = reading.count() if reading else 1
+    self._stream = None
+    if reading and reading.loader == 'grain' and start < stop:
+      # One thread takes what the processes have made, in its order.
+      self._stream = batches = processes.Stream(batches, start, stop, workers)
+      workers = 1
     self.wait_seconds = 0.
     self._batches = batches
     self._steps = iter(range(start, stop))
@@ -312,6 +326,8 @@ class prefetch:  # noqa: N801 -- an iterator made like map() or zip()
     self._steps = iter(())
     self._pending.clear()
     self._pool.shutdown(wait=True, cancel_futures=True)
+    if self._stream is not None:
+      self._stream.close()
 
   def __enter__(self):
     return self

@@ -4,15 +4,16 @@ A source is a function of (name, data_dir) in `SOURCES` that opens and checks
 the files. Sizes and statistics are added here, the same way for all.
 """
 
+import dataclasses
 import os
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rome_jax import errors
-from rome_jax.data import digest, folders, formats, splits, tfds
+from rome_jax.data import digest, examples, folders, formats, splits, tfds
 
 # Mean and standard deviation per channel of images in 0..1, as published with
 # the search code: DARTS for CIFAR-10 and ImageNet, RobustDARTS for the others.
@@ -158,6 +159,49 @@ def from_arrays(train: Pair, test: Pair | None = None, *,
   opened = _labelled(train, test, name, tuple(class_names))
   return _finish(name, _with_test(opened, test_fraction, seed), image_size,
                  lazy=False)
+
+
+def from_examples(train: Any, test: Any = None, *,
+                  class_names: Sequence[str] = (), image_size: int = 0,
+                  test_fraction: float = .2, seed: int = 0,
+                  name: str = 'examples') -> splits.Dataset:
+  """Makes a data set of examples, (image, label) or {'image', 'label'}.
+
+  Args:
+    train: a grain MapDataset, whose images are read at each use unless all
+      fit into 512 MiB; or an iterable, which is read once, at most 2 GiB.
+      Images are uint8 [h,w], [h,w,1] or [h,w,3], labels integers.
+    test: likewise; None holds out `test_fraction` of each class.
+    class_names, image_size, test_fraction, seed, name: as in `from_arrays`.
+
+  Raises:
+    UserError: wrong types, shapes or labels, no end, or images of several
+      sizes without `image_size`.
+
+  >>> images = np.zeros((20, 8, 8, 3), np.uint8)
+  >>> dataset = from_examples(zip(images, np.arange(20) % 2))
+  >>> len(dataset.train), len(dataset.test), dataset.num_classes
+  (16, 4, 2)
+  """
+  found = [examples.read(train, f'{name} train')]
+  if test is not None:
+    found.append(examples.read(test, f'{name} test'))
+  count, names = len(class_names), tuple(class_names)
+  pairs: Any = [(split, split.labels) for split in found]
+  if not count:
+    pairs, count, names = number_classes(pairs, name)
+  first, *rest = [
+      dataclasses.replace(split, labels=splits.check_labels(
+          labels, count, name)) for split, labels in pairs]
+  channels = [split.read(0).shape[-1] for split in (first, *rest)]
+  if len(set(channels)) > 1:
+    raise errors.UserError(
+        f'{name}: images have {channels[0]} channels in train but '
+        f'{channels[1]} in test')
+  opened = Opened(
+      first, rest[0] if rest else None, count, channels[0], names)
+  return _finish(name, _with_test(opened, test_fraction, seed), image_size,
+                 lazy=None)
 
 
 def _with_test(opened, test_fraction, seed):

@@ -14,11 +14,11 @@ from rome_jax import errors
 
 # The pip package of each module that only some sources need.
 _REQUIREMENTS = {
+    'grain': "'rome_jax[grain]'",
     'jax2onnx': "'rome_jax[onnx]'",
     'onnxruntime': "'rome_jax[onnx]'",
     'safetensors.numpy': "'rome_jax[safetensors]'",
     'PIL.Image': 'pillow',
-    'PIL.ImageEnhance': 'pillow',
     'scipy.io': 'scipy',
     'sklearn.datasets': 'scikit-learn',
     'tensorflow_datasets': 'tensorflow-datasets',
@@ -54,6 +54,28 @@ class ArraySplit:
     return self.images[indices]
 
 
+LOADERS = ('threads', 'grain')
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+  """How images that are decoded at each use are read ahead.
+
+  Attributes:
+    loader: 'threads' of this process, or worker processes of 'grain'.
+    workers: how many; 0: one per core, of threads at most 8.
+  """
+
+  loader: str = 'threads'
+  workers: int = 0
+
+  def count(self) -> int:
+    """How many work at a time."""
+    cores = os.cpu_count() or 1
+    return self.workers or (
+        min(8, cores) if self.loader == 'threads' else cores)
+
+
 class Stored(NamedTuple):
   """The file of one image: its name within the split, and its path."""
 
@@ -69,11 +91,13 @@ class LazySplit:
     read: index -> image [h, w, C] uint8 of any size; called from threads.
     labels: [n] int32.
     stored: index -> where the image is stored; None if not in a file each.
+    reading: how batches of them are made in advance.
   """
 
   read: Callable[[int], np.ndarray]
   labels: np.ndarray
   stored: Callable[[int], Stored] | None = None
+  reading: Reading = Reading()
   lazy = True
 
   def __len__(self):
@@ -115,6 +139,24 @@ class Dataset(NamedTuple):
   class_names: tuple[str, ...] = ()
   digest: str = ''
   notes: tuple[str, ...] = ()
+
+
+def read_by(dataset: Dataset, reading: Reading) -> Dataset:
+  """The same data set, its images read ahead in another way.
+
+  Splits in memory have nothing to decode and stay as they are.
+
+  Raises:
+    UserError: grain is not installed.
+  """
+  if reading.loader == 'grain':
+    require('grain', "loader='grain'")
+
+  def changed(split):
+    return dataclasses.replace(split, reading=reading) if split.lazy else split
+
+  return dataset._replace(
+      train=changed(dataset.train), test=changed(dataset.test))
 
 
 def require(module: str, why: str) -> Any:
@@ -172,7 +214,9 @@ def decode(file: Any, channels: int, where: str) -> np.ndarray:
         image = _over_white(Image, image)
       if turn:
         image = image.transpose(Image.Transpose[turn])
-      pixels = np.asarray(image.convert('L' if channels == 1 else 'RGB'))
+      mode = 'L' if channels == 1 else 'RGB'
+      # Pillow would copy an image that has the mode.
+      pixels = np.asarray(image if image.mode == mode else image.convert(mode))
   # Pillow raises whatever a damaged file makes its decoders stumble over.
   except Exception as error:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -437,4 +481,5 @@ def take(split: Split, indices: np.ndarray) -> Split:
   indices, read, stored = np.asarray(indices), split.read, split.stored
   return LazySplit(
       lambda i: read(int(indices[i])), split.labels[indices],
-      None if stored is None else lambda i: stored(int(indices[i])))
+      None if stored is None else lambda i: stored(int(indices[i])),
+      split.reading)

@@ -141,10 +141,28 @@ class ShardedBatches(NamedTuple):
     """The same batches, drawn by other weights; see `data.Batches`."""
     return self._replace(batches=self.batches.weighted(weights))
 
+  @property
+  def host(self) -> 'LocalBatches':
+    """What makes the rows of this process; knows of no device."""
+    return LocalBatches(self.batches, local_rows(self.sharding, self.size))
+
+  def placed(self, tree: Any) -> Any:
+    """Global arrays of what `host` has made."""
+    return from_rows(tree, local_rows(self.sharding, self.size), self.size,
+                     self.sharding)
+
   def __call__(self, step):
-    rows = local_rows(self.sharding, self.size)
-    return from_rows(
-        self.batches(step, rows), rows, self.size, self.sharding)
+    return self.placed(self.host(step))
+
+
+class LocalBatches(NamedTuple):
+  """The rows of each batch that one process has; see `ShardedBatches`."""
+
+  batches: Any
+  rows: np.ndarray
+
+  def __call__(self, step):
+    return self.batches(step, self.rows)
 
 
 def sharded(batches: Any, sharding: NamedSharding | None, size: int) -> Any:

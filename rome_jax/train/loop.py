@@ -128,9 +128,10 @@ class Outcome(NamedTuple):
     state: the last state.
     scalars: the last line logged.
     figures: seconds, images and images_per_second over all starts, tests
-      included; compile_seconds and temp_bytes of this start; steps, at which
-      the phase ends as far as is known; resumed_at, the step this start
-      continued from, or None.
+      included; compile_seconds and temp_bytes of this start; input_wait_share,
+      of the seconds that its steps took, without tests; steps, at which the
+      phase ends as far as is known; resumed_at, the step this start continued
+      from, or None.
   """
 
   finished: bool
@@ -299,6 +300,7 @@ class _Runner:
     self.scalars = {}
     self.saved = None
     self.waited = 0.  # for batches, in the segments before this one
+    self.stepped = 0.  # seconds, up to the last line
 
   def run(self, start: Any, carry: Any, resumed: Any) -> Outcome:
     phase = self.phase
@@ -330,6 +332,7 @@ class _Runner:
             (step - phase.first) * phase.images_per_step / max(seconds, 1e-9),
         'compile_seconds': self.program.compile_seconds,
         'temp_bytes': self.program.temp_bytes,
+        'input_wait_share': self.logged_wait / max(self.stepped, 1e-9),
         'resumed_at': start if resumed else None})
 
   def _end(self, step, state):
@@ -444,6 +447,7 @@ class _Runner:
         'input_wait_ms': 1e3 * (wait - self.logged_wait) / max(steps, 1)}
     self.writer.write(phase.name, step, scalars)
     self.scalars = scalars
+    self.stepped += seconds
     # The time of a test counts in no step.
     self.logged_at, self.logged_step = time.perf_counter(), step
     self.logged_wait = wait

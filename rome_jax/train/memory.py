@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rome_jax import errors
+from rome_jax import data, errors
+from rome_jax.data import splits
 from rome_jax.devices import hosts
 from rome_jax.train import loop
 
@@ -360,6 +361,27 @@ def announce(what: str, phase: loop.Phase, program: loop.Program, carry: Any,
   check_memory(what, program, size)
   print(cost(phase, program, carry, batch, size.way), file=sys.stderr,
         flush=True)
+
+
+_LOADING = 3.  # seconds of loading that are measured, at least
+
+
+def loading(phase: loop.Phase) -> str:
+  """Says how fast the images of a phase are read if nothing else is done."""
+  reading = getattr(phase.batches.split, 'reading', splits.Reading())
+  # Those who read begin, and end, their batches at about the same time.
+  round_of = reading.count()
+  with data.prefetch(phase.batches, 0, loop.MOST_STEPS) as ahead:
+    for _ in range(2 * round_of):  # What is ready when the clock starts.
+      batch = next(ahead)
+    images = sum(leaf.shape[0] for leaf in jax.tree.leaves(batch)
+                 if leaf.ndim == 4)
+    began, count, seconds = time.perf_counter(), 0, 0.
+    while seconds < _LOADING or count % round_of:
+      next(ahead)
+      count, seconds = count + 1, time.perf_counter() - began
+  return (f'{phase.name}: loading alone takes {1e3 * seconds / count:.0f} ms a '
+          f'step, {count * images / seconds:,.0f} images/s')
 
 
 def _gigabytes(count):

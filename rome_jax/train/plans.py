@@ -290,8 +290,9 @@ def _random(setup, recipe, retraining, dataset, seed, settings, writer, stop,
   scalars = {name.replace('test', 'valid'): best[name]
              for name in _OF_CANDIDATE}
   return search.Searched(True, genotype, scalars, {
-      **{name: done[-1][name] for name in (
-          'steps', 'images_per_second', 'temp_bytes', 'resumed_at')},
+      **{name: done[-1].get(name) for name in (
+          'steps', 'images_per_second', 'temp_bytes', 'input_wait_share',
+          'resumed_at')},
       **_together(done), 'phase': phase, 'candidates': len(done),
       'candidate_accuracy': max(scores),
       'candidate_accuracy_mean': float(np.mean(scores))})

@@ -447,7 +447,8 @@ def test_workdir_takes_new_values_of_free_fields(tmp_path):
   checks.check_workdir(tmp_path, quickstart(
       '--config.log_every=7', '--config.checkpoint_every=9',
       '--config.keep_checkpoints=3', '--config.compilation_cache=',
-      '--config.data_dir=elsewhere'))
+      '--config.data_dir=elsewhere', '--config.loader=grain',
+      '--config.loader_workers=3'))
   saved = json.loads((tmp_path / 'config.json').read_text())
   assert saved['log_every'] == 7 and saved['data_dir'] == 'elsewhere'
 

@@ -1,6 +1,7 @@
 """What the loop saves when data cannot be read, and what it refuses."""
 
 import json
+import time
 
 import jax.numpy as jnp
 import numpy as np
@@ -172,3 +173,23 @@ def test_a_checkpoint_before_the_first_line_needs_none(program, tmp_path):
   assert rows(tmp_path) == []
   make_run(program, tmp_path)
   assert rows(tmp_path) == WHOLE
+
+
+def test_the_share_of_waiting_for_input(program, tmp_path):
+  """Batches take .03 s, a step next to nothing; tests take .1 s, uncounted."""
+
+  def read(step):
+    time.sleep(.03)
+    return batches(step)
+
+  def test(state):
+    time.sleep(.1)
+    return {'test_accuracy': 0.}
+
+  outcome = make_run(program, tmp_path, read=read, test=test)
+  lines = metrics.read(tmp_path)
+  steps = np.diff([0, *(line['step'] for line in lines)])
+  waited, spent = (sum(line[name] * steps for line, steps in zip(lines, steps))
+                   for name in ('input_wait_ms', 'step_ms'))
+  assert outcome.figures['input_wait_share'] == pytest.approx(waited / spent)
+  assert outcome.figures['input_wait_share'] > .1

@@ -198,7 +198,10 @@ def test_plan_of_a_whole_run(tmp_path, monkeypatch, capsys):
   config.search.channels = config.retrain.channels = 2
   assert run_lib.show_cost(config) == 0
   lines = capsys.readouterr().err
-  assert 'search: compiled in' in lines and 'retrain/derived-0' in lines
+  assert 'search (scan over K): compiled in' in lines
+  for phase in ('search', 'retrain/derived-0'):
+    assert re.search(
+        rf'{phase}: loading alone takes \d+ ms a step, [\d,]+ images/s', lines)
   assert not list(tmp_path.iterdir())
 
 
