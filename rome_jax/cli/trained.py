@@ -66,6 +66,12 @@ def load(workdir: str | pathlib.Path, name: str | None = None) -> Trained:
   config = checks.from_json(_read(workdir / 'config.json'))
   facts = _read(workdir / run.DATASET)
   figures = notes.retraining(workdir, name)
+  with files.as_written(f'a file of {workdir}'):
+    return _trained(workdir, config, facts, figures)
+
+
+def _trained(workdir, config, facts, figures):
+  """The network that facts and figures describe, with its weights."""
   genotype = genotypes.from_text(figures['genotype'])
   recipe = setup.retrain_recipe(config)
   space = checks.space(config)

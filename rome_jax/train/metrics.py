@@ -60,13 +60,14 @@ def _parse(path):
   for number, line in enumerate(lines, 1):
     try:
       row = json.loads(line)
-      if not isinstance(row, dict):
-        raise ValueError('not a JSON object')
+      if not isinstance(row, dict) or type(row.get('step', 0)) is not int:
+        raise ValueError('it has no whole number of steps')
     except ValueError as error:
       if number == len(lines):
         break
       raise errors.UserError(
-          f'{path}, line {number}, is not a JSON object: {error}') from error
+          f'{path}, line {number}, is not a line of metrics: '
+          f'{error}') from error
     pairs.append((line, row))
   return pairs
 
@@ -141,7 +142,7 @@ class MetricsWriter:
     try:
       if self._file is None:
         self._workdir.mkdir(parents=True, exist_ok=True)
-        self._file = open(self._path, 'ab')
+        self._file = files.open_own(self._path, 'ab')
       self._file.write(json.dumps(row, allow_nan=False).encode() + b'\n')
       self._file.flush()
       if self._tensorboard:

@@ -15,8 +15,17 @@ def read(workdir: pathlib.Path, phase: str) -> Any:
     phase: its name, which may have folders.
   """
   path = _path(workdir, phase)
-  return hosts.from_first(
-      lambda: files.read_json(path) if path.exists() else None)
+
+  def find():
+    if not path.exists():
+      return None
+    figures = files.read_json(path)
+    if not isinstance(figures, dict):
+      raise errors.UserError(
+          f'{path} does not hold the figures of a phase; restore it')
+    return figures
+
+  return hosts.from_first(find)
 
 
 def write(workdir: pathlib.Path, phase: str, figures: Any) -> Any:
@@ -40,15 +49,16 @@ def retraining(workdir: pathlib.Path, name: str | None = None,
   Raises:
     UserError: there is none of that name.
   """
-  found = [files.read_json(path)
-           for path in sorted((workdir / 'phases').glob('*.json'))
-           if path.stem != 'search']
-  known = ', '.join(note['name'] for note in found)
-  if name is None:
-    found = [note for note in found if note['kind'] != 'random']
-    found.sort(key=lambda note: -(note['test_accuracy'] or 0))
-  else:
-    found = [note for note in found if note['name'] == name]
+  with files.as_written(workdir / 'phases'):
+    found = [files.read_json(path)
+             for path in sorted((workdir / 'phases').glob('*.json'))
+             if path.stem != 'search']
+    known = ', '.join(note['name'] for note in found)
+    if name is None:
+      found = [note for note in found if note['kind'] != 'random']
+      found.sort(key=lambda note: -(note['test_accuracy'] or 0))
+    else:
+      found = [note for note in found if note['name'] == name]
   if not found:
     raise errors.UserError(
         f'{workdir} holds no finished retraining'

@@ -135,6 +135,9 @@ def test_read_of_missing_and_damaged_files(tmp_path):
   path.write_bytes(b'{"step": 1}\n{"st\n{"step": 3}\n')
   with pytest.raises(errors.UserError, match='line 2'):
     metrics.read(tmp_path)
+  path.write_bytes(b'{"step": "2"}\n{"step": 3}\n')
+  with pytest.raises(errors.UserError, match='line 1.*no whole number'):
+    metrics.read(tmp_path)
   path.write_bytes(b'{"step": 1}\n\xff\x00')
   assert metrics.read(tmp_path) == [{'step': 1}]
 
