@@ -2,7 +2,9 @@
 
 import sys
 
-from rome_jax.cli.run import main
-
 if __name__ == '__main__':
+  try:
+    from rome_jax.cli.run import main
+  except KeyboardInterrupt:  # Importing JAX takes seconds.
+    sys.exit(130)
   sys.exit(main())
