@@ -31,13 +31,16 @@ _BOMB = 8 * 2**30
 
 
 def refused(call: Callable[[], object], *words: str) -> str:
-  """The sentence of the UserError that a call must raise."""
+  """The sentence of the UserError that a call must raise, in 5 s."""
+  clock = inputs.Clock()
   try:
     call()
   except errors.UserError as error:
     missing = [word for word in words if word not in str(error)]
     if missing:
       raise inputs.Bad(f'{missing} not in {error}') from error
+    if clock.seconds() > inputs.SECONDS:
+      raise inputs.Bad(f'took {clock.seconds()} s: {error}') from error
     return str(error)
   raise inputs.Bad('accepted')
 
@@ -203,10 +206,11 @@ def endless_files(folder):
   refused(_check(['--config.genotype=/dev/zero']))
   refused(_check(_npz_flags('/dev/zero')))
   _two_classes(folder)
-  os.mkfifo(folder / 'a' / 'pipe.png')
-  os.symlink('/dev/zero', folder / 'a' / 'zero.png')
-  _check(['--config.dataset=folder', '--config.image_size=8',
-          f'--config.data_dir={folder}'])()
+  for make in (os.mkfifo, lambda path: os.symlink('/dev/zero', path)):
+    make(folder / 'a' / 'x.png')
+    refused(_check(['--config.dataset=folder', '--config.image_size=8',
+                    f'--config.data_dir={folder}']), 'x.png')
+    (folder / 'a' / 'x.png').unlink()
   return said
 
 
@@ -248,7 +252,8 @@ def code_in_genotypes(folder):
       f'Genotype(normal=[[({_CODE}, 0)]], normal_concat=[1])',
       f'Genotype(normal=list({_CODE}))', f'Genotype(normal=range({_CODE}))',
       f'Genotype(normal=(lambda: {_CODE})())',
-      f'Genotype(normal=f"{{{_CODE}}}")', f'Genotype(normal=[x for x in {_CODE}])'):
+      f'Genotype(normal=f"{{{_CODE}}}")',
+      f'Genotype(normal=[x for x in {_CODE}])'):
     said.append(refused(lambda t=text: genotypes.from_text(t)))
     for name in 'genotypes.py', 'genotype.json', 'log.txt':
       (folder / name).write_text(f'{_CODE}\nA = {text}')
@@ -275,7 +280,8 @@ def code_in_configs(folder):
   path.write_text(json.dumps({'method': _CODE, '__class__': {}, 'search': {
       '__init__': _CODE}}))
   refused(_check([f'--config={path}']))
-  (folder / 'config.yaml').write_text(f'!!python/object/apply:os.system [{_CODE}]')
+  (folder / 'config.yaml').write_text(
+      f'!!python/object/apply:os.system [{_CODE}]')
   refused(_check([f'--config={folder / "config.yaml"}']))
   return said
 
@@ -283,7 +289,7 @@ def code_in_configs(folder):
 def postscript(folder):
   """A PostScript file that is called .png: no Ghostscript is started."""
   _two_classes(folder)
-  bin_folder = folder / 'bin'
+  bin_folder = folder.parent / 'bin'
   bin_folder.mkdir()
   (bin_folder / 'gs').write_text(f'#!/bin/sh\ntouch {CANARY}\nexit 1\n')
   (bin_folder / 'gs').chmod(0o755)
@@ -324,9 +330,10 @@ def links_out_of_data(folder):
   if 'root:x' in said:
     raise inputs.Bad(f'the secret is shown: {said}')
   (root / 'a' / 'x.png').unlink()
-  os.symlink(folder / 'nothing', root / 'a' / 'y.png')
   os.symlink(root, root / 'a' / 'loop')
   data.load('folder', str(root))
+  os.symlink(folder / 'nothing', root / 'a' / 'y.png')
+  refused(lambda: data.load('folder', str(root)), 'y.png')
   return said
 
 
@@ -422,7 +429,8 @@ def _harmless(path):
 
 
 def hostile_names_in_reports(folder):
-  """Scripts in every text of a run's files, then its report and a comparison."""
+  """Scripts in every text of a run's files, then its page and a comparison's.
+  """
   from rome_jax.cli import compare, sweep
   from rome_jax.config import comparison
   from rome_jax.show import curves, report
@@ -430,8 +438,9 @@ def hostile_names_in_reports(folder):
 
   def bad(value):
     if isinstance(value, dict):
-      return {key: bad(item) for key, item in value.items()} | {
+      more = {} if all(isinstance(item, dict) for item in value.values()) else {
           _SCRIPT: _SCRIPT}
+      return {key: bad(item) for key, item in value.items()} | more
     if isinstance(value, list):
       return [bad(item) for item in value]
     return f'{value}{_SCRIPT}' if isinstance(value, str) else value
@@ -448,7 +457,7 @@ def hostile_names_in_reports(folder):
            'params': 1, 'macs': 2, 'train_seconds': 1.}],
       'summary': {'derived': {'mean': .5, 'n': 1, 'std': None, 'best': .5}},
       'table': {'title': 't', 'string': 's', 'table': 'x', 'num_cells': 4,
-                'datasets': {'cifar': {'test': 1., 'rank': 2, 'regret': .1,
+                'datasets': {'cifar10': {'test': 1., 'rank': 2, 'regret': .1,
                                        'best_test': 2.}}}}
   result['search']['phase'] = 'search'
   record = genotypes.Genotype(

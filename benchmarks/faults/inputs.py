@@ -22,7 +22,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -152,7 +152,8 @@ _WORDS = (
     'Genotype(', 'normal=', 'reduce=', 'normal_concat=', 'reduce_concat=', '[',
     ']', '(', ')', '{', '}', ',', "'skip_connect'", "'sep_conv_3x3'", '0', '1',
     '2', 'range(2, 6)', 'range(10**9)', 'list(', 'np.int64(3)', '"', "'", '\\',
-    '\n', '# x\n', 'A = ', 'B: ', 'class ', 'def ', '9' * 5000, '0x' + 'f' * 9000,
+    '\n', '# x\n', 'A = ', 'B: ', 'class ', 'def ', '9' * 5000,
+    '0x' + 'f' * 9000,
     '*', '**', 'lambda: ', '__import__("os").system("touch x")', '.real', '~',
     'tensor(0.3, device="cuda")', "{'normal': ", '-', '1e400', 'None', '...',
     '|nor_conv_3x3~0|+', '|', '+', '(' * 300, '[' * 2000, '\0', '\ud800',
@@ -566,7 +567,8 @@ def _chunk(context, kind, first, count):
     process = subprocess.Popen(
         [sys.executable, '-m', 'benchmarks.faults.inputs', kind, str(first),
          str(count), str(context.seed), str(work)], cwd=here, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
         env=os.environ | {'PYTHONPATH': str(root), 'JAX_PLATFORMS': 'cpu'})
     try:
       out, err = process.communicate(timeout=60 + 5 * count)
