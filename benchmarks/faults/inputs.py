@@ -505,10 +505,16 @@ def _numbers(kind, first, count, seed, folder):
   load_everything()
   if kind == 'workdir':
     _a_workdir()
-  limit_memory()
+  with limited_memory():
+    found = _try_all(kind, range(first, first + count), seed, folder)
+  print(json.dumps(found), file=sys.__stdout__, flush=True)
+  os._exit(0)
+
+
+def _try_all(kind, numbers, seed, folder):
   signal.signal(signal.SIGPROF, _on_time)
   faults, most = {}, 0.
-  for number in range(first, first + count):
+  for number in numbers:
     print(f'now {number}', file=sys.__stderr__, flush=True)
     place = _fresh(folder)
     signal.setitimer(signal.ITIMER_PROF, 1.5 * SECONDS)
@@ -522,9 +528,7 @@ def _numbers(kind, first, count, seed, folder):
     if outside:
       faults[number] = f'wrote {outside[0]}'
       outside[0].unlink()
-  print(json.dumps({'faults': faults, 'most': most}), file=sys.__stdout__,
-        flush=True)
-  os._exit(0)
+  return {'faults': faults, 'most': most}
 
 
 def load_everything() -> None:
@@ -537,11 +541,17 @@ def load_everything() -> None:
   jax.devices()
 
 
-def limit_memory() -> None:
-  """Allows this process BYTES more than it has now."""
+@contextlib.contextmanager
+def limited_memory() -> Iterator[None]:
+  """Allows this process BYTES more than it has now, for the body."""
+  before = resource.getrlimit(resource.RLIMIT_AS)
   pages = int(pathlib.Path('/proc/self/statm').read_text().split()[0])
-  most = pages * resource.getpagesize() + BYTES
-  resource.setrlimit(resource.RLIMIT_AS, (most, most))
+  resource.setrlimit(resource.RLIMIT_AS, (
+      pages * resource.getpagesize() + BYTES, before[1]))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 class Clock:
@@ -596,6 +606,8 @@ def _now(err):
 def cases(context: campaign.Context) -> Iterator[campaign.Case]:
   """Chunks of every kind; the short form tries 3 of each in this process."""
   for kind, number in _NUMBERS.items():
+    if context.short and kind == 'workdir':
+      continue  # Needs a run.
     if context.short:
       yield campaign.Case(kind, kind, lambda kind=kind: _few(context, kind))
       continue
@@ -610,7 +622,7 @@ def cases(context: campaign.Context) -> Iterator[campaign.Case]:
 def _few(context, kind, count=3):
   faults = []
   for number in range(count):
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, limited_memory():
       fault = try_one(kind, number, context.seed, pathlib.Path(name))
     faults += [f'{number}: {fault}'] if fault else []
   return campaign.Seen(not faults, '; '.join(faults) or f'{count} inputs', {

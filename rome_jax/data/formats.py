@@ -268,8 +268,7 @@ def read_svhn(path: Path) -> tuple[np.ndarray, np.ndarray]:
     digit 0.
   """
   matlab = splits.require('scipy.io', 'svhn')
-  if not pathlib.Path(path).exists():
-    raise errors.UserError(f'{path} does not exist')
+  _check_file(path)
   try:
     content = matlab.loadmat(path)
     images, labels = content['X'], content['y']
@@ -302,13 +301,12 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
   Raises:
     UserError: the file is missing or damaged.
   """
+  _check_file(path)
   try:
     # If NumPy opens a damaged file itself, it never closes it.
     with open(path, 'rb') as stream:
       with np.load(stream, allow_pickle=False) as file:
         return {key: _plain_array(file, key) for key in file.files}
-  except FileNotFoundError as error:
-    raise errors.UserError(f'{path} does not exist') from error
   # An .npy file loads as an array, which has no `files`.
   except (*_DAMAGE, AttributeError, TypeError) as error:
     raise errors.UserError(
@@ -331,11 +329,22 @@ def _plain_array(file, key):
     return np.broadcast_to(np.array(None, object), shape)
 
 
+def _check_file(path):
+  """Refuses what is no file; a device may have no end."""
+  path = pathlib.Path(path)
+  if not path.exists():
+    raise errors.UserError(f'{path} does not exist')
+  if not path.is_file():
+    raise errors.UserError(f'{path} is no file')
+
+
 def npz_bytes(path: Path) -> int:
   """Returns the bytes of all arrays of an .npz file, without reading them.
 
   0 for what is no such file: `read_npz` says what is wrong with it.
   """
+  if not pathlib.Path(path).is_file():
+    return 0
   try:
     with zipfile.ZipFile(path) as file:
       return sum(member.file_size for member in file.infolist())

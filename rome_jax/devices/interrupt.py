@@ -28,8 +28,8 @@ class Interrupt:
 
   A run whose comparison or sweep was killed is asked to stop, too: nobody else
   would. A second signal has its usual effect, so a second Ctrl-C still ends a
-  step that hangs. Previous handlers are restored on exit. Only the main thread may
-  set handlers; in other threads `requested` stays False.
+  step that hangs. Previous handlers are restored on exit. Only the main thread
+  may set handlers; in other threads signals are not seen.
 
   Attributes:
     requested: whether a signal arrived.

@@ -53,11 +53,11 @@ def test_a_link_is_not_followed(tmp_path):
 
 def test_the_second_waits_as_long_as_it_is_told(tmp_path, capsys):
   with files.only_one(tmp_path / 'run'):
-    with pytest.raises(errors.UserError, match='another process is running in'):
+    with pytest.raises(errors.UserError, match='another process is running'):
       with files.only_one(tmp_path / 'run'):
         pass
     assert not capsys.readouterr().err
-    with pytest.raises(errors.UserError, match='another process is running in'):
+    with pytest.raises(errors.UserError, match='another process is running'):
       with files.only_one(tmp_path / 'run', patience=.3):
         pass
     assert capsys.readouterr().err.count('waiting for another process') == 1
@@ -75,7 +75,7 @@ def test_half_of_a_letter_is_not_written(tmp_path):
     lambda: {}['seed'], lambda: 'a' + 1, lambda: 1 / 0, lambda: [][0],
     lambda: None.items(), lambda: next(iter(())), lambda: float('x')])
 def test_values_that_no_run_writes(body):
-  with pytest.raises(errors.UserError, match='^a.json is not as rome_jax wrote'):
+  with pytest.raises(errors.UserError, match='^a.json is not as rome_jax'):
     with files.as_written('a.json'):
       body()
 

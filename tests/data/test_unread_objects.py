@@ -53,6 +53,12 @@ def test_bytes_without_reading(tmp_path):
   assert formats.npz_bytes(tmp_path / 'b.npz') == 0
 
 
+def test_a_device_has_no_end():
+  assert formats.npz_bytes('/dev/zero') == 0
+  with pytest.raises(errors.UserError, match='/dev/zero is no file'):
+    formats.read_npz('/dev/zero')
+
+
 def small(tmp_path, body):
   (tmp_path / 'data_batch_1').write_bytes(body)
   return tmp_path / 'data_batch_1'
