@@ -31,6 +31,15 @@ def _one_line(text: str) -> str:
   if len(text) > _LONGEST:
     half = _LONGEST // 2
     text = f'{text[:half]} [...] {text[-half:]}'
+  return printable(text)
+
+
+def printable(text: str) -> str:
+  """Escapes what does not print, such as a terminal's codes in a file's name.
+
+  >>> print(printable('a\\tb'))
+  a\\tb
+  """
   return ''.join(
       letter if letter.isprintable() else repr(letter)[1:-1]
       for letter in text)

@@ -148,7 +148,10 @@ def _lock(lock, folder, patience):
   while True:
     try:
       return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except OSError as error:
+      if not isinstance(error, BlockingIOError):
+        raise errors.UserError(
+            f'cannot lock {folder}: {error.strerror or error}') from error
       if time.monotonic() >= deadline:
         raise errors.UserError(
             f'another process is running in {folder}; wait for it or use '

@@ -6,6 +6,7 @@ Each case runs in a process of its own with 2 GB beside what it holds before;
 the short form, in this one. `CANARY` is what any code in a file would leave.
 """
 
+import contextlib
 import html.parser
 import io
 import json
@@ -501,14 +502,13 @@ def terminal_codes(folder):
   (folder / 'a' / f'{code}.txt').write_text('')
   (folder / 'a' / f'x.{code}').write_text('')
   out = io.StringIO()
-  import contextlib
-
   with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-    run.main([inputs.tiny(), '--check', '--config.dataset=folder',
-              f'--config.data_dir={folder}'])
+    flags = [inputs.tiny(), '--check', '--config.dataset=folder',
+             f'--config.data_dir={folder}', '--config.search.batch_size=2']
+    if run.main(flags) or 'not read: files' not in out.getvalue():
+      raise inputs.Bad(f'not accepted: {out.getvalue()!r}')
     (folder / f'b{code}' / '0.png').write_text('no image')
-    run.main([inputs.tiny(), '--check', '--config.dataset=folder',
-              f'--config.data_dir={folder}'])
+    run.main(flags)
   if '\x1b' in out.getvalue() or '\u202e' in out.getvalue():
     raise inputs.Bad(f'codes reach the terminal: {out.getvalue()!r}')
   return out.getvalue().splitlines()[-1]

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from benchmarks import write_reliability
 from benchmarks.faults import __main__ as faults
 from benchmarks.faults import campaign
 
@@ -49,3 +50,22 @@ def test_an_error_in_a_case_is_a_failure_of_it(tmp_path, monkeypatch):
   assert faults.main(['--part=hostile', f'--out={out}']) == 1
   row, = json.loads(out.read_text())['cases']
   assert not row['ok'] and 'ZeroDivisionError' in row['seen']
+
+
+def test_what_is_not_done_is_said(tmp_path, monkeypatch):
+  class Part:
+    @staticmethod
+    def cases(context):
+      yield campaign.Case('a', 'x', lambda: 1 / 0)
+
+  monkeypatch.setattr(faults.importlib, 'import_module', lambda name: Part)
+  found = faults.run(['hostile'], campaign.Context(tmp_path, 0, False),
+                     collect=True)
+  assert found['cases'] == []
+  assert found['not_run'] == [{'part': 'hostile', 'group': 'x', 'case': 'a'}]
+
+
+def test_the_committed_page_is_the_generated_one():
+  made = write_reliability.generate(write_reliability.read())
+  assert write_reliability.PAGE.read_text() == made, (
+      'run python -m benchmarks.write_reliability')

@@ -1,8 +1,10 @@
 """The command in front of the commands."""
 
 import pathlib
+import runpy
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -57,3 +59,19 @@ def test_as_a_process():
       capture_output=True, text=True)
   assert done.returncode == 2 and not done.stdout
   assert done.stderr.count('\n') == 1 and 'DARTS_V2' in done.stderr
+
+
+def test_ctrl_c_while_jax_is_imported(monkeypatch):
+  """Both doors end as shells expect, without a traceback."""
+
+  class Busy(types.ModuleType):
+    def __getattr__(self, name):
+      if name == 'main':
+        raise KeyboardInterrupt
+      raise AttributeError(name)
+
+  monkeypatch.setitem(sys.modules, 'rome_jax.cli.run', Busy('run'))
+  assert door.main(['run', '--config=quickstart']) == 130
+  with pytest.raises(SystemExit) as caught:
+    runpy.run_path(str(ROOT / 'rome_jax' / 'main.py'), run_name='__main__')
+  assert caught.value.code == 130
