@@ -7,6 +7,7 @@ A test checks that the committed page is the one that this writes.
 
 import json
 import pathlib
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -29,9 +30,10 @@ three operations, scikit-learn's digits, 30 steps. "The same end" means: result,
 genotype, metrics and the last checkpoint of each phase are bit for bit those of
 the uninterrupted run, but for times.
 
-`docs/results/faults.json` has every case. {machine}, shared with other work,
-{date}, seed {seed}; `python -m benchmarks.write_reliability` writes this page.
 '''
+_WHERE = ('`docs/results/faults.json` has every case. {machine}, shared with other '
+          'work, {date}, seed {seed}; `python -m benchmarks.write_reliability` '
+          'writes this page.')
 
 # part: (heading, what it does).
 _PARTS = {
@@ -63,8 +65,10 @@ Mended with a test each:
 
 - Gzipped idx files, pickles of CIFAR's Python version (lists within lists, an
   index of 2**31) and .npz headers could take all memory; a device or pipe in
-  place of a genotype, an .npz or an image was read without end. The kernel ended
-  the campaign itself twice, out of memory.
+  place of a genotype, an .npz or an image was read without end. The kernel
+  ended the campaign itself twice, out of memory.
+- A disk that was full when TensorBoard's events were written left the run
+  waiting for its writer's thread, until the campaign gave up after 300 s.
 - A PostScript file named .png was given to Ghostscript by Pillow.
 - Genotype texts of a megabyte took time that grew with the square of the length
   (minutes); a path with a zero byte or half of a letter was a traceback.
@@ -78,6 +82,11 @@ Mended with a test each:
   of a comparison its run went on unseen and stopped the next start.
 - Ctrl-C while JAX was imported was a traceback.
 '''
+
+
+def _wrapped(text):
+  return textwrap.fill(text, 80, break_on_hyphens=False,
+                       break_long_words=False)
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -100,7 +109,7 @@ def _figures(part: str, rows: Sequence[Mapping[str, Any]]) -> str:
           'tried') else 'the same end',
       'inputs': lambda: f'{total("inputs"):,} inputs, at most '
                         f'{most("most_seconds"):.1f} s each',
-      'hostile': lambda: f'at most {most("megabytes")} MB more',
+      'hostile': lambda: f'at most {most("megabytes"):,} MB more memory',
       'hosts': lambda: f'the other ended within {most("end_seconds"):.0f} s'}
   if part in words:
     return words[part]()
@@ -129,14 +138,14 @@ def _part(part, found):
     lines.append((name, f'{len(rows) - len(failed)} of {len(rows)}',
                   str(left.get(name, 0)), seen.replace('|', '/')))
   title, text = _PARTS[part]
-  return (f'## {title}\n\n{text}\n\n' + _table(
+  return (f'## {title}\n\n{_wrapped(text)}\n\n' + _table(
       ('what', 'cases passed', 'not run yet', 'seen'), lines) + '\n')
 
 
 def generate(found: Mapping[str, Any]) -> str:
   """The page of a campaign's JSON."""
   return '\n'.join([
-      _HEAD.format(**found), *(_part(part, found) for part in _PARTS), _FOUND])
+      _HEAD, _wrapped(_WHERE.format(**found)) + '\n', *(_part(part, found) for part in _PARTS), _FOUND])
 
 
 def read() -> dict[str, Any]:
