@@ -29,11 +29,11 @@ runs with the tests. The runs are tiny (`benchmarks/faults/tiny.py`): a space of
 three operations, scikit-learn's digits, 30 steps. "The same end" means: result,
 genotype, metrics and the last checkpoint of each phase are bit for bit those of
 the uninterrupted run, but for times.
-
 '''
-_WHERE = ('`docs/results/faults.json` has every case. {machine}, shared with other '
-          'work, {date}, seed {seed}; `python -m benchmarks.write_reliability` '
-          'writes this page.')
+_WHERE = (
+    '`docs/results/faults.json` has every case. {machine}, shared with other '
+    'work, {date}, seed {seed}; `python -m benchmarks.write_reliability` '
+    'writes this page.')
 
 # part: (heading, what it does).
 _PARTS = {
@@ -145,7 +145,8 @@ def _part(part, found):
 def generate(found: Mapping[str, Any]) -> str:
   """The page of a campaign's JSON."""
   return '\n'.join([
-      _HEAD, _wrapped(_WHERE.format(**found)) + '\n', *(_part(part, found) for part in _PARTS), _FOUND])
+      _HEAD, _wrapped(_WHERE.format(**found)) + '\n',
+      *(_part(part, found) for part in _PARTS), _FOUND])
 
 
 def read() -> dict[str, Any]:
