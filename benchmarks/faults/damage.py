@@ -129,7 +129,7 @@ def _leap(context, source):
   """A checkpoint under the number of a later step."""
   folder = runs.fresh(context, 'damage', 'leap')
   shutil.copytree(source, folder / 'checkpoints')
-  steps = sorted(p.name for p in source.iterdir() if p.name.isdigit())
+  steps = sorted(p.name for p in source.iterdir() if p.name.isdigit())[-2:]
   (folder / 'checkpoints' / steps[-1]).rename(
       folder / 'checkpoints' / f'{int(steps[-1]) + 16:08d}')
   manifest = files.read_json(source / steps[0] / 'manifest.json')

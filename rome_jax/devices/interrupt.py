@@ -7,16 +7,14 @@ import threading
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # The process of a comparison or sweep names itself to its runs.
 PARENT = 'ROME_JAX_PARENT'
+# Where a launcher is between the two, nothing is known of the parent.
+_STARTED_BY = os.getppid()
 
 
 def parent() -> int:
   """The process that started this one as one of several runs; 0: none."""
   text = os.environ.get(PARENT, '')
   return int(text) if text.isdecimal() and int(text) == _STARTED_BY else 0
-
-
-# Where a launcher is between the two, nothing is known of the parent.
-_STARTED_BY = os.getppid()
 
 
 class Interrupt:

@@ -110,13 +110,13 @@ def find(text: str, name: str = '', where: str = 'genotype text') -> Found:
 
 def _all(text, where):
   """All genotypes of a text, in its order."""
-  found, stop, line, comment = [], 0, -1, False
+  found, stop = [], 0
+  seen, line, comment = 0, 0, bool(_COMMENT.match(text))
   for match in _START.finditer(text):
-    # Each line is looked at once: a text may be one long line.
-    start = text.rfind('\n', max(line, 0), match.start()) + 1
-    if line < 0 or start > line:
-      line = max(start, 0)
-      comment = bool(_COMMENT.match(text, line))
+    # Each letter is looked at once: a text may be one long line.
+    if start := text.rfind('\n', seen, match.start()) + 1:
+      line, comment = start, bool(_COMMENT.match(text, start))
+    seen = match.start()
     near = text[max(line, match.start() - _NEAR):match.start()]
     if match.start() < stop or comment or _STATEMENT.search(near):
       continue
