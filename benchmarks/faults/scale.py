@@ -93,7 +93,8 @@ def _many_steps(context):
   workdir, log = folder / 'run', folder / 'log'
   argv = runs.command(
       'search', workdir, '--config.space=one_node', '--config.method=gdas',
-      f'--config.search.max_steps={_STEPS}', '--config.search.cells=1',
+      '--config.search.epochs=300', f'--config.search.max_steps={_STEPS}',
+      '--config.search.cells=1',
       '--config.search.batch_size=2', '--config.log_every=500',
       '--config.checkpoint_every=5000', '--config.search.augment=none')
   log.unlink(missing_ok=True)
@@ -117,7 +118,8 @@ def _many_steps(context):
       pair[0] - (first + (last - first) // 10)))
   growth = seen[-1][1] / tenth[1]
   return campaign.Seen(
-      growth < _GROWTH and last > _STEPS // 20,
+      growth < _GROWTH and last > _STEPS // 20 and (
+          last == _STEPS or not done),
       f'{last:,} steps in {time.monotonic() - began:.0f} s: '
       f'{tenth[1] / 1e6:.0f} MB after {tenth[0]:,} steps, '
       f'{seen[-1][1] / 1e6:.0f} MB after {last:,}',
