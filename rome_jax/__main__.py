@@ -72,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   except errors.UserError as error:
     print(f'rome_jax: {error}', file=sys.stderr)
     return error.exit_code
+  except KeyboardInterrupt:  # Importing JAX takes seconds.
+    return 130
   return command(rest)
 
 

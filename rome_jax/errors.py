@@ -9,12 +9,40 @@ class UserError(ValueError):
 
   The message names the field or file, its value and what is allowed.
   Subclasses ValueError, so programs can catch it without importing this.
+  The message is one line, whatever names and values it quotes: line breaks and
+  other letters that do not print are escaped, and a very long one is cut.
 
   >>> UserError('config.search.cells=0 must be at least 1').exit_code
   2
+  >>> print(UserError('a\\nb does not exist'))
+  a\\nb does not exist
   """
 
   exit_code = 2
+
+  def __init__(self, message: object = ''):
+    super().__init__(_one_line(str(message)))
+
+
+_LONGEST = 1000  # letters of a message; more helps nobody
+
+
+def _one_line(text: str) -> str:
+  if len(text) > _LONGEST:
+    half = _LONGEST // 2
+    text = f'{text[:half]} [...] {text[-half:]}'
+  return printable(text)
+
+
+def printable(text: str) -> str:
+  """Escapes what does not print, such as a terminal's codes in a file's name.
+
+  >>> print(printable('a\\tb'))
+  a\\tb
+  """
+  return ''.join(
+      letter if letter.isprintable() else repr(letter)[1:-1]
+      for letter in text)
 
 
 class DivergedError(Exception):

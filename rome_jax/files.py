@@ -1,13 +1,23 @@
 """Atomic writes: readers see the old file or the new one, never part of it."""
 
+import contextlib
+import errno
 import json
 import os
 import pathlib
+import sys
 import tempfile
 import threading
-from typing import Any
+import time
+from collections.abc import Iterator
+from typing import IO, Any
 
 from rome_jax import errors
+
+try:
+  import fcntl
+except ImportError:  # Windows
+  fcntl = None  # type: ignore[assignment]
 
 _UMASK = threading.Lock()  # It can only be read by changing it.
 
@@ -47,8 +57,17 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
   Bytes of a command line or file name that Python could not decode, as in an
   ASCII locale, are written as they were.
+
+  Raises:
+    UserError: as `write_bytes`, or the text has half of a letter.
   """
-  write_bytes(path, text.encode(errors='surrogateescape'))
+  try:
+    data = text.encode(errors='surrogateescape')
+  except UnicodeEncodeError as error:
+    raise errors.UserError(
+        f'cannot write {path}: {text[error.start:error.end]!r} is half of a '
+        'letter') from error
+  write_bytes(path, data)
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
@@ -74,6 +93,100 @@ def read_json(path: str | os.PathLike[str]) -> Any:
   except (ValueError, RecursionError) as error:
     raise errors.UserError(
         f'{path} is not valid JSON: {_fault(error)}') from error
+
+
+def open_own(path: str | os.PathLike[str], mode: str) -> IO[Any]:
+  """Opens a file of a run to write to it, but never one that a link names.
+
+  A folder that comes from somebody else must not lead to files elsewhere.
+
+  Raises:
+    UserError: it cannot be opened, or is a link.
+  """
+
+  def opener(name, flags):
+    return os.open(name, flags | getattr(os, 'O_NOFOLLOW', 0), 0o666)
+
+  try:
+    return open(path, mode, opener=opener)
+  except OSError as error:
+    why = ('it is a link' if error.errno == errno.ELOOP else
+           error.strerror or error)
+    raise errors.UserError(f'cannot write {path}: {why}') from error
+
+
+@contextlib.contextmanager
+def only_one(folder: str | os.PathLike[str],
+             patience: float = 0.) -> Iterator[None]:
+  """Holds a folder's lock for the body, so that no second process writes there.
+
+  The lock ends with the process, however that ends.
+
+  Args:
+    folder: made if it does not exist.
+    patience: seconds to wait for a process that has it.
+
+  Raises:
+    UserError: another process has it, or the folder cannot be written.
+  """
+  if fcntl is None:
+    yield
+    return
+  folder = pathlib.Path(folder)
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise errors.UserError(
+        f'cannot use {folder}: {error.strerror or error}') from error
+  with open_own(folder / '.lock', 'w') as lock:
+    _lock(lock, folder, patience)
+    yield
+
+
+def _lock(lock, folder, patience):
+  deadline, told = time.monotonic() + patience, False
+  while True:
+    try:
+      return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+      if not isinstance(error, BlockingIOError):
+        raise errors.UserError(
+            f'cannot lock {folder}: {error.strerror or error}') from error
+      if time.monotonic() >= deadline:
+        raise errors.UserError(
+            f'another process is running in {folder}; wait for it or use '
+            'another --workdir') from None
+    if not told:
+      print(f'waiting for another process in {folder}', file=sys.stderr)
+      told = True
+    time.sleep(.2)
+
+
+@contextlib.contextmanager
+def as_written(what: Any) -> Iterator[None]:
+  """For a body that takes a run's files to hold what runs write there.
+
+  Args:
+    what: the file or folder, for the message.
+
+  Raises:
+    UserError: the body stumbled over a value that no run writes.
+
+  >>> with as_written('result.json'):
+  ...   {}['seed']
+  Traceback (most recent call last):
+  rome_jax.errors.UserError: result.json is not as rome_jax wrote it \
+(KeyError: 'seed'); restore it
+  """
+  try:
+    yield
+  except errors.UserError:
+    raise
+  except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError,
+          StopIteration) as error:
+    raise errors.UserError(
+        f'{what} is not as rome_jax wrote it ({type(error).__name__}: '
+        f'{error}); restore it') from error
 
 
 def _fault(error):

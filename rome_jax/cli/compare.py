@@ -198,7 +198,7 @@ def _run(run, stop, program, rank, environment):
     commands.append(['-m', 'rome_jax', 'rank', run.workdir, *rank, *own[-1:]])
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / OUTPUT, 'ab') as output:
+    with files.open_own(folder / OUTPUT, 'ab') as output:
       for command in commands:
         code = sweep.follow(command, stop, environment=environment,
                             output=output)
@@ -278,6 +278,11 @@ def collect(found: Comparison, runs: Sequence[sweep.Run]) -> dict[str, Any]:
       measures.
   """
   rows = [_row(run) for run in runs]
+  with files.as_written("a run's result.json"):
+    return _collected(found, rows)
+
+
+def _collected(found, rows):
   arms = {label: _summary([row for row in rows if row['arm'] == label])
           for label in found.arms}
   baseline = found.baseline or next(iter(found.arms))
@@ -299,15 +304,21 @@ def _row(run):
     if folder.exists():
       row['state'] = 'unfinished'
     return row
+  with files.as_written(f'a file of {folder}'):
+    return row | _result(folder, path)
+
+
+def _result(folder, path):
+  """What a finished run adds to its row."""
   result = files.read_json(path)
   search = result.get('search') or {}
-  row |= {'state': 'done', 'space': result.get('space'),
-          'dataset': result.get('dataset'), 'genotype': result['genotype'],
-          'seconds': search.get('seconds'), 'steps': search.get('steps'),
-          'memory_bytes': search.get('temp_bytes'),
-          'valid_accuracy': search.get('valid_accuracy'),
-          'parameterless': (search.get('parameterless') or {}).get('normal'),
-          'params': result.get('params'), 'device': result.get('device')}
+  row = {'state': 'done', 'space': result.get('space'),
+         'dataset': result.get('dataset'), 'genotype': result['genotype'],
+         'seconds': search.get('seconds'), 'steps': search.get('steps'),
+         'memory_bytes': search.get('temp_bytes'),
+         'valid_accuracy': search.get('valid_accuracy'),
+         'parameterless': (search.get('parameterless') or {}).get('normal'),
+         'params': result.get('params'), 'device': result.get('device')}
   row['images'] = search.get('images')
   if row['images'] is None and search.get('phase') == 'search':
     # A run of an earlier version, and a single search.
@@ -445,6 +456,11 @@ def _reference(name, dataset, values, best, parameterless):
 def write(folder: str | os.PathLike[str], found: Mapping[str, Any]) -> None:
   """Writes compare.json, compare.csv, the pictures and compare.html."""
   folder = pathlib.Path(folder)
+  with files.as_written("a run's result.json"):
+    _write(folder, found)
+
+
+def _write(folder, found):
   files.write_json(folder / FILENAME, found)
   text = io.StringIO()
   names = ('arm', 'seed', 'state', *MEASURES, 'rank', 'steps', 'params',
@@ -515,10 +531,13 @@ def main(argv: Sequence[str] | None = None,
     found = with_seeds(comparison.load(args.config), args.seeds)
     folder = checks.local_path('--workdir', args.workdir)
     runs = plan(found, folder, flags)
-    codes = {} if args.page else run_all(
-        runs, args.workers, found.rank,
-        lambda: write(folder, collect(found, runs)), program)
-    return finish(folder, found, runs, codes)
+    if args.page:
+      return finish(folder, found, runs, {})
+    with files.only_one(folder):
+      codes = run_all(
+          runs, args.workers, found.rank,
+          lambda: write(folder, collect(found, runs)), program)
+      return finish(folder, found, runs, codes)
   except errors.UserError as error:
     print(f'rome_jax: {error}', file=sys.stderr)
     return error.exit_code

@@ -137,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
           [('file', 'class', 'probability'), *rows])
       files.write_text(checks.local_path('--csv', args.csv), text.getvalue())
     for path, name, probability in rows:
-      print(f'{path}: {name} {100 * probability:.2f}%')
+      print(errors.printable(f'{path}: {name} {100 * probability:.2f}%'))
     return 0
   except errors.UserError as error:
     print(f'rome_jax: {error}', file=sys.stderr)

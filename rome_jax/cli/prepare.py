@@ -239,11 +239,11 @@ def described(prepared: Prepared) -> list[str]:
 
 def what_was_read(dataset: data.Dataset) -> str:
   """One line: the images of each split, and what was not read."""
-  return '; '.join([
+  return errors.printable('; '.join([
       f'data: {dataset.name}, {len(dataset.train.labels):,} training and '
       f'{len(dataset.test.labels):,} test images of {dataset.image_size} x '
       f'{dataset.image_size} x {dataset.image_channels}, '
-      f'{dataset.num_classes} classes', *dataset.notes])
+      f'{dataset.num_classes} classes', *dataset.notes]))
 
 
 def _search(prepared):

@@ -89,7 +89,7 @@ def rank(workdir: str | os.PathLike[str], args: argparse.Namespace,
   text = json.dumps(ranked.settings, sort_keys=True)
   name = hashlib.sha256(text.encode()).hexdigest()[:12]
   mesh = mesh_lib.make_mesh()
-  with interrupt.Interrupt() as stop:
+  with files.only_one(workdir / PICTURE), interrupt.Interrupt() as stop:
     scorer = ranking.Scorer(
         ranked.network, ranked.leaves[0].theta, ranked.batches,
         norm=args.norm, calibration=ranked.calibration,

@@ -43,11 +43,6 @@ from rome_jax.train import (
     search,
 )
 
-try:
-  import fcntl
-except ImportError:  # Windows
-  fcntl = None
-
 REPORT = report.FILENAME
 DATASET = 'dataset.json'
 PHASES = ('compiling', 'searching', 'retraining', 'testing', 'writing')
@@ -194,7 +189,8 @@ def _save_dataset(workdir, dataset):
   path = workdir / DATASET
   facts = dataset._asdict()
   del facts['train'], facts['test']
-  began_with = files.read_json(path).get('digest') if path.exists() else ''
+  with files.as_written(path):
+    began_with = files.read_json(path).get('digest') if path.exists() else ''
   if began_with and dataset.digest and began_with != dataset.digest:
     raise errors.UserError(
         f'{workdir} holds a run that began with other data: the images, '
@@ -213,20 +209,18 @@ def _finished(workdir):
         f'cannot use workdir {workdir}: {error.strerror}') from error
 
 
-@contextlib.contextmanager
 def _only_one(workdir):
-  """Holds the folder's lock, so that a second run cannot write there."""
-  if fcntl is None or not hosts.is_first():
-    yield
-    return
-  with open(workdir / '.lock', 'w') as lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise errors.UserError(
-          f'another process is running in {workdir}; wait for it or use '
-          'another --workdir') from None
-    yield
+  """Holds the folder's lock, so that a second run cannot write there.
+
+  A run that a comparison or sweep started may meet one that an earlier
+  comparison, which was killed, has left; that one is about to save and stop.
+  """
+  if not hosts.is_first():
+    return contextlib.nullcontext()
+  return files.only_one(workdir, _PATIENCE if interrupt.parent() else 0.)
+
+
+_PATIENCE = 600.  # seconds; it may still compile
 
 
 def use_compilation_cache(where: str) -> None:
@@ -292,9 +286,10 @@ def _search(prepared, workdir, writer, stop):
   """The figures of the search; None if stopped."""
   config, setup = prepared.config, prepared.setup
   if (figures := notes.read(workdir, 'search')) is not None:
-    hosts.from_first(lambda: _keep_genotype(workdir, config, figures))
-    hosts.from_first(lambda: _warn_of_lost_lines(
-        workdir, figures.get('phase', 'search'), figures))
+    with files.as_written(f'what {workdir} holds of its search'):
+      hosts.from_first(lambda: _keep_genotype(workdir, config, figures))
+      hosts.from_first(lambda: _warn_of_lost_lines(
+          workdir, figures.get('phase', 'search'), figures))
     return figures
   found = plans.run(
       setup, prepared.search, prepared.retrain, prepared.dataset, config.seed,
@@ -386,8 +381,9 @@ def _retrain(prepared, workdir, genotype, writer, stop):
       figures = notes.write(
           workdir, job.name, _retrain_figures(prepared, job, outcome))
     else:
-      hosts.from_first(functools.partial(
-          _warn_of_lost_lines, workdir, f'retrain/{job.name}', figures))
+      with files.as_written(f'what {workdir} holds of {job.name}'):
+        hosts.from_first(functools.partial(
+            _warn_of_lost_lines, workdir, f'retrain/{job.name}', figures))
     records.append(figures)
   return records
 
@@ -438,6 +434,11 @@ def environment() -> dict:
 
 def _finish(workdir, result, began):
   """Pictures, the result and, last, the report."""
+  with files.as_written(f'a file of {workdir}'):
+    _write_all(workdir, result, began)
+
+
+def _write_all(workdir, result, began):
   writing = time.perf_counter()
   record = genotypes.read(str(workdir / 'genotype.json'))
   rows = curves.of_leaf(

@@ -86,7 +86,8 @@ def _config(workdir: pathlib.Path, file: str | None,
 
 def _check_images(workdir, dataset):
   path = workdir / run_lib.DATASET
-  began_with = files.read_json(path).get('digest') if path.exists() else ''
+  with files.as_written(path):
+    began_with = files.read_json(path).get('digest') if path.exists() else ''
   if began_with and dataset.digest and began_with != dataset.digest:
     raise errors.UserError(
         f'the images, labels or splits of {dataset.name} have changed since '

@@ -216,9 +216,11 @@ def follow(argv: Sequence[str], stop: Any, *, cwd: str | None = None,
   """
   # A session of its own: a Ctrl-C must reach it once, through us, as a second
   # signal would end it before everything is saved.
+  own = os.environ if environment is None else environment
   process = subprocess.Popen(
       [sys.executable, *argv], cwd=cwd, start_new_session=True,
-      env=environment, stdout=output, stderr=output)
+      env={**own, interrupt.PARENT: str(os.getpid())}, stdout=output,
+      stderr=output)
   try:
     code = _wait(process, stop)
   except BaseException:
@@ -390,8 +392,9 @@ def main(argv: Sequence[str] | None = None,
   try:
     args, flags = flags_lib.sweep().parse_known_args(argv)
     runs = plan(args, flags)
-    return finish(
-        runs, one_by_one(runs, program), args.workdir, args.choose)
+    with files.only_one(checks.local_path('--workdir', args.workdir)):
+      return finish(
+          runs, one_by_one(runs, program), args.workdir, args.choose)
   except errors.UserError as error:
     print(f'rome_jax: {error}', file=sys.stderr)
     return error.exit_code

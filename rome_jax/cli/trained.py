@@ -72,6 +72,12 @@ def load(workdir: str | pathlib.Path, name: str | None = None,
   facts = _read(workdir / run.DATASET)
   figures = notes.retraining(
       workdir, name, 'best_test_accuracy' if best else 'test_accuracy')
+  with files.as_written(f'a file of {workdir}'):
+    return _trained(workdir, config, facts, figures, best)
+
+
+def _trained(workdir, config, facts, figures, best):
+  """The network that facts and figures describe, with its weights."""
   variables = retrain.read_variables(workdir, figures['name'], best)
   if best:
     figures = _of_the_best(figures)

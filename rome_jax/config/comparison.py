@@ -93,5 +93,8 @@ def slug(label: str) -> str:
 
   >>> slug('ROME-v2, K = 1')
   'ROME-v2_K_1'
+  >>> slug('..')
+  '_..'
   """
-  return re.sub(r'[^\w.+-]+', '_', label).strip('_') or '_'
+  name = re.sub(r'[^\w.+-]+', '_', label).strip('_')
+  return name if name.strip('.') else f'_{name}'  # .. is another folder

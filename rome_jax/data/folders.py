@@ -165,7 +165,11 @@ def _images(folder, left_out):
   for entry in os.scandir(folder):
     if entry.name.startswith('.'):
       continue
-    if _suffix(entry.name) in SUFFIXES:
+    if _suffix(entry.name) in SUFFIXES and not entry.is_dir():
+      # Reading a pipe or a device may never end. A link to nothing is an
+      # image that cannot be read, as others are.
+      if not entry.is_file() and os.path.exists(entry.path):
+        raise errors.UserError(f'{entry.path} is a pipe or a device, no file')
       found.append(entry.path)
     elif entry.is_dir():
       left_out['images in folders inside class folders'] += sum(
@@ -214,7 +218,7 @@ def probe_channels(files: Files) -> int:
   Image = splits.require('PIL.Image', 'reading a folder of images')
   for i in splits.spread(64, len(paths)):
     try:
-      with Image.open(paths[i]) as image:
+      with Image.open(paths[i], formats=splits.FORMATS) as image:
         if not splits.is_gray(image.mode):
           return 3
     # What is damaged, and how, is said when it is decoded.

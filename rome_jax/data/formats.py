@@ -6,6 +6,7 @@ reader raises a `UserError` that names the file.
 
 import gzip
 import io
+import itertools
 import lzma
 import math
 import pathlib
@@ -22,7 +23,9 @@ from rome_jax.data import splits
 Path = str | pathlib.Path
 
 _DAMAGE = (OSError, EOFError, ValueError, KeyError, zlib.error, lzma.LZMAError,
-           zipfile.BadZipFile, NotImplementedError)
+           zipfile.BadZipFile, NotImplementedError, MemoryError)
+_UNPACKED = 2**30  # bytes of a .gz; EMNIST has half of that
+_VALUES = 10**6  # of a pickle; CIFAR-100 has 150,000
 
 
 def reason(error: BaseException) -> str:
@@ -38,17 +41,29 @@ def read_bytes(path: Path) -> bytes:
   """Returns the content of a file, unpacked if its name ends in `.gz`.
 
   Raises:
-    UserError: missing, unreadable, or damaged compression.
+    UserError: missing, unreadable, damaged compression, or unpacks to more
+      than a gigabyte.
   """
   path = pathlib.Path(path)
   try:
-    data = path.read_bytes()
-    return gzip.decompress(data) if path.suffix == '.gz' else data
+    return _unpack(path) if path.suffix == '.gz' else path.read_bytes()
   except FileNotFoundError as error:
     raise errors.UserError(f'{path} does not exist') from error
   except (OSError, EOFError, zlib.error) as error:
     raise errors.UserError(
         f'{path} cannot be read: {reason(error)}') from error
+
+
+def _unpack(path):
+  data = bytearray()
+  with gzip.open(path) as file:
+    while part := file.read(2**20):
+      data += part
+      if len(data) > _UNPACKED:
+        raise errors.UserError(
+            f'{path} unpacks to more than {_UNPACKED:,} bytes; unpack it '
+            'yourself if you trust it')
+  return bytes(data)
 
 
 def read_cifar_binary(path: Path,
@@ -144,13 +159,14 @@ class _Dtype:
     del state  # byte order and alignment mean nothing for single bytes
 
 
-class _ArrayReader(pickle.Unpickler):
+class _ArrayReader(pickle._Unpickler):
   """Unpickles arrays and plain data, and can build nothing else.
 
   It never imports a name in the file. The few names that NumPy writes for an
   array map to functions here that record the array's parts; any other name
   raises an error. What remains is dictionaries, lists, text, bytes and
-  numbers, so a file cannot run code while it is loaded.
+  numbers, so a file cannot run code while it is loaded. It is the reader in
+  Python: that in C sets memory aside for whatever index a file names.
   """
 
   def find_class(self, module, name):
@@ -194,7 +210,8 @@ def read_arrays(path: Path) -> Any:
   """
   data = read_bytes(path)
   try:
-    return _to_numpy(_ArrayReader(io.BytesIO(data), encoding='bytes').load())
+    return _to_numpy(_ArrayReader(io.BytesIO(data), encoding='bytes').load(),
+                     itertools.count())
   # A damaged stream of opcodes can fail in any way.
   except Exception as error:
     raise errors.UserError(
@@ -202,13 +219,16 @@ def read_arrays(path: Path) -> Any:
         f'({reason(error)})') from error
 
 
-def _to_numpy(value):
+def _to_numpy(value, count):
+  # A list may be in many lists that are in many lists.
+  if next(count) > _VALUES:
+    raise ValueError(f'it holds more than {_VALUES:,} values')
   if isinstance(value, _Array):
     return value.to_numpy()
   if isinstance(value, dict):
-    return {k: _to_numpy(v) for k, v in value.items()}
+    return {k: _to_numpy(v, count) for k, v in value.items()}
   if isinstance(value, list | tuple):
-    return [_to_numpy(v) for v in value]
+    return [_to_numpy(v, count) for v in value]
   if value is None or isinstance(value, bytes | bytearray | str | int | float):
     return value
   raise ValueError(f'a {type(value).__name__} is not allowed')
@@ -248,8 +268,7 @@ def read_svhn(path: Path) -> tuple[np.ndarray, np.ndarray]:
     digit 0.
   """
   matlab = splits.require('scipy.io', 'svhn')
-  if not pathlib.Path(path).exists():
-    raise errors.UserError(f'{path} does not exist')
+  _check_file(path)
   try:
     content = matlab.loadmat(path)
     images, labels = content['X'], content['y']
@@ -282,13 +301,12 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
   Raises:
     UserError: the file is missing or damaged.
   """
+  _check_file(path)
   try:
     # If NumPy opens a damaged file itself, it never closes it.
     with open(path, 'rb') as stream:
       with np.load(stream, allow_pickle=False) as file:
         return {key: _plain_array(file, key) for key in file.files}
-  except FileNotFoundError as error:
-    raise errors.UserError(f'{path} does not exist') from error
   # An .npy file loads as an array, which has no `files`.
   except (*_DAMAGE, AttributeError, TypeError) as error:
     raise errors.UserError(
@@ -311,11 +329,22 @@ def _plain_array(file, key):
     return np.broadcast_to(np.array(None, object), shape)
 
 
+def _check_file(path):
+  """Refuses what is no file; a device may have no end."""
+  path = pathlib.Path(path)
+  if not path.exists():
+    raise errors.UserError(f'{path} does not exist')
+  if not path.is_file():
+    raise errors.UserError(f'{path} is no file')
+
+
 def npz_bytes(path: Path) -> int:
   """Returns the bytes of all arrays of an .npz file, without reading them.
 
   0 for what is no such file: `read_npz` says what is wrong with it.
   """
+  if not pathlib.Path(path).is_file():
+    return 0
   try:
     with zipfile.ZipFile(path) as file:
       return sum(member.file_size for member in file.infolist())

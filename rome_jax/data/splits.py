@@ -24,6 +24,9 @@ _REQUIREMENTS = {
     'tensorflow_datasets': 'tensorflow-datasets',
 }
 _STATISTICS_IMAGES = 512
+# What a data set has. Pillow goes by the content of a file, whatever its name,
+# and would start Ghostscript for PostScript.
+FORMATS = ('JPEG', 'PNG', 'BMP', 'DIB', 'GIF', 'WEBP', 'PPM', 'TIFF')
 # EXIF 2.3, tag 0x112: what makes the stored image upright, in Pillow's names.
 _ORIENTATION = 0x112
 _TURNS = {
@@ -203,7 +206,7 @@ def decode(file: Any, channels: int, where: str) -> np.ndarray:
   """
   Image = require('PIL.Image', 'decoding images')
   try:
-    with Image.open(file) as image:
+    with Image.open(file, formats=FORMATS) as image:
       image.load()  # Turns a TIFF, and finds what a PNG has at its end.
       turn = _TURNS.get(_orientation(image))
       if image.mode.startswith('I'):

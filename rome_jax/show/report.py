@@ -298,6 +298,14 @@ def write_report(workdir: str | os.PathLike[str]) -> pathlib.Path:
     UserError: a file is damaged, or the folder cannot be written.
   """
   workdir = pathlib.Path(workdir)
+  with files.as_written(f'a file of {workdir}'):
+    text = _document(workdir)
+  files.write_text(workdir / FILENAME, text)
+  return workdir / FILENAME
+
+
+def _document(workdir):
+  """The page, from what the folder holds."""
   config = _optional_json(workdir / 'config.json')
   result = _optional_json(workdir / 'result.json')
   rows = curves.of_leaf(
@@ -331,8 +339,7 @@ def write_report(workdir: str | os.PathLike[str]) -> pathlib.Path:
           (name, json.dumps(value, ensure_ascii=False))
           for name, value in page.flat(config)]) if config else ''),
   ))
-  files.write_text(workdir / FILENAME, page.document(title, body))
-  return workdir / FILENAME
+  return page.document(title, body)
 
 
 def _leaves(workdir):

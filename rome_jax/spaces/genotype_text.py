@@ -21,12 +21,15 @@ _START = re.compile(
 # The name that a genotype has been given: `NAME = `, `NAME: `.
 _LABEL = re.compile(
     r'([A-Za-z_]\w*)\s*(?::\s*[\w.]+\s*=|[=:])\s*\\?\s*(?:\w+\.)*$')
-_ALIAS = re.compile(r'^\s*([A-Za-z_]\w*)\s*=\s*([A-Za-z_]\w*)\s*(?:#.*)?$',
-                    re.M)
-# Not code: class and def statements, comments.
-_OTHER = re.compile(r'\s*#|.*\b(?:class|def)\s+$')
+_ALIAS = re.compile(
+    r'^[ \t]*([A-Za-z_]\w*)[ \t]*=[ \t]*([A-Za-z_]\w*)[ \t]*(?:#.*)?$', re.M)
+# Not code: comments, class and def statements.
+_COMMENT = re.compile(r'[^\S\n]*#')
+_STATEMENT = re.compile(r'\b(?:class|def)\s+$')
+_NEAR = 200  # letters before a genotype that may name it
+# A string has an end in sight, or every quote would be followed to the end.
 _TOKEN = re.compile(
-    r"""'(?:\\.|[^'\\\n])*'|"(?:\\.|[^"\\\n])*"|\#[^\n]*|[(){}]""")
+    r"""'(?:\\.|[^'\\\n]){0,200}'|"(?:\\.|[^"\\\n]){0,200}"|\#[^\n]*|[(){}]""")
 _INTEGER = re.compile(r'u?int(8|16|32|64)?|intc|intp')
 _FLOAT = re.compile(r'float(16|32|64)?|tensor')
 # What word processors and web pages make of quotes and blanks.
@@ -108,9 +111,14 @@ def find(text: str, name: str = '', where: str = 'genotype text') -> Found:
 def _all(text, where):
   """All genotypes of a text, in its order."""
   found, stop = [], 0
+  seen, line, comment = 0, 0, bool(_COMMENT.match(text))
   for match in _START.finditer(text):
-    before = text[text.rfind('\n', 0, match.start()) + 1:match.start()]
-    if match.start() < stop or _OTHER.match(before):
+    # Each letter is looked at once: a text may be one long line.
+    if start := text.rfind('\n', seen, match.start()) + 1:
+      line, comment = start, bool(_COMMENT.match(text, start))
+    seen = match.start()
+    near = text[max(line, match.start() - _NEAR):match.start()]
+    if match.start() < stop or comment or _STATEMENT.search(near):
       continue
     stop = _closing(text, match.end() - 1)
     if not stop:
@@ -118,7 +126,7 @@ def _all(text, where):
           f'{where} is cut off: no bracket closes '
           f'{_quoted(text[match.start():])}')
     # An assignment may be broken after its `=`.
-    label = _LABEL.search(text[max(0, match.start() - 200):match.start()])
+    label = _LABEL.search(text[max(0, match.start() - _NEAR):match.start()])
     found.append(Found(label[1] if label else '', text[match.start():stop]))
   if not found:
     raise errors.UserError(

@@ -560,6 +560,9 @@ def load(path_or_name: str | os.PathLike) -> Genotype:
   return read(path_or_name).genotype
 
 
+_LONGEST = 2**26  # bytes of a file with a genotype
+
+
 def read_text(path: str | os.PathLike) -> str:
   """The text of a file in UTF-8 or UTF-16.
 
@@ -567,9 +570,18 @@ def read_text(path: str | os.PathLike) -> str:
     UserError: it cannot be read, or is no text.
   """
   try:
-    return genotype_text.decode(pathlib.Path(path).read_bytes())
+    with open(path, 'rb') as file:  # A device may have no end.
+      data = file.read(_LONGEST + 1)
+    if len(data) > _LONGEST:
+      raise errors.UserError(
+          f'{path} has more than {_LONGEST:,} bytes; no log of a search has')
+    return genotype_text.decode(data)
+  except errors.UserError:
+    raise
   except OSError as error:
     raise errors.UserError(
         f'cannot read {path}: {error.strerror or error}') from error
   except UnicodeDecodeError as error:
     raise errors.UserError(f'{path} is not a text file') from error
+  except ValueError as error:  # A zero byte, half of a letter.
+    raise errors.UserError(f'{path} is no path: {error}') from error

@@ -309,6 +309,8 @@ def _verified_manifest(folder):
     body = manifest['body']
     if manifest['sha256'] != _body_digest(body):
       raise _DamagedError(f'{_MANIFEST} was changed')
+    if body['step'] != int(folder.name):
+      raise _DamagedError(f'it is that of step {body["step"]}')
   except (errors.UserError, KeyError, TypeError) as error:
     raise _DamagedError(f'{_MANIFEST} is missing or unreadable') from error
   for name, digest in body['files'].items():

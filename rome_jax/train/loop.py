@@ -308,6 +308,11 @@ class _Runner:
     self.began = self.logged_at = time.perf_counter()
     self.logged_step, self.logged_wait = start, 0.
     step, self.end = start, self._end(start, carry.state)
+    if start > self.end:
+      raise errors.UserError(
+          f'{self.store.directory} has a checkpoint of step {start} of '
+          f'{phase.name}, which ends with step {self.end}; delete that folder '
+          'to train it again')
     # Time continues from the last line before the checkpoint.
     self.scalars = self._last_line() if resumed else {}
     self.seconds_before = self.scalars.get('seconds', 0.)

@@ -60,13 +60,14 @@ def _parse(path):
   for number, line in enumerate(lines, 1):
     try:
       row = json.loads(line)
-      if not isinstance(row, dict):
-        raise ValueError('not a JSON object')
+      if not isinstance(row, dict) or type(row.get('step', 0)) is not int:
+        raise ValueError('it has no whole number of steps')
     except ValueError as error:
       if number == len(lines):
         break
       raise errors.UserError(
-          f'{path}, line {number}, is not a JSON object: {error}') from error
+          f'{path}, line {number}, is not a line of metrics: '
+          f'{error}') from error
     pairs.append((line, row))
   return pairs
 
@@ -141,7 +142,7 @@ class MetricsWriter:
     try:
       if self._file is None:
         self._workdir.mkdir(parents=True, exist_ok=True)
-        self._file = open(self._path, 'ab')
+        self._file = files.open_own(self._path, 'ab')
       self._file.write(json.dumps(row, allow_nan=False).encode() + b'\n')
       self._file.flush()
       if self._tensorboard:
@@ -163,7 +164,8 @@ class MetricsWriter:
     self._keep(
         lambda row: row.get('phase') != phase or row.get('step', 0) <= step)
     if phase in self._events:
-      self._events.pop(phase).close()
+      with contextlib.suppress(OSError):  # A copy of the lines.
+        self._events.pop(phase).close()
     self._purge_steps[phase] = step + 1
 
   def sync(self) -> None:
@@ -213,19 +215,49 @@ class MetricsWriter:
 
   def _write_events(self, phase, step, scalars, now):
     if phase not in self._events:
-      # Imported late, as it takes a second that readers need not wait for.
-      import tensorboardX
+      self._events[phase] = _Events(
+          self._workdir / EVENTS / phase, self._purge_steps.get(phase), now)
+    self._events[phase].write(step, scalars, now)
 
-      # File names hold the time in seconds. The count of files keeps two
-      # writers in the same second from sharing a file.
-      folder = self._workdir / EVENTS / phase
-      count = len(list(folder.glob('events.*'))) if folder.exists() else 0
-      self._events[phase] = tensorboardX.SummaryWriter(
-          str(folder), purge_step=self._purge_steps.get(phase), flush_secs=10,
-          filename_suffix=f'.{count}')
+
+class _Events:
+  """A file of TensorBoard events.
+
+  tensorboardX' own writer hands events to a thread; once that has met a full
+  disk, the next ones wait for it forever.
+  """
+
+  def __init__(self, folder, purge_step, now):
+    # Imported late, as it takes a second that readers need not wait for.
+    from tensorboardX import event_file_writer
+
+    folder.mkdir(parents=True, exist_ok=True)
+    # File names hold the time in seconds. The count of files keeps two
+    # writers in the same second from sharing a file.
+    count = len(list(folder.glob('events.*')))
+    self._writer = event_file_writer.EventsWriter(
+        str(folder / 'events'), f'.{count}')
+    if purge_step is not None:  # TensorBoard hides what is later.
+      from tensorboardX.proto import event_pb2
+
+      self._writer.write_event(event_pb2.Event(
+          wall_time=now, step=purge_step, session_log=event_pb2.SessionLog(
+              status=event_pb2.SessionLog.START)))
+
+  def write(self, step, scalars, now):
+    from tensorboardX import summary
+    from tensorboardX.proto import event_pb2
+
     for name, value in scalars.items():
       if value is not None:
-        self._events[phase].add_scalar(name, value, step, walltime=now)
+        self._writer.write_event(event_pb2.Event(
+            wall_time=now, step=step, summary=summary.scalar(name, value)))
+
+  def flush(self):
+    self._writer.flush()
+
+  def close(self):
+    self._writer.close()
 
 
 class SharedWriter:

@@ -15,8 +15,17 @@ def read(workdir: pathlib.Path, phase: str) -> Any:
     phase: its name, which may have folders.
   """
   path = _path(workdir, phase)
-  return hosts.from_first(
-      lambda: files.read_json(path) if path.exists() else None)
+
+  def find():
+    if not path.exists():
+      return None
+    figures = files.read_json(path)
+    if not isinstance(figures, dict):
+      raise errors.UserError(
+          f'{path} does not hold the figures of a phase; restore it')
+    return figures
+
+  return hosts.from_first(find)
 
 
 def write(workdir: pathlib.Path, phase: str, figures: Any) -> Any:
@@ -41,19 +50,20 @@ def retraining(workdir: pathlib.Path, name: str | None = None,
   Raises:
     UserError: there is none of that name.
   """
-  found = [files.read_json(path)
-           for path in sorted((workdir / 'phases').glob('*.json'))
-           if path.stem != 'search']
   kind = 'finished retraining'
-  if by != 'test_accuracy':
-    found = [note for note in found if by in note]
-    kind = 'retraining with config.retrain.keep_best=true'
-  known = ', '.join(note['name'] for note in found)
-  if name is None:
-    found = [note for note in found if note['kind'] != 'random']
-    found.sort(key=lambda note: -(note[by] or 0))
-  else:
-    found = [note for note in found if note['name'] == name]
+  with files.as_written(workdir / 'phases'):
+    found = [files.read_json(path)
+             for path in sorted((workdir / 'phases').glob('*.json'))
+             if path.stem != 'search']
+    if by != 'test_accuracy':
+      found = [note for note in found if by in note]
+      kind = 'retraining with config.retrain.keep_best=true'
+    known = ', '.join(note['name'] for note in found)
+    if name is None:
+      found = [note for note in found if note['kind'] != 'random']
+      found.sort(key=lambda note: -(note[by] or 0))
+    else:
+      found = [note for note in found if note['name'] == name]
   if not found:
     raise errors.UserError(
         f'{workdir} holds no {kind}'

@@ -353,7 +353,7 @@ def _lines(path):
 def _append(path, rows):
   """Adds a block to a record; a reader sees it whole or not at all."""
   try:
-    with open(path, 'ab') as file:
+    with files.open_own(path, 'ab') as file:
       file.write(json.dumps(rows.tolist()).encode() + b'\n')
       file.flush()
       os.fsync(file.fileno())

@@ -14,9 +14,9 @@ import time
 import pytest
 
 from launch import sweep_ray
-from rome_jax import errors
+from rome_jax import errors, files
+from rome_jax.cli import compare, sweep
 from rome_jax.cli import flags as flags_lib
-from rome_jax.cli import sweep
 from rome_jax.config import command_line
 from rome_jax.spaces import genotypes
 
@@ -369,3 +369,48 @@ def test_test_images_choose_nothing():
   with pytest.raises(errors.UserError, match='--choose=derived needs '
                      'config.retrain.holdout above 0'):
     planned(CONFIG, '--seeds=0,1', '--choose=derived')
+
+
+@pytest.mark.parametrize('command', ['sweep', 'compare'])
+def test_a_second_one_in_the_same_folder_is_refused(command, tmp_path, capsys):
+  (tmp_path / 'compare_x.py').write_text(
+      'from rome_jax import config\n'
+      'def get_comparison():\n'
+      "  return config.Comparison('x', {'a': ['--config=quickstart']})\n")
+  main = {'sweep': sweep.main, 'compare': compare.main}[command]
+  config = CONFIG if command == 'sweep' else (
+      f'--config={tmp_path / "compare_x.py"}')
+  with files.only_one(tmp_path / 'out'):
+    assert main([config, f'--workdir={tmp_path / "out"}',
+                 '--seeds=0,1']) == 2
+  err = capsys.readouterr().err
+  assert err.count('\n') == 1 and 'another process is running in' in err
+
+
+def test_a_run_stops_and_saves_once_its_sweep_is_killed(tmp_path):
+  """kill -9 reaches the sweep alone; its run would go on unseen."""
+  program = (
+      'import pathlib, sys, time\n'
+      'from rome_jax.devices import interrupt\n'
+      'with interrupt.Interrupt() as stop:\n'
+      "  pathlib.Path('begun').touch()\n"
+      '  while not stop.requested:\n'
+      '    time.sleep(.05)\n'
+      "pathlib.Path('saved').write_text(stop.signal.name)\n")
+  sweeping = (
+      'import sys\n'
+      'from rome_jax.cli import sweep\n'
+      'class Stop:\n'
+      '  requested = False\n'
+      "sweep.follow(['-c', sys.argv[1]], Stop())\n")
+  process = subprocess.Popen([sys.executable, '-c', sweeping, program],
+                             cwd=tmp_path, env=os.environ | {
+                                 'PYTHONPATH': str(ROOT)})
+  wait_for(tmp_path / 'begun', process)
+  process.kill()
+  process.wait()
+  deadline = time.monotonic() + 120
+  while not (tmp_path / 'saved').exists() and time.monotonic() < deadline:
+    time.sleep(.1)
+  time.sleep(.2)
+  assert (tmp_path / 'saved').read_text() == 'SIGHUP'

@@ -35,3 +35,52 @@ def test_bytes_that_python_could_not_decode_are_written_as_they_were(tmp_path):
   text = b'r\xc3\xa9'.decode('ascii', 'surrogateescape')
   files.write_text(tmp_path / 'a', text)
   assert (tmp_path / 'a').read_text(encoding='utf-8') == 'ré'
+
+
+def test_a_link_is_not_followed(tmp_path):
+  """A folder from somebody else cannot lead to files elsewhere."""
+  (tmp_path / 'precious').write_text('kept')
+  (tmp_path / 'run').mkdir()
+  for name in '.lock', 'metrics.jsonl':
+    (tmp_path / 'run' / name).symlink_to(tmp_path / 'precious')
+  with pytest.raises(errors.UserError, match='lock: it is a link'):
+    with files.only_one(tmp_path / 'run'):
+      pass
+  with pytest.raises(errors.UserError, match='jsonl: it is a link'):
+    files.open_own(tmp_path / 'run' / 'metrics.jsonl', 'ab')
+  assert (tmp_path / 'precious').read_text() == 'kept'
+
+
+def test_the_second_waits_as_long_as_it_is_told(tmp_path, capsys):
+  with files.only_one(tmp_path / 'run'):
+    with pytest.raises(errors.UserError, match='another process is running'):
+      with files.only_one(tmp_path / 'run'):
+        pass
+    assert not capsys.readouterr().err
+    with pytest.raises(errors.UserError, match='another process is running'):
+      with files.only_one(tmp_path / 'run', patience=.3):
+        pass
+    assert capsys.readouterr().err.count('waiting for another process') == 1
+  with files.only_one(tmp_path / 'run'):
+    pass
+
+
+def test_half_of_a_letter_is_not_written(tmp_path):
+  with pytest.raises(errors.UserError, match='half of a letter'):
+    files.write_text(tmp_path / 'a', 'x\ud800')
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('body', [
+    lambda: {}['seed'], lambda: 'a' + 1, lambda: 1 / 0, lambda: [][0],
+    lambda: None.items(), lambda: next(iter(())), lambda: float('x')])
+def test_values_that_no_run_writes(body):
+  with pytest.raises(errors.UserError, match='^a.json is not as rome_jax'):
+    with files.as_written('a.json'):
+      body()
+
+
+def test_a_mistake_of_the_users_stays_what_it_is():
+  with pytest.raises(errors.UserError, match='^mine$'):
+    with files.as_written('a.json'):
+      raise errors.UserError('mine')

@@ -1,5 +1,7 @@
 """What is read of a folder or an .npz, and that the rest is said."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -158,3 +160,15 @@ def test_a_run_says_what_it_read(tmp_path, monkeypatch, capsys):
           'not read: more')
   assert capsys.readouterr().err.splitlines()[0] == line
   assert line in prepare.described(prepare.prepare(config))
+
+
+@pytest.mark.parametrize('make', [
+    os.mkfifo, lambda path: path.symlink_to('/dev/zero')])
+def test_a_pipe_in_place_of_an_image(tmp_path, make):
+  """To read it might never end."""
+  for name in 'ab':
+    (tmp_path / name).mkdir()
+    Image.new('RGB', (8, 8)).save(tmp_path / name / '0.png')
+  make(tmp_path / 'b' / '1.png')
+  with pytest.raises(errors.UserError, match='1.png is a pipe or a device'):
+    data.load('folder', str(tmp_path))

@@ -1,3 +1,4 @@
+import os
 import signal
 import threading
 
@@ -52,3 +53,21 @@ def test_other_threads_can_use_it():
   thread.start()
   thread.join()
   assert seen == [False]
+
+
+def test_a_run_whose_parent_is_gone_stops(monkeypatch):
+  """As `compare` and `sweep` start it; nobody else would ask it to."""
+  monkeypatch.setenv(interrupt.PARENT, str(os.getppid()))
+  with interrupt.Interrupt() as stop:
+    assert interrupt.parent() == os.getppid() and not stop.requested
+    monkeypatch.setattr(interrupt.os, 'getppid', lambda: 1)
+    assert stop.requested and stop.signal == signal.SIGHUP
+
+
+@pytest.mark.parametrize('text', ['', 'x', '1'])
+def test_without_such_a_parent_nothing_is_watched(text, monkeypatch):
+  """Another process in between, such as a launcher, ends when it likes."""
+  monkeypatch.setenv(interrupt.PARENT, text)
+  with interrupt.Interrupt() as stop:
+    monkeypatch.setattr(interrupt.os, 'getppid', lambda: 12345)
+    assert not interrupt.parent() and not stop.requested

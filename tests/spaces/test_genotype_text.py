@@ -5,6 +5,7 @@ The expected values are written out by hand from the texts.
 
 import codecs
 import json
+import time
 
 import numpy as np
 import pytest
@@ -340,3 +341,40 @@ def test_a_cell_that_sees_nothing_is_named(genotype):
 ])
 def test_no_complaint_about_others(genotype):
   assert genotypes.complaint(genotype) == ''
+
+
+@pytest.mark.parametrize('text', [
+    '\n' * 200_000, 'A = Genotype(x)\n' + '\n \t' * 100_000,
+    'Genotype(x) ' * 20_000, 'Genotype(' + '"\\' * 100_000, 'def ' * 100_000,
+    '(' * 200_000, 'a.' * 100_000 + 'Genotype(x)'])
+@pytest.mark.parametrize('name', ['', ':A'])
+def test_no_text_is_slow(text, name, tmp_path):
+  """Each took minutes where the time grew with the square of the length."""
+  (tmp_path / 'log.txt').write_text(text)
+  began = time.process_time()
+  with pytest.raises(errors.UserError):
+    genotypes.read(f'{tmp_path / "log.txt"}{name}')
+  assert time.process_time() - began < 5
+
+
+@pytest.mark.parametrize('line, label', [
+    ('  # A = ', None), ('class ', None), ('def ', None), ('A = ', 'A'),
+    ('# one\nA = ', 'A'), ('x class; A: ', 'A')])
+def test_what_is_no_genotype_of_a_text(line, label):
+  text = f'{line}{TEXT}\n'
+  if label is None:
+    with pytest.raises(errors.UserError, match='must be of the form'):
+      genotypes.from_text(text)
+  else:
+    assert genotypes.from_text(text, name=label) == VALUE
+
+
+def test_a_file_without_end():
+  with pytest.raises(errors.UserError, match='/dev/zero has more than'):
+    genotypes.read('/dev/zero')
+
+
+@pytest.mark.parametrize('name', ['a/b\0c', 'a/\ud800'])
+def test_names_that_no_file_has(name):
+  with pytest.raises(errors.UserError, match='is no path'):
+    genotypes.read(name)

@@ -316,3 +316,12 @@ def test_kill_while_saving_leaves_a_usable_checkpoint(tmp_path):
     np.testing.assert_array_equal(state['x'], step)
     checkpoints.save(step + 1, state)
   assert not list(tmp_path.glob('*.partial'))
+
+
+def test_a_leap_of_the_number_falls_back(two_saved, tmp_path):
+  """A checkpoint under another step's number would skip what lies between."""
+  folder = copy_of(two_saved, tmp_path)
+  (folder / '00000002').rename(folder / '00000020')
+  with checkpoint.Checkpoints(folder) as checkpoints:
+    assert checkpoints.restore(make_state())[0] == 1
+    assert checkpoints.damaged == ((20, 'it is that of step 2'),)

@@ -34,9 +34,9 @@ def program():
       step, loop.init_carry(step, jnp.float32(0), batches(0)), batches(0))
 
 
-def make_run(program, workdir, *, read=batches, test=None):
+def make_run(program, workdir, *, read=batches, test=None, steps=STEPS):
   phase = loop.Phase(
-      'search', STEPS, 4, 1, read, lambda state, means, memo: (means, memo),
+      'search', steps, 4, 1, read, lambda state, means, memo: (means, memo),
       test=test or (lambda state: {'test_accuracy': float(state) / 100}),
       test_every=4)
   settings = loop.Settings(workdir, 3, 1000, 2)
@@ -193,3 +193,10 @@ def test_the_share_of_waiting_for_input(program, tmp_path):
                    for name in ('input_wait_ms', 'step_ms'))
   assert outcome.figures['input_wait_share'] == pytest.approx(waited / spent)
   assert outcome.figures['input_wait_share'] > .1
+
+
+def test_a_checkpoint_past_the_end_is_refused(program, tmp_path):
+  make_run(program, tmp_path)
+  with pytest.raises(errors.UserError, match=(
+      f'checkpoint of step {STEPS} of search, which ends with step 5')):
+    make_run(program, tmp_path, steps=5)

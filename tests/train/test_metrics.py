@@ -4,6 +4,7 @@ import io
 import json
 import math
 import struct
+import subprocess
 import sys
 import types
 
@@ -137,6 +138,9 @@ def test_read_of_missing_and_damaged_files(tmp_path):
   path.write_bytes(b'{"step": 1}\n{"st\n{"step": 3}\n')
   with pytest.raises(errors.UserError, match='line 2'):
     metrics.read(tmp_path)
+  path.write_bytes(b'{"step": "2"}\n{"step": 3}\n')
+  with pytest.raises(errors.UserError, match='line 1.*no whole number'):
+    metrics.read(tmp_path)
   path.write_bytes(b'{"step": 1}\n\xff\x00')
   assert metrics.read(tmp_path) == [{'step': 1}]
 
@@ -158,6 +162,29 @@ def test_tensorboard_events_and_purge(tmp_path):
   assert [r for r in records if r[1] != 'session'] == [
       (1, 'loss', 1.0), (2, 'loss', 2.0), (3, 'loss', 3.0), (2, 'loss', 20.0)]
   assert (2, 'session', 1) in records  # START: hides the old steps 2 and 3
+
+
+def test_events_on_a_full_disk_are_one_sentence_and_never_a_wait(tmp_path):
+  """A thread that had met one left all later events waiting for it."""
+  program = (
+      'import resource, sys\n'
+      'from rome_jax import errors\n'
+      'from rome_jax.train import metrics\n'
+      'with metrics.MetricsWriter(sys.argv[1]) as out:\n'
+      "  out.write('search', 0, {'loss': 0.})\n"
+      '  resource.setrlimit(resource.RLIMIT_FSIZE, (3000, -1))\n'
+      '  try:\n'
+      '    for step in range(1, 200):\n'
+      "      names = [f'loss{i}' for i in range(20)]\n"
+      "      out.write('search', step, dict.fromkeys(names, 1.))\n"
+      '      out.sync()\n'
+      '  except errors.UserError as error:\n'
+      '    print(error)\n')
+  done = subprocess.run([sys.executable, '-c', program, str(tmp_path)],
+                        capture_output=True, text=True, timeout=100)
+  assert done.stderr == '' and done.returncode == 0
+  assert done.stdout.count('\n') == 1
+  assert 'cannot write' in done.stdout and 'File too large' in done.stdout
 
 
 class Terminal(io.StringIO):

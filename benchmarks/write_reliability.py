@@ -1,0 +1,158 @@
+"""Writes docs/reliability.md from docs/results/faults.json.
+
+  python -m benchmarks.write_reliability
+
+A test checks that the committed page is the one that this writes.
+"""
+
+import json
+import pathlib
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rome_jax import files
+
+ROOT = pathlib.Path(__file__).parents[1]
+RESULTS = ROOT / 'docs' / 'results' / 'faults.json'
+PAGE = ROOT / 'docs' / 'reliability.md'
+
+_HEAD = '''# Reliability
+
+"A run may be killed at any moment" and "a mistake ends with one sentence",
+tried by a campaign of faults:
+
+    python -m benchmarks.faults --state=DIR
+
+It resumes where it was stopped, takes hours on two cores, and its short form
+runs with the tests. The runs are tiny (`benchmarks/faults/tiny.py`): a space of
+three operations, scikit-learn's digits, 30 steps. "The same end" means: result,
+genotype, metrics and the last checkpoint of each phase are bit for bit those of
+the uninterrupted run, but for times.
+'''
+_WHERE = (
+    '`docs/results/faults.json` has every case. {machine}, shared with other '
+    'work, {date}, seed {seed}; `python -m benchmarks.write_reliability` '
+    'writes this page.')
+
+# part: (heading, what it does).
+_PARTS = {
+    'kills': ('kill -9', 'Chains of up to five kills, then left alone: the '
+              'first kill at a file that has just been written, the others '
+              'uniform in the time of the uninterrupted work. Of a comparison '
+              'now and then only the parent is killed.'),
+    'signals': ('Signals and second processes', 'SIGTERM and SIGINT, once and '
+                'twice, then the same command: the same end.'),
+    'damage': ('Damaged checkpoints, clocks and counters', 'Each file of the '
+               'newest checkpoint of a killed run is damaged, one at a time; '
+               'the one before is taken and the log says so.'),
+    'disk': ('Disks', 'A small tmpfs is filled just before a file is written: '
+             'one sentence, exit code 2; after space is made the same command '
+             'ends as the uninterrupted run.'),
+    'inputs': ('Random inputs', 'Damaged texts, JSONs, overrides, images and '
+               'arrays, each within 5 s of processor time and 2 GB: accepted, '
+               'or refused in one sentence.'),
+    'hostile': ('Hostile files', 'Refused in one sentence or shown as what '
+                'they are; nothing is executed, nothing written outside.'),
+    'hosts': ('Several processes', 'One of two is killed with heartbeat 15 s; '
+              'the other ends within a minute; one, two or four devices '
+              'continue to the same genotype.'),
+    'scale': ('Sizes', 'What is large ends, in this time and memory.')}
+
+_FOUND = '''## What it found
+
+Mended with a test each:
+
+- Gzipped idx files, pickles of CIFAR's Python version (lists within lists, an
+  index of 2**31) and .npz headers could take all memory; a device or pipe in
+  place of a genotype, an .npz or an image was read without end. The kernel
+  ended the campaign itself twice, out of memory.
+- A disk that was full when TensorBoard's events were written left the run
+  waiting for its writer's thread, until the campaign gave up after 300 s.
+- A PostScript file named .png was given to Ghostscript by Pillow.
+- Genotype texts of a megabyte took time that grew with the square of the length
+  (minutes); a path with a zero byte or half of a letter was a traceback.
+- A value of 70,000 letters, line breaks and terminal codes were printed as they
+  were; a message is now one line of at most 1,000 letters.
+- A checkpoint renamed to a later step was taken for that step.
+- JSON files of a workdir with values that no run writes were tracebacks.
+- `.lock` and `metrics.jsonl` as links in somebody else's workdir led to files
+  outside; the label `..` of a comparison left its folder.
+- Two comparisons or sweeps in one folder ran against each other; after kill -9
+  of a comparison its run went on unseen and stopped the next start.
+- Ctrl-C while JAX was imported was a traceback.
+'''
+
+
+def _wrapped(text):
+  return textwrap.fill(text, 80, break_on_hyphens=False,
+                       break_long_words=False)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  return '\n'.join(f'| {" | ".join(line)} |' for line in (
+      header, ['---'] * len(header), *rows))
+
+
+def _figures(part: str, rows: Sequence[Mapping[str, Any]]) -> str:
+  """What the cases of a group have in common, in a few words."""
+
+  def total(name):
+    return sum(row.get(name, 0) for row in rows)
+
+  def most(name):
+    return max(row.get(name, 0) for row in rows)
+
+  words: dict[str, Callable[[], str]] = {
+      'kills': lambda: f'{total("kills")} kills, the same end',
+      'damage': lambda: f'{total("tried")} files damaged' if total(
+          'tried') else 'the same end',
+      'inputs': lambda: f'{total("inputs"):,} inputs, at most '
+                        f'{most("most_seconds"):.1f} s each',
+      'hostile': lambda: f'at most {most("megabytes"):,} MB more memory',
+      'hosts': lambda: f'the other ended within {most("end_seconds"):.0f} s'}
+  if part in words:
+    return words[part]()
+  if part == 'signals' and most('end_seconds'):
+    return f'ended within {most("end_seconds"):.0f} s of the signal'
+  return rows[0]['seen'] if part == 'scale' else 'one sentence' if (
+      part == 'disk' and rows[0]['group'] == 'full disk') else 'as promised'
+
+
+def _part(part, found):
+  groups: dict[str, list] = {}
+  left: dict[str, int] = {}
+  for row in found['cases']:
+    if row['part'] == part:
+      groups.setdefault(row['group'], []).append(row)
+  for row in found['not_run']:
+    if row['part'] == part:
+      groups.setdefault(row['group'], [])
+      left[row['group']] = left.get(row['group'], 0) + 1
+  lines = []
+  for name, rows in groups.items():
+    failed = [row for row in rows if not row['ok']]
+    seen = _figures(part, rows) if rows else 'not run'
+    if failed:
+      seen = f'FAILED: {"; ".join(row["seen"][:200] for row in failed)}'
+    lines.append((name, f'{len(rows) - len(failed)} of {len(rows)}',
+                  str(left.get(name, 0)), seen.replace('|', '/')))
+  title, text = _PARTS[part]
+  return (f'## {title}\n\n{_wrapped(text)}\n\n' + _table(
+      ('what', 'cases passed', 'not run yet', 'seen'), lines) + '\n')
+
+
+def generate(found: Mapping[str, Any]) -> str:
+  """The page of a campaign's JSON."""
+  return '\n'.join([
+      _HEAD, _wrapped(_WHERE.format(**found)) + '\n',
+      *(_part(part, found) for part in _PARTS), _FOUND])
+
+
+def read() -> dict[str, Any]:
+  """The committed results."""
+  return json.loads(RESULTS.read_text())
+
+
+if __name__ == '__main__':
+  files.write_text(PAGE, generate(read()))
