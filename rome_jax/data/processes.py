@@ -110,7 +110,8 @@ def _killed(code):
       'was it killed, or is there too little memory, or shared memory '
       '(/dev/shm), for config.loader_workers?')
   return errors.UserError(
-      f"a process of config.loader='grain' ended with exit code {code}; {reason}")
+      f"a process of config.loader='grain' ended with exit code {code}; "
+      f'{reason}')
 
 
 def _begin(number, count):
