@@ -80,7 +80,9 @@ class Stream:
       # The frames of grain hold batches in shared memory.
       raise error.with_traceback(None) from None
     except RuntimeError as error:
-      raise _killed(error) from error
+      if code := re.search(r'exit code (-?\d+)', str(error)):
+        raise _killed(int(code[1])) from error
+      raise
     made = _copied(made)
     return made if self._placed is None else self._placed(made)
 
@@ -100,18 +102,16 @@ def _copied(tree):
   return np.array(tree)
 
 
-def _killed(error):
-  """What a user can do about a process that ended by itself, if one did."""
-  found = re.search(r'exit code (-?\d+)', str(error))
-  if not found:
-    return error
+def _killed(code):
+  """What a user can do about a process that ended by itself."""
   reason = (
       "a script of one's own must guard its start by "
-      "`if __name__ == '__main__':`" if int(found[1]) > 0 else
+      "`if __name__ == '__main__':`" if code > 0 else
       'was it killed, or is there too little memory, or shared memory '
       '(/dev/shm), for config.loader_workers?')
   return errors.UserError(
-      f"a process of config.loader='grain' ended with {found[0]}; {reason}")
+      f"a process of config.loader='grain' ended with exit code {code}; "
+      f'{reason}')
 
 
 def _begin(number, count):
