@@ -56,7 +56,13 @@ _PARTS = {
                 'they are; nothing is executed, nothing written outside.'),
     'hosts': ('Several processes', 'One of two is killed with heartbeat 15 s; '
               'the other ends within a minute; one, two or four devices '
-              'continue to the same genotype.'),
+              'continue to the same genotype, in searches too short for '
+              'rounding to turn a choice. Where process 0 is killed JAX itself '
+              'ends the other (code 134, no sentence). Not explained: in three '
+              'of 15 runs, under a load of 15 on the two cores, Gloo ended a '
+              'process by itself at the start of the retraining (collective '
+              'mismatch), before anything was killed; the other ended with its '
+              'sentence.'),
     'scale': ('Sizes', 'What is large ends, in this time and memory.')}
 
 _FOUND = '''## What it found

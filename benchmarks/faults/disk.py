@@ -91,7 +91,8 @@ def _full_export(context, to):
   folder = runs.fresh(context, 'disk', f'export-{to}')
   with _disk(folder / 'small') as disk:
     out = disk / 'network'
-    argv = ['export', str(theirs), f'--to={to}', f'--out={out}']
+    argv = ['export', str(theirs), f'--to={to}', f'--out={out}',
+            f'--config={runs.CONFIG}']
     ballast = disk / 'ballast'
     code, said = runs.finish(context, [
         sys.executable, '-m', 'benchmarks.faults.full', 'network', str(ballast),

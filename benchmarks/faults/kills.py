@@ -45,6 +45,7 @@ def _argv(context, kind, folder):
   if kind == 'export':
     return [sys.executable, '-m', 'rome_jax', 'export',
             str(runs.whole(context, 'retrain')[0]), '--to=stablehlo',
+            f'--config={runs.CONFIG}',
             f'--out={folder / "network"}']
   return runs.command(kind, folder)
 

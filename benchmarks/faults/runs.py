@@ -18,7 +18,7 @@ from rome_jax.train import checkpoint, metrics
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = pathlib.Path(__file__).with_name('tiny.py')
-LIMIT = 300  # seconds that any process may take
+LIMIT = 900  # seconds that any process may take
 # What the clock decides, in lines of metrics, results and notes.
 TIMES = frozenset((
     'time', 'seconds', 'images_per_second', 'step_ms', 'input_wait_ms',
