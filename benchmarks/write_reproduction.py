@@ -236,6 +236,11 @@ def generate(results: Mapping[str, Any]) -> str:
       parts += [f'\n## {found["title"]}\n', found['text'], '',
                 collapse_table(found), '',
                 f'{found["machine"]}, {found["date"]}: `{found["command"]}`.']
+  if pilots := results.get('pilots'):
+    parts += [f'\n## {pilots["title"]}\n', pilots['text'], '',
+              _table(pilots['header'], pilots['rows']), '',
+              f'{pilots["machine"]}, {pilots["date"]}, the second: '
+              f'`{pilots["command"]}`.']
   if spread:
     parts += ["\n## The gradient's variance\n", spread['text'], '', _table(
         ('seed', *spread['laws']), [
@@ -300,7 +305,7 @@ def read() -> dict[str, Any]:
   """{name: content} of the files of results that the page reads."""
   names = ('memory', 'robustdarts_reduced', 'ranking_nasbench201',
            'leaves_nasbench201', 'variance_nasbench201', 'collapse_methods',
-           'collapse_rates', 'collapse_rome')
+           'collapse_rates', 'collapse_rome', 'pilots')
   return {name: json.loads(path.read_text()) if (
       path := RESULTS / f'{name}.json').exists() else None for name in names}
 
