@@ -377,6 +377,7 @@ def links_in_a_workdir(folder):
 def names_out_of_a_workdir(folder):
   """Labels, names and phases with `..` and `/`."""
   from rome_jax.cli import compare, sweep
+  from rome_jax.cli import flags as flags_lib
   from rome_jax.config import comparison
 
   found = []
@@ -388,7 +389,7 @@ def names_out_of_a_workdir(folder):
     except errors.UserError:
       continue
   for value in ('..', '../../x', '/x'):
-    args, flags = sweep.make_parser('sweep').parse_known_args([
+    args, flags = flags_lib.sweep().parse_known_args([
         f'--workdir={folder}', f'--vary=data_dir={value}', inputs.tiny()])
     found += sweep.plan(args, flags)
   for run in found:

@@ -162,9 +162,9 @@ def _suffix(name):
 def _images(folder, left_out):
   """The sorted paths of a class's images; counts what else is there."""
   found = []
-  for entry in os.scandir(folder):
-    if entry.name.startswith('.'):
-      continue
+  with os.scandir(folder) as listed:
+    entries = [entry for entry in listed if not entry.name.startswith('.')]
+  for entry in entries:
     if _suffix(entry.name) in SUFFIXES and not entry.is_dir():
       # Reading a pipe or a device may never end. A link to nothing is an
       # image that cannot be read, as others are.

@@ -109,7 +109,7 @@ def features(network: nn.Module, variables: Mapping[str, Any],
     UserError: it is no network of a genotype.
 
   >>> network = build(genotypes.load('DARTS_V2'), 's0', Sizes(6, 8, 10))
-  >>> images = jnp.zeros((2, 32, 32, 3))
+  >>> images = jax.numpy.zeros((2, 32, 32, 3))
   >>> variables = network.init(jax.random.key(0), images)
   >>> [maps.shape for maps in features(network, variables, images)]
   [(2, 32, 32, 32), (2, 16, 16, 64), (2, 8, 8, 128)]
