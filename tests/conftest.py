@@ -22,6 +22,11 @@ from jax.experimental.compilation_cache import (  # noqa: E402
 from rome_jax import spaces  # noqa: E402
 from rome_jax.engine import archs
 
+if not hasattr(jax, 'enable_x64'):  # Where JAX before 0.8 has it.
+  from jax.experimental import enable_x64
+
+  jax.enable_x64 = enable_x64
+
 
 def _hurried(function):
   return jax.jit(function, compiler_options={
