@@ -275,7 +275,7 @@ def test_save_search(tmp_path):
   words = texts(svg)
   assert words.count('beta, reduction') == 2 and words.count('epoch') == 8
   assert 'not recorded' not in words
-  assert png_size(png) == (1485, 1185)
+  assert png_size(png) in ((1485, 1185), (1484, 1185))
 
 
 def test_save_search_without_beta_nulls_and_nothing(tmp_path):
@@ -294,7 +294,8 @@ def test_panels_of_what_is_measured_where_asked(tmp_path):
   words = texts(svg)
   assert 'Discretisation gap' in words and 'Dominant eigenvalue' in words
   assert 'Weight decay' not in words and words.count('epoch') == 10
-  assert png_size(png) == (1485, 1560)  # A fourth row of panels.
+  # A fourth row of panels; an older matplotlib rounds down.
+  assert png_size(png) in ((1485, 1560), (1484, 1560))
 
 
 def test_parts_of_a_search_follow_each_other():
