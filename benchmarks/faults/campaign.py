@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+import re
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterable
@@ -100,4 +102,10 @@ def _run(part, case):
   return {
       'part': part, 'case': case.name, 'group': case.group, 'ok': seen.ok,
       'seconds': round(time.perf_counter() - began, 2),
-      'seen': ' '.join(seen.text.split())[:600], **seen.figures}
+      'seen': _plain(seen.text), **seen.figures}
+
+
+def _plain(text):
+  """One line, without the temporary folders of this machine."""
+  places = re.escape(tempfile.gettempdir())
+  return re.sub(rf'{places}/[^/ ]+/', 'DIR/', ' '.join(text.split()))[:600]
