@@ -273,7 +273,7 @@ def test_real_runs(tmp_path):
   """Two searches of seconds and a ranking, in processes of their own."""
   file = tmp_path / 'pair.py'
   flags = ['--config.dataset=digits', '--config.image_size=8',
-           '--config.search.max_steps=4']
+           '--config.search.max_steps=4', '--config.search.batch_size=16']
   file.write_text(
       'from rome_jax import config as config_lib\n\n\n'
       'def get_comparison():\n'
