@@ -184,6 +184,16 @@ def _text(rng, folder):
     genotypes.from_text(text)
 
 
+def _write_hurt(path, value, rng):
+  """Writes a JSON value of which one to three places are changed."""
+  for _ in range(int(rng.integers(1, 4))):
+    value = changed(value, rng)
+  data = _json(value)
+  if rng.random() < .4:
+    data = damaged(data, rng)
+  path.write_bytes(data)
+
+
 def _genotype_json(rng, folder):
   from rome_jax.cli import describe
   from rome_jax.spaces import genotypes
@@ -192,13 +202,8 @@ def _genotype_json(rng, folder):
   value = {'genotype': genotypes.to_json(genotypes.load(name)),
            'space': pick(rng, ['s0', 's1', 'nasbench201', None]),
            'seed': 0, 'step': 3}
-  for _ in range(int(rng.integers(1, 4))):
-    value = changed(value, rng)
-  data = _json(value)
-  if rng.random() < .4:
-    data = damaged(data, rng)
   path = folder / 'genotype.json'
-  path.write_bytes(data)
+  _write_hurt(path, value, rng)
   flags = pick(rng, [[], ['--json'], ['--space=s0'], ['--cells=3']])
   command(describe.main, [str(path), *flags])
 
@@ -237,13 +242,8 @@ def _config(rng, folder):
   from rome_jax.config import command_line, fields
 
   value = fields.to_json(command_line.load([tiny()]).config)
-  for _ in range(int(rng.integers(1, 4))):
-    value = changed(value, rng)
-  data = _json(value)
-  if rng.random() < .4:
-    data = damaged(data, rng)
   path = folder / 'config.json'
-  path.write_bytes(data)
+  _write_hurt(path, value, rng)
   command(run.main, [f'--config={path}', '--check',
                      f'--workdir={folder / "run"}'])
 

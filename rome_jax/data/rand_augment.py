@@ -34,7 +34,8 @@ class Operation(NamedTuple):
 def _affine(*rows):
   """Maps an argument to the matrix of Pillow's transform: (x, y) of inputs."""
   def apply(picture, amount):
-    Image = splits.require('PIL.Image', 'RandAugment')
+    from PIL import Image
+
     matrix = [amount if cell == 'm' else cell for cell in rows]
     return picture.transform(
         picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST)
@@ -42,20 +43,23 @@ def _affine(*rows):
 
 
 def _rotate(picture, degrees):
-  Image = splits.require('PIL.Image', 'RandAugment')
+  from PIL import Image
+
   return picture.rotate(degrees, Image.Resampling.NEAREST)
 
 
 def _enhance(name):
   def apply(picture, amount):
-    ImageEnhance = splits.require('PIL.ImageEnhance', 'RandAugment')
+    from PIL import ImageEnhance
+
     return getattr(ImageEnhance, name)(picture).enhance(1 + amount)
   return apply
 
 
 def _ops(name, *, takes=True):
   def apply(picture, amount):
-    ImageOps = splits.require('PIL.ImageOps', 'RandAugment')
+    from PIL import ImageOps
+
     function = getattr(ImageOps, name)
     return function(picture, amount) if takes else function(picture)
   return apply
@@ -108,13 +112,13 @@ def rand_augment(images: np.ndarray, rng: Any, count: int,
   chosen = rng.integers(0, len(_ROWS), (len(images), count))
   negative = rng.random((len(images), count)) < .5
   share = magnitude / (MAGNITUDES - 1)
+  Image = splits.require('PIL.Image', 'RandAugment')
   return np.stack([
-      _apply(image, rows, signs, share)
+      _apply(Image, image, rows, signs, share)
       for image, rows, signs in zip(images, chosen, negative)])
 
 
-def _apply(image, rows, negative, share):
-  Image = splits.require('PIL.Image', 'RandAugment')
+def _apply(Image, image, rows, negative, share):
   grey = image.shape[2] == 1
   picture = Image.fromarray(image[:, :, 0] if grey else image)
   for row, minus in zip(rows, negative):

@@ -11,6 +11,7 @@ under `jax.shard_map`, each device with its own architectures: `jit` alone
 cannot express a switch that takes another branch on each device.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -171,11 +172,14 @@ def sharded(batches: Any, sharding: NamedSharding | None, size: int) -> Any:
       batches, sharding, size)
 
 
+@functools.lru_cache(maxsize=8)  # Each batch asks for them twice.
 def local_rows(sharding: NamedSharding, size: int) -> np.ndarray:
   """The rows of a batch that devices of this process hold, sorted."""
   places = sharding.addressable_devices_indices_map((size,)).values()
-  return np.unique(np.concatenate(
+  rows = np.unique(np.concatenate(
       [np.arange(size)[index] for index in places]))
+  rows.setflags(write=False)
+  return rows
 
 
 def from_rows(tree: Any, rows: np.ndarray, size: int,

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import types
 
 import pytest
 
@@ -39,13 +40,15 @@ def test_what_has_passed_is_not_tried_again(tmp_path):
   assert [row['ok'] for row in rows] == [True, False]
 
 
-def test_an_error_in_a_case_is_a_failure_of_it(tmp_path, monkeypatch):
-  class Part:
-    @staticmethod
-    def cases(context):
-      yield campaign.Case('divides', 'x', lambda: 1 / 0)
+def only_case(monkeypatch, name):
+  """Every part has one case, which divides by zero."""
+  part = types.SimpleNamespace(cases=lambda context: iter(
+      [campaign.Case(name, 'x', lambda: 1 / 0)]))
+  monkeypatch.setattr(faults.importlib, 'import_module', lambda name: part)
 
-  monkeypatch.setattr(faults.importlib, 'import_module', lambda name: Part)
+
+def test_an_error_in_a_case_is_a_failure_of_it(tmp_path, monkeypatch):
+  only_case(monkeypatch, 'divides')
   out = tmp_path / 'out.json'
   assert faults.main(['--part=hostile', f'--out={out}']) == 1
   row, = json.loads(out.read_text())['cases']
@@ -53,12 +56,7 @@ def test_an_error_in_a_case_is_a_failure_of_it(tmp_path, monkeypatch):
 
 
 def test_what_is_not_done_is_said(tmp_path, monkeypatch):
-  class Part:
-    @staticmethod
-    def cases(context):
-      yield campaign.Case('a', 'x', lambda: 1 / 0)
-
-  monkeypatch.setattr(faults.importlib, 'import_module', lambda name: Part)
+  only_case(monkeypatch, 'a')
   found = faults.run(['hostile'], campaign.Context(tmp_path, 0, False),
                      collect=True)
   assert found['cases'] == []
