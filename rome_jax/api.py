@@ -17,6 +17,7 @@ from rome_jax.cli import export as exports
 from rome_jax.cli import run as cli_run
 from rome_jax.cli.trained import About, Trained, load
 from rome_jax.config import command_line
+from rome_jax.data import examples
 from rome_jax.devices import mesh as mesh_lib
 from rome_jax.engine import weights
 from rome_jax.methods import laws
@@ -258,8 +259,7 @@ def _dataset_of(given: Any) -> data.Dataset | None:
       return data.from_examples(*given)
     pairs = given if isinstance(given[0], tuple) else (given,)
     return data.from_arrays(*pairs)
-  if isinstance(given, str | Mapping) or not isinstance(given, Iterable) and (
-      not hasattr(given, '__getitem__')):
+  if isinstance(given, str | Mapping) or not examples.is_iterable(given):
     raise errors.UserError(
         f'dataset is a {type(given).__name__}; give (images, labels), an '
         'iterable of (image, label), a pair of either for training and test, '

@@ -40,8 +40,7 @@ def read(examples: Any, where: str) -> splits.LazySplit:
   """
   if is_map_dataset(examples):
     return _random_access(examples, where)
-  if not isinstance(examples, Iterable) and not hasattr(
-      examples, '__getitem__'):
+  if not is_iterable(examples):
     raise errors.UserError(
         f'{where} is a {type(examples).__name__}; it must be a grain '
         'MapDataset or an iterable of (image, label)')
@@ -60,6 +59,11 @@ def read(examples: Any, where: str) -> splits.LazySplit:
   if not images:
     raise errors.UserError(f'{where} holds no examples')
   return splits.LazySplit(images.__getitem__, np.array(labels, np.int64))
+
+
+def is_iterable(value: Any) -> bool:
+  """Whether `iter` takes a value, as that of old sequences without __iter__."""
+  return isinstance(value, Iterable) or hasattr(value, '__getitem__')
 
 
 def is_map_dataset(value: Any) -> bool:
