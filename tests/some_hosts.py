@@ -10,6 +10,7 @@ import pathlib
 import sys
 import time
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -48,7 +49,7 @@ class Slow:
 
 
 def train(workdir, start=0.):
-  """`loop.run` of the toy from weights `start`: finished, step, weights."""
+  """`loop.run` of the toy from weights `start`: its end, as JSON."""
   workdir = pathlib.Path(workdir)
   mesh = mesh_lib.make_mesh()
   placement = loop.Placement(
@@ -70,7 +71,8 @@ def train(workdir, start=0.):
           phase, program, carry, loop.Settings(workdir, 10, 10, 2), writer,
           stop)
   return {'finished': outcome.finished, 'step': int(outcome.state['step']),
-          'w': np.asarray(outcome.state['w']).tolist()}
+          'w': np.asarray(outcome.state['w']).tolist(),
+          'caches': jax.config.jax_enable_compilation_cache}
 
 
 def read_batches(sharding):

@@ -3,7 +3,8 @@
 A chain is one piece of work: it is killed, started again, killed again, ...
 and at last left alone. The first kill of a chain is at a named moment (a file
 that has just been written); the others are uniform in the time that the
-uninterrupted work takes.
+uninterrupted work takes. Work that ends before its next kill is compared, and
+the chain goes on with a new one until it has had all its kills.
 """
 
 import hashlib
@@ -12,6 +13,7 @@ import os
 import pathlib
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -117,43 +119,47 @@ def _chain(context, kind, number):
   rng = np.random.default_rng([context.seed, list(_CHAINS).index(kind), number])
   folder = runs.fresh(context, 'kills', f'{kind}-{number}')
   work, log = folder / 'work', folder / 'log'
-  work.mkdir()
   argv = _argv(context, kind, work)
-  moments, done = [], 0
   first = _FIRST[kind][number % len(_FIRST[kind])]
-  for i in range(_KILLS):
-    process = runs.start(context, argv, log)
-    if i == 0:
-      runs.until(lambda: any(work.glob(first)), process)
-      where = first
-    else:
-      moment = rng.uniform(0, seconds)
-      try:
-        process.wait(moment)
-      except Exception:
-        pass
-      where = f'{moment:.1f} s'
-    if process.poll() is not None:
-      if process.returncode:
-        raise inputs.Bad(
-            f'code {process.returncode} after {moments}: {_tail(log)}')
-      break  # It was quicker than the kill.
-    # Of a comparison, now and then the parent alone, as the OOM killer may.
-    _end(process, alone=kind == 'compare' and bool(rng.random() < .5))
-    moments.append(where)
-    done += 1
-  code, said = runs.finish(context, argv, folder / 'last')
-  if code or 'Traceback' in said:
-    raise inputs.Bad(f'code {code} after {moments}: {said[-600:]}')
-  if differs := _difference(kind, work, theirs):
-    raise inputs.Bad(f'{differs} differs after {moments}')
+  moments = []
+  while len(moments) < _KILLS:
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    ended = False
+    while not ended:
+      log.unlink(missing_ok=True)
+      process = runs.start(context, argv, log)
+      if not moments:
+        where = first
+        runs.until(lambda: any(work.glob(first)), process)
+      else:
+        moment = rng.uniform(0, seconds)
+        where = f'{moment:.1f} s'
+        _wait(process, moment if len(moments) < _KILLS else runs.LIMIT)
+      ended = process.poll() is not None
+      if not ended and len(moments) == _KILLS:
+        raise inputs.Bad(f'no end within {runs.LIMIT} s after {moments}')
+      if not ended:
+        # Of a comparison, now and then the parent alone, as the OOM killer may.
+        _end(process, alone=kind == 'compare' and bool(rng.random() < .5))
+        moments.append(where)
+    said = log.read_text(errors='replace')
+    if process.returncode or 'Traceback' in said:
+      raise inputs.Bad(
+          f'code {process.returncode} after {moments}: {said[-600:]}')
+    if differs := _difference(kind, work, theirs):
+      raise inputs.Bad(f'{differs} differs after {moments}')
   shutil.rmtree(folder)
   return campaign.Seen(
-      True, f'killed at {", ".join(moments)}; the same end', {'kills': done})
+      True, f'killed at {", ".join(moments)}; the same end',
+      {'kills': len(moments)})
 
 
-def _tail(log):
-  return log.read_text(errors='replace')[-500:]
+def _wait(process, seconds):
+  try:
+    process.wait(seconds)
+  except subprocess.TimeoutExpired:
+    pass
 
 
 def cases(context: campaign.Context) -> Iterator[campaign.Case]:

@@ -22,6 +22,7 @@ LIMIT = 900  # seconds that any process may take
 # What the clock decides, in lines of metrics, results and notes.
 TIMES = frozenset((
     'time', 'seconds', 'images_per_second', 'step_ms', 'input_wait_ms',
+    'input_wait_share',
     'compile_seconds', 'test_seconds', 'test_compile_seconds', 'created',
     'train_seconds', 'peak_memory_bytes', 'resumed_at', 'split_seconds',
     'temp_bytes', 'memory_bytes', 'cells_per_second', 'search_seconds'))

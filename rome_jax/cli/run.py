@@ -89,9 +89,10 @@ def run(config: ConfigDict, workdir: str | os.PathLike,
   workdir = pathlib.Path(
       checks.local_path('workdir', os.fspath(workdir)))
   if hosts.from_first(lambda: _finished(workdir)):
-    hosts.from_first(lambda: checks.check_workdir(workdir, config))
+    # It may lie where nothing can be written, as an archive does.
+    hosts.from_first(lambda: checks.check_same(workdir, config))
     if dataset is not None:
-      hosts.from_first(lambda: _save_dataset(workdir, dataset))
+      hosts.from_first(lambda: _check_dataset(workdir, dataset))
     print(f'{workdir} already holds this run, finished; see '
           f'{workdir / REPORT}')
     return 0
@@ -186,9 +187,14 @@ def _save_dataset(workdir, dataset):
   Raises:
     UserError: the run began with other data.
   """
-  path = workdir / DATASET
+  _check_dataset(workdir, dataset)
   facts = dataset._asdict()
   del facts['train'], facts['test']
+  files.write_json(workdir / DATASET, facts)
+
+
+def _check_dataset(workdir, dataset):
+  path = workdir / DATASET
   with files.as_written(path):
     began_with = files.read_json(path).get('digest') if path.exists() else ''
   if began_with and dataset.digest and began_with != dataset.digest:
@@ -196,7 +202,6 @@ def _save_dataset(workdir, dataset):
         f'{workdir} holds a run that began with other data: the images, '
         f'labels or splits of {dataset.name} have changed since; restore them '
         'or use another --workdir')
-  files.write_json(path, facts)
 
 
 def _finished(workdir):

@@ -64,12 +64,13 @@ def joined(options: Any) -> Iterator[None]:
     return
   _initialize(options)
   if jax.process_count() == 1:
-    yield
+    with _ordered_collectives():
+      yield
     return
   _watch = Watch(jax.process_index(), jax.process_count(),
                  _distributed.global_state.client, options.heartbeat)
   try:
-    with _silent(not is_first()):
+    with _silent(not is_first()), _ordered_collectives():
       yield
       _meet('end')
   except BaseException as error:
@@ -254,6 +255,25 @@ def _start_error(options, error):
 
 def _meet(name, text='', decide=lambda texts: ''):
   return _watch.meet(name, text, decide)
+
+
+@contextlib.contextmanager
+def _ordered_collectives():
+  """Without JAX's compilation cache, where the devices are CPUs.
+
+  A program that XLA's CPU backend reads from the cache no longer runs the
+  collectives of its loops in one order with the others (seen with jaxlib
+  0.10.2). Process 0 alone would do so, since the key of a CPU program differs
+  between processes and only process 0 writes; Gloo then ends them, or adds up
+  what does not belong together. One process uses Gloo between its devices too.
+  """
+  before = jax.config.jax_enable_compilation_cache
+  if jax.default_backend() == 'cpu':
+    jax.config.update('jax_enable_compilation_cache', False)
+  try:
+    yield
+  finally:
+    jax.config.update('jax_enable_compilation_cache', before)
 
 
 @contextlib.contextmanager

@@ -184,11 +184,13 @@ def test_stopped_by_one_continued_by_another_number(tmp_path):
   (code, found, err), other = ends_of(processes)
   assert (code, other[0]) == (0, 0), (err, other)
   assert not found['finished'] and 10 < found['step'] < some_hosts.STEPS
+  assert not found['caches']  # See `hosts._ordered_collectives`.
   assert other[1] == found
   assert (tmp_path / 'checkpoints/toy' / f'{found["step"]:08}').exists()
   (code, found, err), = ends_of(start_toy('train', tmp_path, 1, devices=2))
   assert code == 0, err
   assert found['finished'] and found['step'] == some_hosts.STEPS
+  assert not found['caches']
   np.testing.assert_allclose(found['w'], toy_weights(), rtol=1e-5)
   rows = metrics.read(tmp_path)  # one writer, and nothing twice
   assert [row['step'] for row in rows] == [10, 20, 30, 40, 50, 60]
@@ -269,6 +271,16 @@ def test_four_processes_search_and_retrain(config_file, tmp_path):
   for key in ('train_loss', 'test_loss', 'test_accuracy'):
     np.testing.assert_allclose(ours['evaluations'][0][key],
                                theirs['evaluations'][0][key], rtol=2e-2)
+
+
+@pytest.mark.slow
+def test_a_second_run_of_the_same_programs(config_file, tmp_path):
+  """With programs of the cache, Gloo ended process 1 at the retraining."""
+  for name in 'first', 'second':
+    run = Run(2, config_file, tmp_path / name, '--config.search.k=1',
+              '--config.retrain.seeds=1')
+    assert run.end() == [0, 0], run.ends
+  check_equal(tmp_path / 'second', tmp_path / 'first', 0)
 
 
 @pytest.mark.slow
