@@ -41,7 +41,7 @@ _BROKEN = re.compile(
     'gloo|nccl|collective|connection|socket|coordination|heartbeat'
     '|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED', re.IGNORECASE)
 
-_watch = None  # the `Watch` of this process; None if there is only one
+_watch: Any = None  # the `Watch` of this process; None if there is only one
 
 
 @contextlib.contextmanager
