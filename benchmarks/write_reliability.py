@@ -37,7 +37,7 @@ _WHERE = (
 
 # part: (heading, what it does).
 _PARTS = {
-    'kills': ('kill -9', 'Chains of up to five kills, then left alone: the '
+    'kills': ('kill -9', 'Chains of five kills, then left alone: the '
               'first kill at a file that has just been written, the others '
               'uniform in the time of the uninterrupted work. Of a comparison '
               'now and then only the parent is killed.'),
@@ -58,11 +58,7 @@ _PARTS = {
               'the other ends within a minute; one, two or four devices '
               'continue to the same genotype, in searches too short for '
               'rounding to turn a choice. Where process 0 is killed JAX itself '
-              'ends the other (code 134, no sentence). Not explained: in three '
-              'of 15 runs, under a load of 15 on the two cores, Gloo ended a '
-              'process by itself at the start of the retraining (collective '
-              'mismatch), before anything was killed; the other ended with its '
-              'sentence.'),
+              'ends the other, with its own message (code 134).'),
     'scale': ('Sizes', 'What is large ends, in this time and memory.')}
 
 _FOUND = '''## What it found
@@ -87,6 +83,13 @@ Mended with a test each:
 - Two comparisons or sweeps in one folder ran against each other; after kill -9
   of a comparison its run went on unseen and stopped the next start.
 - Ctrl-C while JAX was imported was a traceback.
+- A finished run on a read-only disk was refused as not writable.
+- Two processes on CPUs: a program that process 0 had read from the compilation
+  cache ran its collectives in another order than the program that process 1 had
+  compiled, and Gloo ended process 1 at the start of a retraining, in every run
+  after the first. Several processes on CPUs go without the cache now.
+- Some 18 s after process 1 was killed JAX sometimes ended process 0 before it
+  could say so.
 '''
 
 

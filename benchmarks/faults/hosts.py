@@ -78,9 +78,11 @@ def _killed(context, phase, which, then):
   # Process 0 may have written all there is before process 1 died.
   finished = code == 0 and (workdir / 'report.html').exists()
   lines = [line for line in said.splitlines() if line.startswith('rome_jax: ')]
-  # 2: not all had met; 4: one is lost; 134: JAX itself ended the process.
-  if not finished and (code not in (2, 4, -signal.SIGABRT) or (
-      code != -signal.SIGABRT and len(lines) != 1) or 'Traceback' in said):
+  # JAX itself ends the others with process 0, which holds its service.
+  by_jax = which == 0 and code == -signal.SIGABRT
+  # 2: not all had met; 4: one is lost.
+  if not (finished or by_jax) and (
+      code not in (2, 4) or len(lines) != 1 or 'Traceback' in said):
     raise inputs.Bad(f'code {code}, {len(lines)} sentences: {said[-600:]}')
   if took > _WITHIN:
     raise inputs.Bad(f'the other ended after {took:.0f} s')

@@ -33,6 +33,7 @@ from rome_jax.devices import interrupt
 
 _POLL = 1.  # seconds between two checks of the other processes
 _LINGER = 5.  # seconds that process 0, which holds the store, outlives them
+_GRACE = 20  # seconds that `Watch` may take beyond the heartbeat
 # Waiting for all processes to start may take this many heartbeats.
 _START = 3
 _ROOT = 'rome_jax'
@@ -216,8 +217,9 @@ def _initialize(options):
   try:
     jax.distributed.initialize(
         **explicit, initialization_timeout=limit + 60,
-        # `Watch` notices earlier; this limit is for a Python that hangs.
-        heartbeat_timeout_seconds=2 * options.heartbeat)
+        # `Watch` notices earlier; this limit is for a Python that hangs. JAX
+        # sends two signs of life in it and ends the process without a sentence.
+        heartbeat_timeout_seconds=2 * (options.heartbeat + _GRACE))
     jax.devices()  # waits for every process
   except Exception as error:
     raise errors.UserError(_start_error(options, error)) from error

@@ -296,3 +296,18 @@ def test_rows_of_one_device():
   tree = {'x': np.arange(10.).reshape(5, 2)}
   found = mesh_lib.from_rows(tree, rows, 5, sharding)
   np.testing.assert_array_equal(found['x'], tree['x'])
+
+
+@pytest.mark.parametrize('heartbeat', [1, 15, 100])
+def test_jax_loses_patience_after_the_watch(heartbeat, monkeypatch):
+  """JAX would end the process first, from C++ and without a sentence."""
+  given = {}
+  monkeypatch.setattr(jax.distributed, 'initialize', given.update)
+  monkeypatch.setattr(jax.config, 'update', lambda name, value: None)
+  hosts._initialize(command_line.Options(
+      distributed=True, coordinator='localhost:1', processes=2, process=1,
+      heartbeat=heartbeat))
+  # The last sign that JAX saw of a process may be half of its limit old.
+  earliest = given['heartbeat_timeout_seconds'] / 2
+  beats = heartbeat * 1.1 + 2 * hosts._POLL
+  assert earliest > beats + hosts._LINGER
