@@ -145,7 +145,8 @@ def _many_runs(context):
   config = folder / 'fifty.py'
   arms = {name: [
       f'--config={runs.CONFIG}', f'--config.method={name}',
-      '--config.search.max_steps=2', '--config.search.cells=1',
+      '--config.search.max_steps=2', '--config.search.batch_size=16',
+      '--config.search.alpha_start=0', '--config.search.cells=1',
       '--config.search.channels=4', *(['--config.search.candidates=2'] if name
                                       in ('spos', 'fairnas', 'pa') else [])]
           for name in _METHODS}
