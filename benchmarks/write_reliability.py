@@ -59,7 +59,7 @@ _PARTS = {
               'continue to the same genotype, in searches too short for '
               'rounding to turn a choice. Where process 0 is killed JAX itself '
               'ends the other, with its own message (code 134).'),
-    'scale': ('Sizes', 'What is large ends, in this time and memory.')}
+    'scale': ('Sizes', 'Each finished, in the time and memory shown.')}
 
 _FOUND = '''## What it found
 
