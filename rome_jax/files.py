@@ -138,9 +138,21 @@ def only_one(folder: str | os.PathLike[str],
   except OSError as error:
     raise errors.UserError(
         f'cannot use {folder}: {error.strerror or error}') from error
-  with open_own(folder / '.lock', 'w') as lock:
-    _lock(lock, folder, patience)
-    yield
+  while True:
+    with open_own(folder / '.lock', 'w') as lock:
+      _lock(lock, folder, patience)
+      # The folder may have been deleted, and made anew, while this waited.
+      if is_at(lock, folder / '.lock'):
+        yield
+        return
+
+
+def is_at(file: IO[Any], path: str | os.PathLike[str]) -> bool:
+  """Whether an open file is still the one at its path."""
+  try:
+    return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+  except FileNotFoundError:
+    return False
 
 
 def _lock(lock, folder, patience):

@@ -99,17 +99,20 @@ def run(config: ConfigDict, workdir: str | os.PathLike,
   with interrupt.Interrupt() as stop:
     stop = hosts.agreed(stop)
     prepared = prepare(config, dataset)
-    hosts.from_first(lambda: checks.check_workdir(workdir, config))
-    hosts.check_shared(workdir / fields.FILENAME)
-    use_compilation_cache(config.compilation_cache)
-    hosts.from_first(lambda: _save_dataset(workdir, prepared.dataset))
-    if hosts.is_first():
-      print(what_was_read(prepared.dataset), file=sys.stderr)
-    with _only_one(workdir), _writer(workdir, writers) as writer:
-      result = _run_phases(prepared, workdir, writer, stop)
-      if result is not None:
-        hosts.from_first(lambda: _finish(workdir, result, began))
-        return 0
+    hosts.from_first(lambda: checks.check_same(workdir, config))
+    # Before anything is written: another process may be running there.
+    with _only_one(workdir):
+      hosts.from_first(lambda: checks.check_workdir(workdir, config))
+      hosts.check_shared(workdir / fields.FILENAME)
+      use_compilation_cache(config.compilation_cache)
+      hosts.from_first(lambda: _save_dataset(workdir, prepared.dataset))
+      if hosts.is_first():
+        print(what_was_read(prepared.dataset), file=sys.stderr)
+      with _writer(workdir, writers) as writer:
+        result = _run_phases(prepared, workdir, writer, stop)
+        if result is not None:
+          hosts.from_first(lambda: _finish(workdir, result, began))
+          return 0
   print(f'stopped by {stop.signal.name}; everything is saved, and the same '
         'command continues')
   return 0

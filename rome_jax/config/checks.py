@@ -321,17 +321,11 @@ def check_workdir(workdir: str | os.PathLike, config: ConfigDict) -> None:
     UserError: the folder holds a run of version 0.1.0 or of another config
       (the message names each field that differs), or it cannot be used.
   """
-  _check_encoding(workdir)
+  check_same(workdir, config)
   path = pathlib.Path(workdir, fields.FILENAME)
   ours = fields.to_json(config)
-  try:
-    exists = path.exists()
-  except OSError as error:
-    raise errors.UserError(
-        f'cannot use workdir {workdir}: {error.strerror}') from error
-  if exists:
+  if path.exists():
     theirs = files.read_json(path)
-    _check_same(path, theirs, ours)
     if not os.access(workdir, os.W_OK | os.X_OK):
       raise errors.UserError(f'workdir {workdir} is not writable')
     if theirs == ours:
@@ -345,8 +339,14 @@ def check_same(workdir: str | os.PathLike, config: ConfigDict) -> None:
   Raises:
     UserError: as `check_workdir`.
   """
+  _check_encoding(workdir)
   path = pathlib.Path(workdir, fields.FILENAME)
-  if path.exists():
+  try:
+    exists = path.exists()
+  except OSError as error:
+    raise errors.UserError(
+        f'cannot use workdir {workdir}: {error.strerror}') from error
+  if exists:
     _check_same(path, files.read_json(path), fields.to_json(config))
 
 

@@ -169,10 +169,19 @@ class MetricsWriter:
     self._purge_steps[phase] = step + 1
 
   def sync(self) -> None:
-    """Flushes all lines to disk; call it before saving a checkpoint."""
+    """Flushes all lines to disk; call it before saving a checkpoint.
+
+    Raises:
+      UserError: the disk is full, or the file is no longer the one at its path:
+        somebody deleted the folder, and another run may write there now.
+    """
     try:
       if self._file is not None:
         os.fsync(self._file.fileno())
+        if not files.is_at(self._file, self._path):
+          raise errors.UserError(
+              f'{self._path} was deleted or replaced while this run wrote it; '
+              'nothing more is written, since another run may use the folder')
     except OSError as error:
       raise self._user_error(error) from error
     for writer in self._events.values():

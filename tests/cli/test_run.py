@@ -403,6 +403,8 @@ def test_a_workdir_in_use_is_refused(config_file, tmp_path, capsys,
     code = run_lib.main([f'--config={config_file}', f'--workdir={workdir}'])
   assert code == 2
   assert 'another process' in capsys.readouterr().err
+  # Its config and data are the other's, too.
+  assert [path.name for path in workdir.iterdir()] == ['.lock']
 
 
 def test_a_genotype_of_no_known_space(config_file, tmp_path, tiny_registered):

@@ -1,5 +1,9 @@
 """What is said of a JSON file that is none."""
 
+import shutil
+import threading
+import time
+
 import pytest
 
 from rome_jax import errors, files
@@ -63,6 +67,28 @@ def test_the_second_waits_as_long_as_it_is_told(tmp_path, capsys):
     assert capsys.readouterr().err.count('waiting for another process') == 1
   with files.only_one(tmp_path / 'run'):
     pass
+
+
+def test_a_folder_that_is_made_anew_has_a_lock_of_its_own(tmp_path):
+  """One process waits, and meanwhile somebody deletes the folder."""
+  folder, refused = tmp_path / 'run', []
+
+  def wait():
+    with files.only_one(folder, patience=30.):
+      try:
+        with files.only_one(folder):
+          refused.append(False)
+      except errors.UserError:
+        refused.append(True)
+
+  waiting = threading.Thread(target=wait)
+  with files.only_one(folder):
+    waiting.start()
+    time.sleep(.5)
+    shutil.rmtree(folder)
+    folder.mkdir()
+  waiting.join()
+  assert refused == [True]
 
 
 def test_half_of_a_letter_is_not_written(tmp_path):

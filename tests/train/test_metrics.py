@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import shutil
 import struct
 import subprocess
 import sys
@@ -150,6 +151,20 @@ def test_unwritable_folder_is_one_sentence(tmp_path):
   with pytest.raises(errors.UserError, match='cannot'):
     with writer(tmp_path / 'file' / 'run') as out:
       out.write('search', 1, {})
+
+
+@pytest.mark.parametrize('replaced', [False, True])
+def test_a_lost_folder_is_noticed_before_a_save(tmp_path, replaced):
+  """Another run may have begun there."""
+  with writer(tmp_path / 'run', tensorboard=False) as lines:
+    lines.write('search', 1, {'loss': 1.})
+    lines.sync()
+    shutil.rmtree(tmp_path / 'run')
+    if replaced:
+      with writer(tmp_path / 'run', tensorboard=False) as others:
+        others.write('search', 1, {'loss': 2.})
+    with pytest.raises(errors.UserError, match='was deleted or replaced'):
+      lines.sync()
 
 
 def test_tensorboard_events_and_purge(tmp_path):
