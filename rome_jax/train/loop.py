@@ -472,9 +472,9 @@ class _Runner:
     carry = jax.device_get(carry)
     if hosts.several():
       hosts.compare(f'state at step {step}', checkpoint.digest(carry))
+    self.writer.sync()
     if self.phase.on_checkpoint is not None:
       self.phase.on_checkpoint(step, carry.state)
-    self.writer.sync()
     if hosts.is_first():
       self.store.save(step, carry)
     self.saved = step
