@@ -523,12 +523,9 @@ def test_full_size_search_runs_two_steps(path):
   part, classes = config.search, SHAPES[config.dataset][2]
   if config.dataset == 'imagenet':
     part.batch_size = 8
-  smallest = min(part.fraction_theta, part.fraction_alpha)
-  need = int(part.batch_size / smallest) + 1
-  # With per-class fractions each class needs that many images.
-  if part.fraction_theta + part.fraction_alpha < .999:
-    need = max(need, int(np.ceil(1 / smallest)) * classes)
-  dataset = fake(config, need)
+  # A share of each class is rounded down.
+  dataset = fake(config, int(np.ceil((part.batch_size + classes) / min(
+      part.fraction_theta, part.fraction_alpha))))
   built = search.build(door.make_setup(config, dataset),
                        door.search_recipe(config), dataset, config.seed)
   batch = built.phase.batches(0)
@@ -554,9 +551,8 @@ def test_full_size_retraining_runs_two_steps(path):
   space = checks.space(config)
   if space.family != 'darts':
     genotype = genotypes.random(space, np.random.default_rng(0))
-  network = retrain.make_network(setup, recipe, genotype)
-  program, test, carry = trainer._program(network, trainer._init(network, 0))
-  batches = trainer.batches(0)
+  phase, program, carry = trainer.prepare(
+      retrain.Job('given-0', 'given', genotype, 0))
   for step in range(2):
-    carry = program.call(carry, batches(step))
-  assert np.isfinite(test(carry.state)['test_loss'])
+    carry = program.call(carry, phase.batches(step))
+  assert np.isfinite(phase.test(carry.state)['test_loss'])
