@@ -32,17 +32,20 @@ the uninterrupted run, but for times.
 '''
 _WHERE = (
     '`docs/results/faults.json` has every case. {machine}, shared with other '
-    'work, {date}, seed {seed}; `python -m benchmarks.write_reliability` '
+    'work, {when}, seed {seed}; `python -m benchmarks.write_reliability` '
     'writes this page.')
 
 # part: (heading, what it does).
 _PARTS = {
     'kills': ('kill -9', 'Chains of five kills, then left alone: the '
               'first kill at a file that has just been written, the others '
-              'uniform in the time of the uninterrupted work. Of a comparison '
-              'now and then only the parent is killed.'),
+              'uniform in the time of the uninterrupted work, but one at '
+              'least in training, after a checkpoint. Each start must go on '
+              'from the newest complete checkpoint, or a later one. Of a '
+              'comparison now and then only the parent is killed.'),
     'signals': ('Signals and second processes', 'SIGTERM and SIGINT, once and '
-                'twice, then the same command: the same end.'),
+                'twice: the run says that it stops and is not finished; then '
+                'the same command goes on to the same end.'),
     'damage': ('Damaged checkpoints, clocks and counters', 'Each file of the '
                'newest checkpoint of a killed run is damaged, one at a time; '
                'the one before is taken and the log says so.'),
@@ -60,6 +63,17 @@ _PARTS = {
               'rounding to turn a choice. Where process 0 is killed JAX itself '
               'ends the other, with its own message (code 134).'),
     'scale': ('Sizes', 'Each finished, in the time and memory shown.')}
+
+# group: what each of its cases that passed has shown, where rows say no more.
+_SHOWN = {
+    'two processes': 'the second ends with one sentence, the first goes on',
+    'clock and counter': 'the same end',
+    'a run goes on': 'the same end',
+    'programs in the cache': 'the same end',
+    'full disk': 'one sentence, and the same end once there is space',
+    'read-only': 'one sentence where it must write, and the same end once it '
+                 'can',
+    'other file systems': 'the same end'}
 
 _FOUND = '''## What it found
 
@@ -103,8 +117,8 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
       header, ['---'] * len(header), *rows))
 
 
-def _figures(part: str, rows: Sequence[Mapping[str, Any]]) -> str:
-  """What the cases of a group have in common, in a few words."""
+def _figures(part: str, group: str, rows: Sequence[Mapping[str, Any]]) -> str:
+  """What the cases of a group that passed have in common, in a few words."""
 
   def total(name):
     return sum(row.get(name, 0) for row in rows)
@@ -113,39 +127,67 @@ def _figures(part: str, rows: Sequence[Mapping[str, Any]]) -> str:
     return max(row.get(name, 0) for row in rows)
 
   words: dict[str, Callable[[], str]] = {
-      'kills': lambda: f'{total("kills")} kills, the same end',
-      'damage': lambda: f'{total("tried")} files damaged' if total(
-          'tried') else 'the same end',
+      'kills': lambda: f'{total("kills")} kills{_places(total)}; the same end',
       'inputs': lambda: f'{total("inputs"):,} inputs, at most '
                         f'{most("most_seconds"):.1f} s each',
       'hostile': lambda: f'at most {most("megabytes"):,} MB more memory',
-      'hosts': lambda: f'the other ended within {most("end_seconds"):.0f} s'}
+      'hosts': lambda: f'the other ended within {most("end_seconds"):.0f} s',
+      'scale': lambda: '; '.join(row['seen'] for row in rows)}
   if part in words:
     return words[part]()
-  if part == 'signals' and most('end_seconds'):
+  if total('tried'):
+    return f'{total("tried")} files damaged'
+  if most('end_seconds'):
     return f'ended within {most("end_seconds"):.0f} s of the signal'
-  return rows[0]['seen'] if part == 'scale' else 'one sentence' if (
-      part == 'disk' and rows[0]['group'] == 'full disk') else 'as promised'
+  return _SHOWN[group]
+
+
+def _places(total):
+  """How many of the kills were where, if the rows say so."""
+  counts = ((total('training'), 'in training'),
+            (total('writing'), 'saving or writing'),
+            (total('before'), 'before the first step or between phases'))
+  return ': ' + ', '.join(f'{n} {where}' for n, where in counts) if any(
+      n for n, _ in counts) else ''
+
+
+def _when(found):
+  """The first and last date and commit of the cases."""
+  rows = sorted(found['cases'], key=lambda row: row.get('date', ''))
+  dates = [row['date'] for row in rows if row.get('date')] or [found['date']]
+  # A case of another day may be of the same commit.
+  commits = list(dict.fromkeys(
+      row['commit'] for row in rows if row.get('commit')))
+  return _range(dates) + (
+      f', {"commits" if commits[1:] else "commit"} {_range(commits)}'
+      if commits else '')
+
+
+def _range(values):
+  first, last = values[0], values[-1]
+  return first if first == last else f'{first} to {last}'
 
 
 def _part(part, found):
   groups: dict[str, list] = {}
-  left: dict[str, int] = {}
+  left: dict[str, list] = {}
   for row in found['cases']:
     if row['part'] == part:
       groups.setdefault(row['group'], []).append(row)
   for row in found['not_run']:
     if row['part'] == part:
       groups.setdefault(row['group'], [])
-      left[row['group']] = left.get(row['group'], 0) + 1
+      left.setdefault(row['group'], []).append(row.get('seen', ''))
   lines = []
   for name, rows in groups.items():
     failed = [row for row in rows if not row['ok']]
-    seen = _figures(part, rows) if rows else 'not run'
+    reasons = left.get(name, [])
+    seen = _figures(part, name, rows) if rows else 'not run' + (
+        f': {reasons[0]}' if reasons[0] else '')
     if failed:
       seen = f'FAILED: {"; ".join(row["seen"][:200] for row in failed)}'
     lines.append((name, f'{len(rows) - len(failed)} of {len(rows)}',
-                  str(left.get(name, 0)), seen.replace('|', '/')))
+                  str(len(reasons)), seen.replace('|', '/')))
   title, text = _PARTS[part]
   return (f'## {title}\n\n{_wrapped(text)}\n\n' + _table(
       ('what', 'cases passed', 'not run yet', 'seen'), lines) + '\n')
@@ -154,7 +196,8 @@ def _part(part, found):
 def generate(found: Mapping[str, Any]) -> str:
   """The page of a campaign's JSON."""
   return '\n'.join([
-      _HEAD, _wrapped(_WHERE.format(**found)) + '\n',
+      _HEAD, _wrapped(_WHERE.format(
+          when=_when(found), **found)) + '\n',
       *(_part(part, found) for part in _PARTS), _FOUND])
 
 

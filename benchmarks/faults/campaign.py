@@ -1,8 +1,10 @@
 """Cases of a campaign, what became of each, and where that is kept."""
 
+import datetime
 import json
 import pathlib
 import re
+import subprocess
 import tempfile
 import time
 import traceback
@@ -10,6 +12,10 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from rome_jax import files
+
+
+class NotRunError(Exception):
+  """A case that cannot be tried here; the message says why."""
 
 
 class Context(NamedTuple):
@@ -76,24 +82,57 @@ class Log:
 
 
 def run(part: str, cases: Iterable[Case], log: Log,
-        tell: Callable[[str], None] = print) -> list[dict[str, Any]]:
-  """Runs what has not passed yet; returns the rows of all the part's cases."""
-  rows = []
+        tell: Callable[[str], None] = print, again: bool = False,
+        ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+  """Runs what has not passed yet.
+
+  Args:
+    part: its name.
+    cases: what to run.
+    log: of what is done.
+    tell: gets a line for each case.
+    again: whether to run what has passed, too.
+
+  Returns:
+    (rows of the part's cases, rows of those that cannot be run here, which the
+    log does not keep).
+  """
+  rows, not_run = [], []
   for case in cases:
     row = log.rows.get((part, case.name))
-    if row is None or not row['ok']:
-      row = _run(part, case)
+    if row is None or again or not row['ok']:
+      try:
+        row = _run(part, case)
+      except NotRunError as error:
+        tell(f'{part}: {case.name}: not run: {error}')
+        not_run.append({'part': part, 'group': case.group, 'case': case.name,
+                        'seen': str(error)})
+        continue
       log.add(row)
       tell(f'{part}: {case.name}: {"ok" if row["ok"] else "FAILED"}, '
            f'{row["seconds"]:.1f} s, {row["seen"]}')
     rows.append(row)
-  return rows
+  return rows, not_run
+
+
+def commit() -> str:
+  """The short name of the commit that is tried; '' where there is none."""
+  try:
+    done = subprocess.run(
+        ['git', 'rev-parse', '--short', 'HEAD'], text=True, check=False,
+        cwd=pathlib.Path(__file__).parent, capture_output=True)
+  except OSError:
+    return ''
+  return done.stdout.strip()
 
 
 def _run(part, case):
-  began = time.perf_counter()
+  began, tried = time.perf_counter(), {
+      'date': datetime.date.today().isoformat(), 'commit': commit()}
   try:
     seen = case.run()
+  except NotRunError:
+    raise
   except Exception as error:
     # What a case did not expect is a failure, not the campaign's end.
     place = traceback.extract_tb(error.__traceback__)[-1]
@@ -102,7 +141,7 @@ def _run(part, case):
   return {
       'part': part, 'case': case.name, 'group': case.group, 'ok': seen.ok,
       'seconds': round(time.perf_counter() - began, 2),
-      'seen': _plain(seen.text), **seen.figures}
+      'seen': _plain(seen.text), **tried, **seen.figures}
 
 
 def _plain(text):

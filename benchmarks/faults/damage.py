@@ -30,12 +30,22 @@ def _stopped(context, kind='search'):
     shutil.rmtree(folder, ignore_errors=True)
     workdir = folder / 'run'
     place = workdir / 'checkpoints' / ('search' if kind == 'search' else '')
-    process = runs.start(
-        context, runs.command(kind, workdir), folder / 'log')
-    runs.until((place / '00000012').exists, process)
-    runs.kill(process)
+    log = folder / 'log'
+    process = runs.start(context, runs.command(kind, workdir), log)
+    try:
+      runs.reach('step 12', (place / '00000012').exists, process, log)
+    finally:
+      runs.kill(process)
+    if (workdir / 'result.json').exists() or len(_complete(place)) < 2 or (
+        not runs.marks(workdir)):
+      raise inputs.Bad('the run to damage was not killed in its search')
     (folder / 'made').touch()
   return folder / 'run'
+
+
+def _complete(folder):
+  return sorted(path for path in folder.glob('0*[0-9]')
+                if (path / 'manifest.json').exists())
 
 
 def _small(folder):
@@ -148,7 +158,7 @@ def _leap(context, source):
   return campaign.Seen(True, said)
 
 
-def _continued(context, name, change, *words, code='', **variables):
+def _continued(context, name, change, *words, code='', damaged=0, **variables):
   """Something done to a stopped run; then it ends as the uninterrupted one."""
   theirs, _ = runs.whole(context, 'search')
   folder = runs.fresh(context, 'damage', name)
@@ -158,8 +168,8 @@ def _continued(context, name, change, *words, code='', **variables):
   argv = runs.command('search', workdir)
   if code:
     argv[1:3] = ['-c', code]
-  status, said = runs.finish(context, argv, folder / 'log', **variables)
-  runs.success(status, said)
+  said = runs.continued(
+      context, argv, folder / 'log', workdir, damaged, **variables)
   if missing := [word for word in words if word not in said]:
     raise inputs.Bad(f'{missing} not in {said[-500:]}')
   runs.same(workdir, theirs)
@@ -168,7 +178,7 @@ def _continued(context, name, change, *words, code='', **variables):
 
 
 def _newest(workdir):
-  return sorted((workdir / 'checkpoints' / 'search').glob('0*[0-9]'))[-1]
+  return _complete(workdir / 'checkpoints' / 'search')[-1]
 
 
 def _whole_folder(workdir):
@@ -222,7 +232,8 @@ def cases(context: campaign.Context) -> Iterator[campaign.Case]:
     yield campaign.Case(
         name, 'clock and counter' if 'leap' in name or 'future' in name
         or 'later' in name else 'a run goes on',
-        lambda n=name, c=change, w=words: _continued(context, n, c, *w))
+        lambda n=name, c=change, w=words: _continued(
+            context, n, c, *w, damaged=int(w == said)))
   yield campaign.Case(
       'run-clock-back', 'clock and counter', lambda: _continued(
           context, 'run-clock-back', lambda workdir: None, code=_SETS_CLOCK))

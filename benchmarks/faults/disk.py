@@ -1,6 +1,6 @@
 """Full and read-only disks, and folders on different file systems.
 
-Needs the right to mount; without it the cases say 'not run'.
+Needs the right to mount; without it the cases are not run.
 """
 
 import contextlib
@@ -63,7 +63,7 @@ def _full(context, moment, kind='search', flags=()):
       raise inputs.Bad(f'never at {moment}: {said[-300:]}')
     text = runs.sentence(code, said, 'cannot write', 'No space left on device')
     ballast.unlink()
-    runs.success(*runs.finish(context, argv, folder / 'log'))
+    runs.continued(context, argv, folder / 'log', workdir)
     if not flags:
       runs.same(workdir, theirs)
   shutil.rmtree(folder)
@@ -119,9 +119,9 @@ def _full_comparison(context):
         str(ballast), 'rome_jax.cli.compare', *flags], folder / 'log')
     text = runs.sentence(code, said, 'No space left on device')
     ballast.unlink()
-    runs.success(*runs.finish(
+    runs.continued(
         context, [sys.executable, '-m', 'rome_jax', 'compare', *flags],
-        folder / 'log'))
+        folder / 'log', disk / 'run')
     if not (disk / 'run' / 'compare.html').exists():
       raise inputs.Bad('no page')
   shutil.rmtree(folder)
@@ -138,11 +138,14 @@ def _full_log(context):
     process = runs.start(context, [
         sys.executable, '-m', 'benchmarks.faults.full', 'arrays', str(ballast),
         'rome_jax.cli.run', *argv[3:]], disk / 'log')
-    code = process.wait(runs.LIMIT)
+    try:
+      code = process.wait(runs.LIMIT)
+    finally:
+      runs.kill(process)
     if code != 2:
       raise inputs.Bad(f'code {code}: {(disk / "log").read_text()[-500:]}')
     ballast.unlink()
-    runs.success(*runs.finish(context, argv, disk / 'log'))
+    runs.continued(context, argv, disk / 'log', workdir)
     runs.same(workdir, theirs)
   shutil.rmtree(folder)
   return campaign.Seen(True, 'code 2, then the same end')
@@ -157,16 +160,21 @@ def _read_only_workdir(context, begun):
   workdir = place / 'run'
   argv = runs.command('search', workdir)
   if begun:
-    process = runs.start(context, argv, folder / 'log')
-    runs.until((workdir / 'checkpoints' / 'search' / '00000008').exists,
-               process)
-    runs.kill(process)
+    log = folder / 'log'
+    process = runs.start(context, argv, log)
+    try:
+      runs.reach('step 8', (
+          workdir / 'checkpoints' / 'search' / '00000008').exists, process, log)
+    finally:
+      runs.kill(process)
+    if not runs.marks(workdir):
+      raise inputs.Bad('the run was not killed in its search')
   with _read_only(str(place)):
     code, said = runs.finish(context, argv, folder / 'log')
     text = runs.sentence(code, said, str(workdir))
     if 'compiling' in said:
       raise inputs.Bad('it compiled first')
-  runs.success(*runs.finish(context, argv, folder / 'log'))
+  runs.continued(context, argv, folder / 'log', workdir)
   runs.same(workdir, theirs)
   shutil.rmtree(folder)
   return campaign.Seen(True, text)
@@ -203,10 +211,17 @@ _MOMENTS = ('config.json', 'dataset.json', 'arrays', 'manifest.json', 'line',
 
 def cases(context: campaign.Context) -> Iterator[campaign.Case]:
   """Ten moments of a run, exports, a comparison; read-only; other disks."""
+  for case in _cases(context):
+    yield case._replace(run=lambda run=case.run: _mounted(context, run))
+
+
+def _mounted(context, run):
   if not may_mount(context):
-    yield campaign.Case('mount', 'not run', lambda: campaign.Seen(
-        True, 'not run: no right to mount'))
-    return
+    raise campaign.NotRunError('no right to mount')
+  return run()
+
+
+def _cases(context):
   if context.short:
     yield campaign.Case('full-at-start', 'full disk',
                         lambda: _full_at_start(context))

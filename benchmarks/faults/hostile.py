@@ -1,6 +1,6 @@
 """Files made to do harm: refused in one sentence, or shown as what they are.
 
-  python -m benchmarks.faults.hostile CASE FOLDER
+  python -m benchmarks.faults.hostile CASE
 
 Each case runs in a process of its own with 2 GB beside what it holds before;
 the short form, in this one. `CANARY` is what any code in a file would leave.

@@ -65,8 +65,7 @@ def _killed(context, phase, which, then):
       for i in range(2)]
   other = processes[1 - which]
   try:
-    if not runs.until(_PHASES[phase](workdir, logs[0]), processes[0]):
-      raise inputs.Bad(f'never at {phase}: {_text(logs[0])[-400:]}')
+    runs.reach(phase, _PHASES[phase](workdir, logs[0]), processes[0], logs[0])
     processes[which].send_signal(signal.SIGKILL)
     began = time.monotonic()
     code = other.wait(_WITHIN + 60)
@@ -86,7 +85,7 @@ def _killed(context, phase, which, then):
     raise inputs.Bad(f'code {code}, {len(lines)} sentences: {said[-600:]}')
   if took > _WITHIN:
     raise inputs.Bad(f'the other ended after {took:.0f} s')
-  runs.success(*runs.finish(context, argv, folder / 'then', **_devices(then)))
+  runs.continued(context, argv, folder / 'then', workdir, **_devices(then))
   found = files.read_json(workdir / 'genotype.json')
   if found != wanted:
     raise inputs.Bad(f'another genotype: {found}')

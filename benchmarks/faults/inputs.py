@@ -30,6 +30,7 @@ from benchmarks.faults import campaign
 from rome_jax import errors
 
 SECONDS, BYTES = 5., 2 * 2**30
+_LETTERS = 1000  # of a sentence
 _CHUNK = 250
 _NUMBERS = {  # of inputs, 10,000 in all
     'text': 2000, 'json': 1500, 'override': 1500, 'config': 1000,
@@ -145,7 +146,19 @@ def command(main: Callable[[list[str]], int], argv: list[str]) -> None:
   if 'Traceback' in err.getvalue():
     raise Bad(f'a traceback: {err.getvalue()[-300:]}')
   if code == 2:
+    # As printed: a UserError would mend its text itself.
+    if fault := _of_sentence(said[0].removeprefix('rome_jax: ')):
+      raise Bad(fault)
     raise errors.UserError(said[0])
+
+
+def _of_sentence(text):
+  """What is wrong with the form of a sentence; '' if nothing."""
+  if not text.isprintable():  # Line breaks, codes of terminals.
+    return f'letters that do not print: {text[:200]!r}'
+  if len(text) > _LETTERS:
+    return f'{len(text):,} letters: {text[:100]!r}...'
+  return ''
 
 
 _WORDS = (
@@ -460,9 +473,7 @@ def try_one(kind: str, number: int, seed: int, folder: pathlib.Path) -> str:
     KINDS[kind](_rng(seed, kind, number), folder)
     fault = ''
   except errors.UserError as error:
-    text = str(error)
-    fault = f'several lines: {text[:200]!r}' if '\n' in text.strip() else (
-        f'{len(text):,} letters: {text[:100]!r}...' if len(text) > 2000 else '')
+    fault = _of_sentence(str(error).removeprefix('rome_jax: '))
   except _LateError:
     fault = f'more than {SECONDS:.0f} s: {_where_late()}'
   except Bad as error:

@@ -3,8 +3,10 @@
 A chain is one piece of work: it is killed, started again, killed again, ...
 and at last left alone. The first kill of a chain is at a named moment (a file
 that has just been written); the others are uniform in the time that the
-uninterrupted work takes. Work that ends before its next kill is compared, and
-the chain goes on with a new one until it has had all its kills.
+uninterrupted work takes. If none of them left a checkpoint to go on from, the
+last waits for a step after one. Work that ends before its next kill is
+compared, and the chain goes on with a new one until it has had all its kills.
+Each start must go on from where the one before was (`runs.went_on`).
 """
 
 import hashlib
@@ -24,6 +26,8 @@ from benchmarks.faults import campaign, inputs, runs
 from rome_jax import files
 
 _KILLS = 5  # in a chain
+_STARTS = 20  # of a chain; more mean that its kills never come
+_TRIES = 3  # to see a first moment, which may be short
 _CHAINS = {'search': 4, 'retrain': 4, 'split': 3, 'pada': 3, 'compare': 3,
            'export': 3}
 _FIRST = {
@@ -71,8 +75,11 @@ def _whole(context, kind):
 
 def _difference(kind, ours, theirs):
   if kind == 'export':
-    names = {path.name for path in theirs.iterdir()}
-    for name in names:
+    names = [{path.name for path in folder.iterdir()}
+             for folder in (ours, theirs)]
+    if only := names[0] ^ names[1]:
+      return f'{sorted(only)}, only in one,'
+    for name in sorted(names[1]):
       if _digest(ours / name) != _digest(theirs / name):
         return name
     return ''
@@ -116,50 +123,135 @@ def _children(pid):
 
 def _chain(context, kind, number):
   theirs, seconds = _whole(context, kind)
-  rng = np.random.default_rng([context.seed, list(_CHAINS).index(kind), number])
-  folder = runs.fresh(context, 'kills', f'{kind}-{number}')
-  work, log = folder / 'work', folder / 'log'
-  argv = _argv(context, kind, work)
-  first = _FIRST[kind][number % len(_FIRST[kind])]
-  moments = []
-  while len(moments) < _KILLS:
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
-    ended = False
-    while not ended:
-      log.unlink(missing_ok=True)
-      process = runs.start(context, argv, log)
-      if not moments:
-        where = first
-        runs.until(lambda: any(work.glob(first)), process)
-      else:
-        moment = rng.uniform(0, seconds)
-        where = f'{moment:.1f} s'
-        _wait(process, moment if len(moments) < _KILLS else runs.LIMIT)
-      ended = process.poll() is not None
-      if not ended and len(moments) == _KILLS:
-        raise inputs.Bad(f'no end within {runs.LIMIT} s after {moments}')
-      if not ended:
-        # Of a comparison, now and then the parent alone, as the OOM killer may.
-        _end(process, alone=kind == 'compare' and bool(rng.random() < .5))
-        moments.append(where)
-    said = log.read_text(errors='replace')
-    if process.returncode or 'Traceback' in said:
-      raise inputs.Bad(
-          f'code {process.returncode} after {moments}: {said[-600:]}')
-    if differs := _difference(kind, work, theirs):
-      raise inputs.Bad(f'{differs} differs after {moments}')
-  shutil.rmtree(folder)
+  chain = _Chain(context, kind, number, seconds)
+  done = False
+  while not done:
+    if chain.starts == _STARTS:
+      raise inputs.Bad(f'no end in {_STARTS} starts after {chain.told()}')
+    if chain.start():
+      if differs := _difference(kind, chain.work, theirs):
+        raise inputs.Bad(f'{differs} differs after {chain.told()}')
+      done = len(chain.kills) == _KILLS
+      chain.begin()
+  shutil.rmtree(chain.work.parent)
+  places = [at for _, at in chain.kills]
   return campaign.Seen(
-      True, f'killed at {", ".join(moments)}; the same end',
-      {'kills': len(moments)})
+      True, f'killed at {chain.told()}; the same end',
+      {'kills': len(places), 'starts': chain.starts,
+       'at': [at.text for at in places],
+       **{kind: sum(at.kind == kind for at in places)
+          for kind in runs.KINDS}})
 
 
-def _wait(process, seconds):
+class _Chain:
+  """The mutable part of a chain: its work, its starts and its kills.
+
+  Attributes:
+    work: folder of the work.
+    starts: of processes.
+    kills: (the moment that was asked for, `runs.Place` where it fell).
+  """
+
+  def __init__(self, context, kind, number, seconds):
+    self._context, self._kind, self._seconds = context, kind, seconds
+    self._rng = np.random.default_rng(
+        [context.seed, list(_CHAINS).index(kind), number])
+    self._first = _FIRST[kind][number % len(_FIRST[kind])]
+    folder = runs.fresh(context, 'kills', f'{kind}-{number}')
+    self.work, self._log = folder / 'work', folder / 'log'
+    self._argv = _argv(context, kind, self.work)
+    self._missed = self.starts = 0
+    # Whether a kill in training has left a checkpoint to go on from.
+    self._tells = kind == 'export'
+    self.kills: list[tuple[str, runs.Place]] = []
+    self.begin()
+
+  def begin(self) -> None:
+    """Fresh work."""
+    shutil.rmtree(self.work, ignore_errors=True)
+    self.work.mkdir()
+    self._marks, self._fresh = {}, True
+
+  def told(self) -> str:
+    """The kills, in words."""
+    return ', '.join(f'{asked} ({at.text})' for asked, at in self.kills)
+
+  def start(self) -> bool:
+    """Starts the work once; whether it ended, and was not killed.
+
+    Raises:
+      Bad: it ended badly, did not go on from where it was, or never came to
+        the first moment.
+    """
+    self.starts += 1
+    self._log.unlink(missing_ok=True)
+    since = time.time()
+    process = runs.start(self._context, self._argv, self._log)
+    try:
+      asked = self._wait(process, since)
+      if asked and self._kill(process, asked, since):
+        return False
+      if process.poll() is None:
+        raise inputs.Bad(f'no end within {runs.LIMIT} s after {self.told()}')
+    finally:
+      if process.poll() is None:
+        runs.kill(process)
+    if self._fresh:  # The machine may be less busy than it was.
+      self._seconds = min(self._seconds, time.time() - since)
+    try:
+      runs.success(process.returncode, self._log.read_text(errors='replace'))
+      runs.went_on(self._marks)
+    except inputs.Bad as error:
+      raise inputs.Bad(f'{error}; after {self.told()}') from error
+    if not self.kills:
+      self._missed += 1
+      if self._missed == _TRIES:
+        raise inputs.Bad(f'never at {self._first}')
+    return True
+
+  def _wait(self, process, since):
+    """Waits for the next moment; its name, or '' if the work ended before."""
+    if len(self.kills) == _KILLS:
+      _ends(process, runs.LIMIT)
+      return ''
+    if not self.kills:
+      asked, seen = self._first, lambda: any(self.work.glob(self._first))
+    elif len(self.kills) == _KILLS - 1 and not self._tells:
+      asked, seen = 'a step after a checkpoint', lambda: (
+          runs.place(self.work, since).kind == runs.TRAINING
+          and runs.marks(self.work))
+    else:
+      moment = self._rng.uniform(0, self._seconds)
+      return '' if _ends(process, moment) else f'{moment:.1f} s'
+    # What is seen once the process is gone cannot be killed at any more.
+    return asked if runs.until(seen, process) and (
+        process.poll() is None) else ''
+
+  def _kill(self, process, asked, since):
+    """Whether the process was there to be killed."""
+    # Of a comparison, now and then the parent alone, as the OOM killer may.
+    alone = self._kind == 'compare' and bool(self._rng.random() < .5) and (
+        self._tells or len(self.kills) < _KILLS - 1)
+    _end(process, alone)
+    if process.returncode != -signal.SIGKILL:
+      return False
+    at = runs.place(self.work, since)
+    self.kills.append((asked, at))
+    runs.went_on(self._marks, ended=False)
+    if not alone:  # A run that is left saves and stops; it may be at that.
+      self._marks = runs.marks(self.work)
+      self._tells |= bool(self._marks) and at.kind != runs.BEFORE
+    self._fresh = False
+    return True
+
+
+def _ends(process, seconds):
+  """Whether a process ends within a time."""
   try:
     process.wait(seconds)
   except subprocess.TimeoutExpired:
-    pass
+    return False
+  return True
 
 
 def cases(context: campaign.Context) -> Iterator[campaign.Case]:

@@ -7,8 +7,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -100,6 +100,23 @@ def until(seen: Callable[[], Any], process: subprocess.Popen,
   return False
 
 
+def reach(what: str, seen: Callable[[], Any], process: subprocess.Popen,
+          log: pathlib.Path) -> None:
+  """Waits until something is seen.
+
+  Args:
+    what: its name, for the message.
+    seen, process: as in `until`.
+    log: what the process prints to.
+
+  Raises:
+    Bad: the process ended before, or the time is over.
+  """
+  if not until(seen, process):
+    said = log.read_text(errors='replace') if log.exists() else ''
+    raise inputs.Bad(f'never at {what}: {said[-400:]}')
+
+
 def sentence(code: int, said: str, *words: str, wanted: int = 2) -> str:
   """The one sentence of a process that ended with a mistake.
 
@@ -123,6 +140,29 @@ def success(code: int, said: str) -> None:
   """
   if code or 'Traceback' in said:
     raise inputs.Bad(f'code {code}: {said[-700:]}')
+
+
+def continued(context: campaign.Context, argv: Sequence[str],
+              log: pathlib.Path, workdir: pathlib.Path, damaged: int = 0,
+              **variables: str) -> str:
+  """Runs a command to its end from where it was interrupted.
+
+  Args:
+    context, argv, log, variables: as in `finish`.
+    workdir: its folder.
+    damaged: as in `marks`.
+
+  Returns:
+    What it printed.
+
+  Raises:
+    Bad: it did not end well, or did not go on from where it had been.
+  """
+  before = marks(workdir, damaged)
+  code, said = finish(context, argv, log, **variables)
+  success(code, said)
+  went_on(before)
+  return said
 
 
 def whole(context: campaign.Context, kind: str) -> tuple[pathlib.Path, float]:
@@ -164,6 +204,139 @@ def arrays(folder: pathlib.Path) -> dict[str, bytes]:
         for name, shape, dtype in manifest['body']['leaves']})
   return {'step': str(step).encode()} | {
       name: array.tobytes() for name, array in found.items()}
+
+
+# --- Where an interrupted run was, and whether the next start went on there
+
+Marks = Mapping[tuple[pathlib.Path, str], int]
+
+
+def marks(root: pathlib.Path, damaged: int = 0) -> Marks:
+  """Where the next start of the same command has to go on.
+
+  A start from the first step would end with the same bits; only what a run
+  notes of a phase, the step that it resumed from, tells them apart.
+
+  Args:
+    root: folder of a run, or of a comparison's runs.
+    damaged: how many of the newest checkpoints cannot be read.
+
+  Returns:
+    {(folder of a run, phase that is not done): the newest complete step}.
+  """
+  steps: dict[tuple[pathlib.Path, str], list[int]] = {}
+  for path in root.rglob('checkpoints/**/manifest.json'):
+    if path.parent.name.isdigit():  # Not one that is being written.
+      run, phase = _phase(path.parent.parent)
+      if not phase.startswith('best/') and not _note(run, phase).exists():
+        steps.setdefault((run, phase), []).append(int(path.parent.name))
+  return {key: sorted(found)[-1 - damaged] for key, found in steps.items()
+          if len(found) > damaged}
+
+
+def went_on(before: Marks, ended: bool = True) -> None:
+  """Checks that a run went on from where it had been.
+
+  Args:
+    before: `marks` before its start.
+    ended: whether all its phases must be done; those of a run that was
+      interrupted again must have lost nothing.
+
+  Raises:
+    Bad: it began again, or went on from an older checkpoint.
+  """
+  for (run, phase), step in before.items():
+    note = _note(run, phase)
+    if note.exists():
+      at = files.read_json(note)['resumed_at']
+      if at is None or at < step:
+        raise inputs.Bad(
+            f'{phase} resumed at step {at}, not at {step} or later')
+    elif ended:
+      raise inputs.Bad(f'{note} is missing')
+    elif marks(run).get((run, phase), -1) < step:
+      raise inputs.Bad(f'the checkpoint of step {step} of {phase} is lost')
+
+
+def _phase(folder):
+  """(folder of the run, phase) of a folder of checkpoints."""
+  place = next(p for p in folder.parents if p.name == 'checkpoints')
+  return place.parent, folder.relative_to(place).as_posix()
+
+
+def _note(run, phase):
+  """What a run writes once a phase is done."""
+  return run / 'phases' / f'{phase.removeprefix("retrain/")}.json'
+
+
+# Before: also between two phases.
+KINDS = TRAINING, WRITING, BEFORE = ('training', 'writing', 'before')
+
+
+class Place(NamedTuple):
+  """Where a process was.
+
+  Attributes:
+    kind: of KINDS.
+    text: with its phase and step.
+  """
+
+  kind: str
+  text: str
+
+
+_LAST_FILES = ('result.json', 'report.html', '*.svg', 'compare.json',
+               'compare.html', '.network*', 'network*')
+
+
+def place(root: pathlib.Path, since: float) -> Place:
+  """Where a process that began at a time was, by the files that it wrote.
+
+  Args:
+    root: folder of a run, of a comparison's runs, or of an export.
+    since: seconds since the epoch.
+  """
+  for path in _new(root, 'checkpoints/**/*.partial', since):
+    _, phase = _phase(path.parent)
+    return Place(WRITING, f'saving {phase} step {int(path.name.split(".")[0])}')
+  last = max(_rows(root, since), key=lambda found: found[0], default=None)
+  for name in _LAST_FILES:
+    for path in _new(root, name, since):
+      # A comparison goes on with its next run once one has its report.
+      done = path.parent != root and (path.parent / 'report.html').exists()
+      if not done and (last is None or path.stat().st_mtime > last[0]):
+        return Place(WRITING, f'writing {path.name}')
+  if last is None:
+    return Place(BEFORE, 'before the first step')
+  _, run, phase, step = last
+  if _note(run, phase).exists():
+    return Place(BEFORE, f'after {phase} step {step}')
+  return Place(TRAINING, f'{phase} step {step}')
+
+
+def _new(root, pattern, since) -> Iterator[pathlib.Path]:
+  for path in sorted(root.rglob(pattern)):
+    try:
+      new = path.stat().st_mtime >= since
+    except FileNotFoundError:
+      continue  # Renamed since.
+    if new:
+      yield path
+
+
+def _rows(root, since):
+  """(time, run, phase, step) of each new line of metrics."""
+  for path in _new(root, metrics.FILENAME, since):
+    try:
+      rows = metrics.read(path.parent)
+    except ValueError:
+      continue  # It is being written.
+    for row in rows:
+      if row['time'] >= since:
+        yield row['time'], path.parent, row['phase'], row['step']
+
+
+# --- Whether two runs are the same
 
 
 def difference(ours: pathlib.Path, theirs: pathlib.Path) -> str:

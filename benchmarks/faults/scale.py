@@ -14,18 +14,22 @@ from rome_jax import files
 from rome_jax.train import metrics
 
 _STEPS = 100_000
-_PATIENCE = 1200  # seconds for the steps; then the number reached is told
+_PATIENCE = 3000  # seconds for the steps
 _GROWTH = 1.05  # of memory from a tenth to the end
+_RESIDENT = ('VmRSS',)
+# Of its own, whether in memory or swapped; what is resident shrinks by itself
+# when others need memory.
+_OWN = ('RssAnon', 'VmSwap')
 
 
-def _memory(pid):
-  """Resident bytes of a process; 0 once it is gone."""
+def _memory(pid, names=_RESIDENT):
+  """Bytes of a process, by names of /proc/PID/status; 0 once it is gone."""
   try:
     text = pathlib.Path(f'/proc/{pid}/status').read_text()
   except OSError:
     return 0
-  return next((1024 * int(line.split()[1]) for line in text.splitlines()
-               if line.startswith('VmRSS')), 0)
+  return sum(1024 * int(line.split()[1]) for line in text.splitlines()
+             if line.partition(':')[0] in names)
 
 
 def _run(context, folder, argv, limit=1500.):
@@ -89,7 +93,7 @@ def _many_folders(context, classes=2000):
 
 def _many_steps(context):
   """The memory of a search of many steps, at a tenth and at the end."""
-  folder = context.state / 'scale' / 'steps'
+  folder = runs.fresh(context, 'scale', 'steps')
   workdir, log = folder / 'run', folder / 'log'
   argv = runs.command(
       'search', workdir, '--config.space=one_node', '--config.method=gdas',
@@ -97,7 +101,6 @@ def _many_steps(context):
       '--config.search.cells=1',
       '--config.search.batch_size=2', '--config.log_every=500',
       '--config.checkpoint_every=5000', '--config.search.augment=none')
-  log.unlink(missing_ok=True)
   began = time.monotonic()
   process = runs.start(context, argv, log)
   seen = []  # (step, bytes)
@@ -105,21 +108,23 @@ def _many_steps(context):
     while process.poll() is None and time.monotonic() - began < _PATIENCE:
       step = _last_step(workdir)
       if step and (not seen or seen[-1][0] < step):
-        seen.append((step, _memory(process.pid)))
+        seen.append((step, _memory(process.pid, _OWN)))
       time.sleep(.5)
   finally:
     done = process.poll() is not None
     runs.kill(process)
-  if done:
-    runs.success(process.returncode, log.read_text())
+  if not done:
+    raise inputs.Bad(f'{_last_step(workdir):,} steps in {_PATIENCE} s')
+  runs.success(process.returncode, log.read_text())
   seen = [pair for pair in seen if pair[1]]
   first, last = seen[0][0], seen[-1][0]
   tenth = min(seen, key=lambda pair: abs(
       pair[0] - (first + (last - first) // 10)))
   growth = seen[-1][1] / tenth[1]
+  ended = _last_step(workdir)
+  shutil.rmtree(folder)
   return campaign.Seen(
-      growth < _GROWTH and last > _STEPS // 20 and (
-          last == _STEPS or not done),
+      growth < _GROWTH and ended == _STEPS and last > .9 * _STEPS,
       f'{last:,} steps in {time.monotonic() - began:.0f} s: '
       f'{tenth[1] / 1e6:.0f} MB after {tenth[0]:,} steps, '
       f'{seen[-1][1] / 1e6:.0f} MB after {last:,}',
