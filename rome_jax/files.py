@@ -1,10 +1,15 @@
-"""Atomic writes: readers see the old file or the new one, never part of it."""
+"""Atomic writes, and reads that end whatever a folder holds.
+
+Readers see the old file or the new one, never part of it.
+"""
 
 import contextlib
 import errno
 import json
 import os
 import pathlib
+import re
+import stat
 import sys
 import tempfile
 import threading
@@ -20,10 +25,15 @@ except ImportError:  # Windows
   fcntl = None  # type: ignore[assignment]
 
 _UMASK = threading.Lock()  # It can only be read by changing it.
+_TEMPORARY = '.tmp'
+_LONGEST = 2**28  # bytes of a file that is read whole
+_UNENDING = 'it is a pipe or a device, no file'
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
   """Replaces the file at `path` with `data` in one step.
+
+  Removes what killed writers of the same file left behind.
 
   Raises:
     UserError: the folder cannot be created or written to (read-only, disk
@@ -31,25 +41,71 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
   """
   path = pathlib.Path(path)
   temporary = None
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(
-        dir=path.parent, prefix=f'.{path.name}.')
-    with os.fdopen(handle, 'wb') as file:
-      file.write(data)
-      file.flush()
-      os.fsync(file.fileno())
-    # mkstemp creates private files; use the mode that open() would.
-    with _UMASK:
-      umask = os.umask(0)
-      os.umask(umask)
-    os.chmod(temporary, 0o666 & ~umask)
-    os.replace(temporary, path)
-  except OSError as error:
-    if temporary is not None and os.path.exists(temporary):
-      os.unlink(temporary)
-    raise errors.UserError(
-        f'cannot write {path}: {error.strerror or error}') from error
+  with contextlib.ExitStack() as held:
+    try:
+      path.parent.mkdir(parents=True, exist_ok=True)
+      _remove_leftovers(path)
+      handle, temporary = _temporary(path, held)
+      with os.fdopen(handle, 'wb') as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+      # mkstemp creates private files; use the mode that open() would.
+      with _UMASK:
+        umask = os.umask(0)
+        os.umask(umask)
+      os.chmod(temporary, 0o666 & ~umask)
+      os.replace(temporary, path)
+      sync_folder(path.parent)
+    except OSError as error:
+      if temporary is not None and os.path.exists(temporary):
+        os.unlink(temporary)
+      raise errors.UserError(
+          f'cannot write {path}: {error.strerror or error}') from error
+
+
+def _temporary(path, held):
+  """Creates a file next to `path`; returns its handle and name.
+
+  Its lock ends with `held` or the process. It tells other writers that this
+  one is alive.
+  """
+  while True:
+    handle, name = tempfile.mkstemp(
+        dir=path.parent, prefix=f'.{path.name}.', suffix=_TEMPORARY)
+    if fcntl is None:
+      return handle, name
+    lock = os.dup(handle)  # As `handle` is closed before the file has its name.
+    held.callback(os.close, lock)
+    with contextlib.suppress(OSError):  # Some file systems have no locks.
+      fcntl.flock(lock, fcntl.LOCK_EX)
+    if os.path.exists(name):
+      return handle, name
+    os.close(handle)  # Another writer took it, not yet locked, for a leftover.
+
+
+def _remove_leftovers(path):
+  """Removes the temporary files of `path` whose writers were killed."""
+  if fcntl is None:
+    return
+  name = re.compile(
+      re.escape(f'.{path.name}.') + '[a-z0-9_]{8}' + re.escape(_TEMPORARY))
+  with contextlib.suppress(OSError):  # It may be forbidden to list the folder.
+    for found in filter(name.fullmatch, os.listdir(path.parent)):
+      with contextlib.suppress(OSError, errors.UserError):
+        with open_own(path.parent / found, 'r+b') as file:
+          fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+          os.unlink(path.parent / found)
+
+
+def sync_folder(folder: str | os.PathLike[str]) -> None:
+  """Flushes the names in a folder to disk, where the system can do that."""
+  with contextlib.suppress(OSError):
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+      os.fsync(handle)
+    finally:
+      os.close(handle)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -79,17 +135,53 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
   write_text(path, json.dumps(value, indent=2, allow_nan=False) + '\n')
 
 
+def open_to_read(path: str | os.PathLike[str]) -> IO[bytes]:
+  """Opens a file, or a link to one, but nothing whose reading may never end.
+
+  Raises:
+    OSError: it cannot be opened, or is a pipe or a device.
+  """
+  return _open_file(path, 'rb', 0)
+
+
+def read_bytes(path: str | os.PathLike[str], most: int = _LONGEST,
+               missing: bytes | None = None) -> bytes:
+  """Returns the content of a file.
+
+  Args:
+    path: of the file.
+    most: bytes that it may have.
+    missing: what to return if there is no such file; None: an error.
+
+  Raises:
+    UserError: the file is missing, unreadable, too long, a pipe or a device.
+  """
+  try:
+    with open_to_read(path) as file:
+      if os.fstat(file.fileno()).st_size <= most:
+        data = file.read(most + 1)
+        if len(data) <= most:
+          return data
+  except OSError as error:
+    if isinstance(error, FileNotFoundError) and missing is not None:
+      return missing
+    raise errors.UserError(
+        f'cannot read {path}: {error.strerror or error}') from error
+  except ValueError as error:  # A zero byte, half of a letter.
+    raise errors.UserError(f'{path} is no path: {error}') from error
+  raise errors.UserError(
+      f'cannot read {path}: it has more than {most:,} bytes')
+
+
 def read_json(path: str | os.PathLike[str]) -> Any:
   """Returns the JSON value in a file.
 
   Raises:
-    UserError: the file is missing, unreadable or not JSON.
+    UserError: as `read_bytes`, or the file is not JSON.
   """
+  data = read_bytes(path)
   try:
-    return json.loads(pathlib.Path(path).read_bytes())
-  except OSError as error:
-    raise errors.UserError(
-        f'cannot read {path}: {error.strerror or error}') from error
+    return json.loads(data)
   except (ValueError, RecursionError) as error:
     raise errors.UserError(
         f'{path} is not valid JSON: {_fault(error)}') from error
@@ -98,21 +190,33 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 def open_own(path: str | os.PathLike[str], mode: str) -> IO[Any]:
   """Opens a file of a run to write to it, but never one that a link names.
 
-  A folder that comes from somebody else must not lead to files elsewhere.
+  A folder that comes from somebody else must not lead to files elsewhere, nor
+  to a pipe that nobody reads.
 
   Raises:
-    UserError: it cannot be opened, or is a link.
+    UserError: it cannot be opened, or is a link, a pipe or a device.
   """
-
-  def opener(name, flags):
-    return os.open(name, flags | getattr(os, 'O_NOFOLLOW', 0), 0o666)
-
   try:
-    return open(path, mode, opener=opener)
+    return _open_file(path, mode, getattr(os, 'O_NOFOLLOW', 0))
   except OSError as error:
     why = ('it is a link' if error.errno == errno.ELOOP else
+           _UNENDING if error.errno == errno.ENXIO else
            error.strerror or error)
     raise errors.UserError(f'cannot write {path}: {why}') from error
+
+
+def _open_file(path, mode, more_flags):
+
+  def opener(name, flags):
+    # To open a pipe waits for its other end.
+    return os.open(
+        name, flags | more_flags | getattr(os, 'O_NONBLOCK', 0), 0o666)
+
+  file = open(path, mode, opener=opener)
+  if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+    file.close()
+    raise OSError(errno.EINVAL, _UNENDING)
+  return file
 
 
 @contextlib.contextmanager

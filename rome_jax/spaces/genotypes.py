@@ -569,19 +569,8 @@ def read_text(path: str | os.PathLike) -> str:
   Raises:
     UserError: it cannot be read, or is no text.
   """
+  data = files.read_bytes(path, _LONGEST)
   try:
-    with open(path, 'rb') as file:  # A device may have no end.
-      data = file.read(_LONGEST + 1)
-    if len(data) > _LONGEST:
-      raise errors.UserError(
-          f'{path} has more than {_LONGEST:,} bytes; no log of a search has')
     return genotype_text.decode(data)
-  except errors.UserError:
-    raise
-  except OSError as error:
-    raise errors.UserError(
-        f'cannot read {path}: {error.strerror or error}') from error
   except UnicodeDecodeError as error:
     raise errors.UserError(f'{path} is not a text file') from error
-  except ValueError as error:  # A zero byte, half of a letter.
-    raise errors.UserError(f'{path} is no path: {error}') from error

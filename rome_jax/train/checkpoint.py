@@ -5,6 +5,7 @@ Orbax checkpoint in `state`) and `manifest.json`, with the SHA-256 of every
 file and the name, shape and dtype of every leaf. It is written as
 `<step>.partial` and renamed when complete, so a folder without that suffix was
 complete once. The manifest reveals any later damage, down to a flipped bit.
+While a checkpoint is replaced, the former one is `<step>.old`.
 """
 
 import concurrent.futures
@@ -12,6 +13,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import os
 import pathlib
 import re
@@ -28,6 +30,10 @@ from rome_jax.devices import mesh as mesh_lib
 _MANIFEST = 'manifest.json'
 _STATE = 'state'
 _PARTIAL = '.partial'
+_OLD = '.old'
+_DIMENSIONS = 32  # Of an array. NumPy has no more, before version 2.
+# Bytes of an array per byte on disk, at most: zstd writes zeros in 1 / 2**15.
+_DENSEST = 2**16
 _logger = logging.getLogger(__name__)
 
 
@@ -79,7 +85,9 @@ class Checkpoints:
     except OSError as error:
       raise errors.UserError(
           f'cannot read {self.directory}: {error.strerror}') from error
-    return sorted(int(name) for name in names if re.fullmatch(r'\d{8,}', name))
+    found = (re.fullmatch(rf'([0-9]{{8,}})({re.escape(_OLD)})?', name)
+             for name in names)
+    return sorted({int(match[1]) for match in found if match})
 
   def save(self, step: int, state: Any) -> None:
     """Starts a save; returns once `state` is copied to the host.
@@ -165,18 +173,24 @@ class Checkpoints:
       raise errors.UserError(
           f'cannot use checkpoint {self._path(step)}: {error}') from error
 
+  def _paths(self, step):
+    """Where a checkpoint is, and was before another replaced it."""
+    path = self.directory / f'{step:08d}'
+    return path, path.with_name(path.name + _OLD)
+
   def _path(self, step):
-    return self.directory / f'{step:08d}'
+    path, old = self._paths(step)
+    return old if old.exists() and not path.exists() else path
 
   def _write(self, step, arrays):
-    path = self._path(step)
+    path, old = self._paths(step)
     partial = path.with_name(path.name + _PARTIAL)
     try:
       self.directory.mkdir(parents=True, exist_ok=True)
       for left_over in self.directory.glob('*' + _PARTIAL):
         shutil.rmtree(left_over)
       _write_folder(partial, step, arrays)
-      _replace_folder(partial, path)
+      _replace_folder(partial, path, old)
       self._prune()
     # Orbax and TensorStore report a full disk as ValueError, OSError or others.
     # In any case the run can no longer be saved.
@@ -188,8 +202,13 @@ class Checkpoints:
   def _prune(self):
     refused = {step for step, _ in self.damaged}
     kept = [step for step in self.steps() if step not in refused][-self.keep:]
-    for step in set(self.steps()) - set(kept):
-      shutil.rmtree(self._path(step))
+    for step in self.steps():
+      path, old = self._paths(step)
+      if path.exists() and step not in kept:
+        shutil.rmtree(path)
+      # Without `path`, it is the checkpoint.
+      if old.exists() and (path.exists() or step not in kept):
+        shutil.rmtree(old)
 
 
 def _named_leaves(tree):
@@ -264,19 +283,19 @@ def _write_folder(folder, step, arrays):
       folder / _MANIFEST, {'sha256': _body_digest(body), 'body': body})
 
 
-def _replace_folder(source, target):
+def _replace_folder(source, target, old):
+  """Renames `source` to `target`, which may exist.
+
+  A kill at any moment leaves `target` or `old` whole; `steps` finds both.
+  """
   if target.exists():
-    old = target.with_name(target.name + '.old' + _PARTIAL)
+    if old.exists():
+      shutil.rmtree(old)  # Of a process that was killed.
     os.rename(target, old)
-    os.rename(source, target)
+  os.rename(source, target)
+  files.sync_folder(target.parent)
+  if old.exists():
     shutil.rmtree(old)
-  else:
-    os.rename(source, target)
-  folder = os.open(target.parent, os.O_RDONLY)
-  try:
-    os.fsync(folder)
-  finally:
-    os.close(folder)
 
 
 def _read(folder, target):
@@ -286,41 +305,119 @@ def _read(folder, target):
     _DamagedError: a file is missing or changed.
     UserError: the stored state has another structure, shape or dtype.
   """
-  stored = [tuple(leaf) for leaf in _verified_manifest(folder)['leaves']]
   leaves = _named_leaves(target)
-  _check_leaves(folder, stored, leaves)
+  _check_leaves(folder, _verified_manifest(folder)['leaves'], leaves)
   # Ask Orbax for host arrays; devices are handled here.
   arrays = {name: np.empty(np.shape(leaf), _dtype(leaf))
             for name, leaf in leaves}
+  wanted = {name: array for name, array in arrays.items() if array.size}
   try:
     with _checkpointer() as checkpointer:
+      _check_arrays(checkpointer.metadata(folder / _STATE), wanted)
       arrays |= checkpointer.restore(
-          folder / _STATE, args=ocp.args.StandardRestore({
-              name: array for name, array in arrays.items() if array.size}))
-  except (OSError, ValueError, KeyError, TypeError) as error:
+          folder / _STATE, args=ocp.args.StandardRestore(wanted))
+  except (_DamagedError, MemoryError):
+    raise
+  except Exception as error:  # See `_write`.
     raise _DamagedError(_reason(error)) from error
   restored = [_like(leaf, arrays[name]) for name, leaf in leaves]
   return jax.tree.unflatten(jax.tree.structure(target), restored)
 
 
+def _check_arrays(metadata, wanted):
+  """Checks what Orbax has, as it returns arrays of any shape and dtype."""
+  found = {name: (tuple(array.shape), np.dtype(array.dtype))
+           for name, array in metadata.item_metadata.tree.items()}
+  for name, array in wanted.items():
+    if found.get(name) != (array.shape, array.dtype):
+      raise _DamagedError(f'{_STATE} holds another {name} than {_MANIFEST}')
+
+
 def _verified_manifest(folder):
+  """Returns the body of a manifest, after a check of its form and the files.
+
+  Its digest proves only that it is whole, not that a run wrote it: the folder
+  may come from somebody else.
+
+  Raises:
+    _DamagedError: a file is missing or changed, or the form is another.
+  """
   try:
     manifest = files.read_json(folder / _MANIFEST)
     body = manifest['body']
     if manifest['sha256'] != _body_digest(body):
       raise _DamagedError(f'{_MANIFEST} was changed')
-    if body['step'] != int(folder.name):
-      raise _DamagedError(f'it is that of step {body["step"]}')
-  except (errors.UserError, KeyError, TypeError) as error:
+    step, leaves, listed = body['step'], body['leaves'], body['files']
+  except (errors.UserError, LookupError, TypeError, RecursionError) as error:
     raise _DamagedError(f'{_MANIFEST} is missing or unreadable') from error
-  for name, digest in body['files'].items():
+  if step != int(folder.name.removesuffix(_OLD)):
+    raise _DamagedError(f'it is that of step {step}')
+  if not (isinstance(leaves, list) and all(map(_is_leaf, leaves))):
+    raise _DamagedError(f'the leaves in {_MANIFEST} are not [name, shape, '
+                        'dtype]')
+  if len({name for name, _, _ in leaves}) < len(leaves):
+    raise _DamagedError(f'two leaves in {_MANIFEST} share a name')
+  if not (isinstance(listed, dict) and all(map(_is_inside, listed))):
+    raise _DamagedError(f'the files in {_MANIFEST} are not inside its folder')
+  _check_files(folder, listed)
+  _check_size(folder, leaves, listed)
+  return body
+
+
+def _is_leaf(value):
+  if not (isinstance(value, list) and len(value) == 3):
+    return False
+  name, shape, dtype = value
+  return (
+      isinstance(name, str) and isinstance(shape, list)
+      and len(shape) <= _DIMENSIONS
+      and all(type(length) is int and length >= 0 for length in shape)
+      and isinstance(dtype, str) and _is_number(dtype))
+
+
+def _is_number(dtype):
+  """Whether a text is the name of a type of numbers.
+
+  >>> [_is_number(name) for name in ('bool', 'float8_e4m3fn', 'object', 'no')]
+  [True, True, False, False]
+  """
+  if not re.fullmatch('[a-z0-9_]+', dtype):  # NumPy would read '(9,)f4,i8'.
+    return False
+  try:
+    found = np.dtype(dtype)
+  except TypeError:
+    return False
+  return found.name == dtype and (
+      dtype == 'bool' or jax.dtypes.issubdtype(found, np.number))
+
+
+def _is_inside(name):
+  path = pathlib.PurePath(name)
+  return not path.anchor and '..' not in path.parts and '\0' not in name
+
+
+def _check_files(folder, listed):
+  for path in folder.rglob('*'):  # Orbax may open a file that is not listed.
+    if not path.is_dir() and not path.is_file():
+      raise _DamagedError(f'{path.relative_to(folder)} is no file')
+  for name, digest in listed.items():
     try:
       found = _digest(folder / name)
-    except OSError as error:
-      raise _DamagedError(f'{name}: {error.strerror}') from error
+    except (OSError, UnicodeEncodeError) as error:
+      raise _DamagedError(f'{name}: {_reason(error)}') from error
     if found != digest:
       raise _DamagedError(f'{name} was changed or cut short')
-  return body
+
+
+def _check_size(folder, leaves, listed):
+  """Checks that arrays as large as a manifest says fit into its files."""
+  stored = sum((folder / name).stat().st_size for name in listed)
+  # An empty array must not be huge in another direction either.
+  size = sum(np.dtype(dtype).itemsize * math.prod(max(n, 1) for n in shape)
+             for _, shape, dtype in leaves)
+  if size > _DENSEST * stored:
+    raise _DamagedError(
+        f'its arrays of {size:,} bytes cannot be in {stored:,} bytes of files')
 
 
 def _check_leaves(folder, stored, leaves):
@@ -360,7 +457,7 @@ def _like(leaf, value):
 def _digest(path, sync=False):
   """Returns the SHA-256 of a file; `sync` also flushes it to disk."""
   digest = hashlib.sha256()
-  with open(path, 'rb') as file:
+  with files.open_to_read(path) as file:
     while chunk := file.read(1 << 20):
       digest.update(chunk)
     if sync:
@@ -396,10 +493,10 @@ def read_tree(directory: str | os.PathLike, branch: str) -> dict:
     UserError: there is no checkpoint, or the newest is damaged.
   """
   with Checkpoints(directory) as store:  # Orbax wants absolute paths.
-    steps, place = store.steps(), store.directory
-  if not steps:
-    raise errors.UserError(f'{directory} holds no checkpoint')
-  folder = place / f'{steps[-1]:08d}'
+    steps = store.steps()
+    if not steps:
+      raise errors.UserError(f'{directory} holds no checkpoint')
+    folder = store._path(steps[-1])
   try:
     leaves = {
         name: np.empty(shape, dtype)
@@ -408,6 +505,9 @@ def read_tree(directory: str | os.PathLike, branch: str) -> dict:
   except _DamagedError as error:
     raise errors.UserError(f'cannot use checkpoint {folder}: {error}') from (
         error)
+  except MemoryError as error:
+    raise errors.UserError(
+        f'the arrays of checkpoint {folder} do not fit into memory') from error
   tree: dict = {}
   for name, array in found.items():
     first, _, rest = name.partition('.')
@@ -416,5 +516,8 @@ def read_tree(directory: str | os.PathLike, branch: str) -> dict:
       inner = tree
       for part in path:
         inner = inner.setdefault(part, {})
+        if not isinstance(inner, dict):
+          raise errors.UserError(
+              f'cannot use checkpoint {folder}: a part of {name} is an array')
       inner[last] = array
   return tree

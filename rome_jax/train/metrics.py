@@ -23,6 +23,7 @@ from rome_jax import errors, files
 
 FILENAME = 'metrics.jsonl'
 EVENTS = 'events'
+_LONGEST = 2**30  # bytes: a line for each of millions of steps
 _RESERVED = ('phase', 'step', 'time')
 
 
@@ -49,12 +50,7 @@ def _parse(path):
   Raises:
     UserError: unreadable, or broken before its last line.
   """
-  try:
-    data = path.read_bytes()
-  except FileNotFoundError:
-    return []
-  except OSError as error:
-    raise errors.UserError(f'cannot read {path}: {error.strerror}') from error
+  data = files.read_bytes(path, _LONGEST, missing=b'')
   lines = data.removesuffix(b'\n').split(b'\n') if data else []
   pairs = []
   for number, line in enumerate(lines, 1):
@@ -62,7 +58,7 @@ def _parse(path):
       row = json.loads(line)
       if not isinstance(row, dict) or type(row.get('step', 0)) is not int:
         raise ValueError('it has no whole number of steps')
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
       if number == len(lines):
         break
       raise errors.UserError(
@@ -219,7 +215,7 @@ class MetricsWriter:
     self._close_file()
     kept = b''.join(
         line + b'\n' for line, row in _parse(self._path) if wanted(row))
-    if self._path.exists() and self._path.read_bytes() != kept:
+    if files.read_bytes(self._path, _LONGEST, missing=kept) != kept:
       files.write_bytes(self._path, kept)
 
   def _write_events(self, phase, step, scalars, now):

@@ -341,12 +341,11 @@ def _known(record, found, space):
 def _lines(path):
   """The JSON values of a record, up to the first line that is none."""
   values = []
-  if path.exists():
-    for line in path.read_bytes().splitlines():
-      try:
-        values.append(json.loads(line))
-      except ValueError:
-        break
+  for line in files.read_bytes(path, missing=b'').splitlines():
+    try:
+      values.append(json.loads(line))
+    except (ValueError, RecursionError):
+      break
   return values
 
 

@@ -1,6 +1,11 @@
-"""What is said of a JSON file that is none."""
+"""Files that are not what they should be, and writers that were killed."""
 
+import fcntl
+import os
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -110,3 +115,114 @@ def test_a_mistake_of_the_users_stays_what_it_is():
   with pytest.raises(errors.UserError, match='^mine$'):
     with files.as_written('a.json'):
       raise errors.UserError('mine')
+
+
+@pytest.mark.parametrize('make', [
+    os.mkfifo, lambda path: path.symlink_to('/dev/zero')])
+def test_a_file_whose_reading_never_ends(make, tmp_path):
+  path = tmp_path / 'config.json'
+  make(path)
+  with pytest.raises(errors.UserError) as caught:
+    files.read_json(path)
+  assert str(caught.value) == (
+      f'cannot read {path}: it is a pipe or a device, no file')
+
+
+@pytest.mark.parametrize('has_reader', [False, True])
+def test_a_pipe_is_not_written_to(has_reader, tmp_path):
+  os.mkfifo(tmp_path / '.lock')
+  reader = has_reader and os.open(
+      tmp_path / '.lock', os.O_RDONLY | os.O_NONBLOCK)
+  with pytest.raises(errors.UserError, match='lock: it is a pipe or a device'):
+    with files.only_one(tmp_path):
+      pass
+  if reader:
+    os.close(reader)
+
+
+def test_a_file_that_is_too_long(tmp_path):
+  with open(tmp_path / 'a.json', 'wb') as file:
+    file.truncate(2**40)  # It takes no room on the disk.
+  with pytest.raises(errors.UserError, match='more than 268,435,456 bytes'):
+    files.read_json(tmp_path / 'a.json')
+  (tmp_path / 'b').write_bytes(b'123')
+  assert files.read_bytes(tmp_path / 'b', most=3) == b'123'
+  with pytest.raises(errors.UserError, match='b: it has more than 2 bytes'):
+    files.read_bytes(tmp_path / 'b', most=2)
+
+
+def test_a_file_that_is_missing(tmp_path):
+  assert files.read_bytes(tmp_path / 'a', missing=b'none') == b'none'
+  with pytest.raises(errors.UserError, match='a: No such file'):
+    files.read_bytes(tmp_path / 'a')
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path):
+  killed = subprocess.run([sys.executable, '-c', """if True:
+      import os, signal, sys
+      from rome_jax import files
+      os.replace = lambda *names: os.kill(os.getpid(), signal.SIGKILL)
+      files.write_text(sys.argv[1], 'half')
+      """, tmp_path / 'a.json'], timeout=60)
+  assert killed.returncode == -signal.SIGKILL
+  (left,) = tmp_path.iterdir()
+  others = {'.a.json.original', '.a.json.1.tmp', 'a.json.12345678.tmp',
+            '.b.json.12345678.tmp', '.a_json.12345678.tmp'}
+  for name in others:
+    (tmp_path / name).write_text('kept')
+  files.write_text(tmp_path / 'c.json', 'other')
+  assert left.exists()  # Another file may have a writer of its own.
+  files.write_text(tmp_path / 'a.json', 'whole')
+  assert {path.name for path in tmp_path.iterdir()} == {
+      'a.json', 'c.json'} | others
+
+
+def test_a_writer_that_lives_keeps_its_temporary_file(tmp_path, monkeypatch):
+  path, replace = tmp_path / 'a', os.replace
+  names = []
+
+  def slow(source, target):
+    names.append(source)
+    if len(names) == 1:  # A second writer, right before the first is done.
+      files.write_text(path, 'second')
+    replace(source, target)
+
+  monkeypatch.setattr(os, 'replace', slow)
+  files.write_text(path, 'first')
+  assert len(names) == 2 and path.read_text() == 'first'
+  assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_temporary_file_taken_for_a_leftover_is_made_again(
+    tmp_path, monkeypatch):
+  """Another writer may find it before its own has locked it."""
+  flock, taken = fcntl.flock, []
+
+  def late(handle, how):
+    if not taken:
+      taken.extend(tmp_path.iterdir())
+      taken[0].unlink()
+    flock(handle, how)
+
+  monkeypatch.setattr(fcntl, 'flock', late)
+  files.write_text(tmp_path / 'a', 'text')
+  assert taken and list(tmp_path.iterdir()) == [tmp_path / 'a']
+
+
+def test_many_writers_of_one_file(tmp_path):
+  failed = []
+
+  def write(text):
+    try:
+      for _ in range(30):
+        files.write_text(tmp_path / 'a', text)
+    except errors.UserError as error:
+      failed.append(error)
+
+  threads = [threading.Thread(target=write, args=[str(i)]) for i in range(4)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert not failed
+  assert list(tmp_path.iterdir()) == [tmp_path / 'a']

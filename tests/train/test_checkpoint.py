@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rome_jax import errors
+from rome_jax import errors, files
 from rome_jax.train import checkpoint
 
 
@@ -270,7 +270,7 @@ def test_full_disk_is_one_sentence_and_nothing_is_lost(tmp_path):
   process = run_python('''
       import os, resource, sys
       import numpy as np
-      from rome_jax import errors
+      from rome_jax import errors, files
       from rome_jax.train import checkpoint
       state = {'w': np.random.default_rng(0).normal(size=50_000)}
       checkpoints = checkpoint.Checkpoints(sys.argv[1])
@@ -325,3 +325,172 @@ def test_a_leap_of_the_number_falls_back(two_saved, tmp_path):
   with checkpoint.Checkpoints(folder) as checkpoints:
     assert checkpoints.restore(make_state())[0] == 1
     assert checkpoints.damaged == ((20, 'it is that of step 2'),)
+
+
+def rewrite(folder, change):
+  """Changes a manifest, with a digest that fits: somebody else's checkpoint."""
+  body = files.read_json(folder / 'manifest.json')['body']
+  body = change(body) or body
+  files.write_json(folder / 'manifest.json', {
+      'sha256': checkpoint._body_digest(body), 'body': body})
+
+
+def large(body):
+  for leaf in body['leaves']:
+    leaf[1] = [2**40 // 8]
+
+
+@pytest.mark.parametrize('change, words', [
+    (lambda body: [1], 'unreadable'),
+    (lambda body: body.pop('leaves') and None, 'unreadable'),
+    (lambda body: body.pop('files') and None, 'unreadable'),
+    (lambda body: body.update(leaves=7), 'the leaves in manifest.json'),
+    (lambda body: body.update(leaves=[1]), 'the leaves in manifest.json'),
+    (lambda body: body['leaves'][0].pop() and None,
+     'the leaves in manifest.json'),
+    (lambda body: body['leaves'].append(body['leaves'][0]), 'share a name'),
+    *[(lambda body, i=i, value=value: body['leaves'][0].__setitem__(i, value),
+       'the leaves in manifest.json')
+      for i, value in [(0, 1), (1, 3), (1, [-1]), (1, [True]), (1, [1.5]),
+                       (1, [1] * 65), (2, 'nope'), (2, 'object'), (2, 4),
+                       (2, '(9,)f4'), (2, 'f4,f4')]],
+    (large, 'cannot be in'),
+    (lambda body: body['leaves'].append(['empty', [0, 2**70], 'bool']),
+     'cannot be in'),
+    (lambda body: body.update(files=[1]), 'the files in manifest.json'),
+    *[(lambda body, name=name: body['files'].update({name: '0'}), words)
+      for name, words in [
+          ('/dev/zero', 'not inside'), ('../../x', 'not inside'),
+          ('a\0b', 'not inside'), ('state', 'state: '), ('\ud800', 'surrogate'),
+          ('none', 'none: No such file')]],
+])
+def test_a_manifest_that_no_run_wrote(change, words, two_saved, tmp_path):
+  folder = copy_of(two_saved, tmp_path)
+  rewrite(folder / '00000002', change)
+  with checkpoint.Checkpoints(folder) as checkpoints:
+    assert checkpoints.restore(make_state())[0] == 1
+    ((step, reason),) = checkpoints.damaged
+  assert step == 2 and words in reason
+  with pytest.raises(errors.UserError, match='cannot use checkpoint') as caught:
+    checkpoint.read_tree(folder, 'params')
+  assert words in str(caught.value)
+
+
+def zero_device(path):
+  path.symlink_to('/dev/zero')
+
+
+@pytest.mark.parametrize('make', [os.mkfifo, zero_device])
+@pytest.mark.parametrize('name', [
+    'manifest.json', 'state/_METADATA', 'state/_sharding'])
+def test_a_file_of_a_checkpoint_whose_reading_never_ends(
+    make, name, two_saved, tmp_path):
+  folder = copy_of(two_saved, tmp_path)
+  (folder / '00000002' / name).unlink(missing_ok=True)
+  make(folder / '00000002' / name)
+  with checkpoint.Checkpoints(folder) as checkpoints:
+    assert checkpoints.restore(make_state())[0] == 1
+
+
+@pytest.mark.parametrize('text', ['[1]', '{}', '{"tree_metadata": 1}'])
+def test_orbax_metadata_that_no_run_wrote(text, two_saved, tmp_path):
+  folder = copy_of(two_saved, tmp_path)
+  path = folder / '00000002' / 'state' / '_METADATA'
+  path.write_text(text)
+  rewrite(folder / '00000002', lambda body: body['files'].update(
+      {'state/_METADATA': checkpoint._digest(path)}))
+  with checkpoint.Checkpoints(folder) as checkpoints:
+    assert checkpoints.restore(make_state())[0] == 1
+
+
+@pytest.mark.parametrize('other', [
+    np.zeros(4), np.zeros(3, np.float32), np.zeros((3, 1))])
+def test_arrays_other_than_the_manifest_says(other, tmp_path):
+  """Orbax returns them as they are."""
+  target = {'x': np.zeros(3)}
+  with checkpoint.Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(1, target)
+    checkpoints.save(2, {'x': other})
+    checkpoints.wait()
+    rewrite(tmp_path / '00000002',
+            lambda body: body.update(leaves=[['x', [3], 'float64']]))
+    assert checkpoints.restore(target)[0] == 1
+    assert checkpoints.damaged == (
+        (2, 'state holds another x than manifest.json'),)
+
+
+def test_arrays_that_compress_well_are_read(tmp_path):
+  """A bound of the size must let zeros pass, and large ones most of all."""
+  state = {'a': np.zeros(2**25, np.uint8), 'b': np.zeros((0, 10**6), bool),
+           'c': np.full(2**22, 3.)}
+  with checkpoint.Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(1, state)
+    assert_same(checkpoints.restore(state)[1], state)
+
+
+def test_a_name_that_is_both_an_array_and_a_branch(tmp_path):
+  with checkpoint.Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(1, {'x': {'a': np.ones(2), 'a.b': np.ones(3)}})
+  with pytest.raises(errors.UserError, match='a part of x.a.b is an array'):
+    checkpoint.read_tree(tmp_path, 'x')
+
+
+def test_arrays_that_do_not_fit_into_memory(two_saved, monkeypatch):
+  def full(*args):
+    raise MemoryError
+  monkeypatch.setattr(np, 'empty', full)
+  with pytest.raises(errors.UserError, match='do not fit into memory'):
+    checkpoint.read_tree(two_saved, 'params')
+
+
+@pytest.mark.parametrize('calls', [1, 2, 3])
+def test_a_kill_while_a_step_is_replaced_leaves_it(
+    calls, tmp_path, monkeypatch):
+  """Of a single checkpoint, the old or the new one is there at any moment."""
+
+  class Killed(BaseException):
+    pass
+
+  def kill_at(function):
+    def wrapped(*args, **kwargs):
+      nonlocal calls
+      calls -= 1
+      if not calls:
+        raise Killed
+      return function(*args, **kwargs)
+    return wrapped
+
+  with checkpoint.Checkpoints(tmp_path, keep=1) as checkpoints:
+    checkpoints.save(3, {'x': 1})
+    checkpoints.wait()
+    partial = partial_of(checkpoints, 3, {'x': 2})
+    with monkeypatch.context() as patch:
+      # Both renames, and the removal of what was replaced.
+      patch.setattr(os, 'rename', kill_at(os.rename))
+      patch.setattr(shutil, 'rmtree', kill_at(shutil.rmtree))
+      with pytest.raises(Killed):
+        checkpoint._replace_folder(
+            partial, tmp_path / '00000003', tmp_path / '00000003.old')
+    step, state = checkpoints.restore({'x': 0})
+    assert step == 3 and state['x'] in (1, 2)
+    assert checkpoint.read_tree(tmp_path, 'x') == {'': state['x']}
+    checkpoints.save(3, {'x': 4})
+    assert checkpoints.restore({'x': 0}) == (3, {'x': 4})
+  assert [path.name for path in tmp_path.iterdir()] == ['00000003']
+
+
+def partial_of(checkpoints, step, state):
+  """A written checkpoint that has not got its name yet."""
+  folder = checkpoints.directory / f'{step:08d}.partial'
+  checkpoint._write_folder(folder, step, checkpoint._to_host(state))
+  return folder
+
+
+def test_a_replaced_checkpoint_goes_with_its_step(tmp_path):
+  with checkpoint.Checkpoints(tmp_path, keep=1) as checkpoints:
+    checkpoints.save(3, {'x': 1})
+    checkpoints.wait()
+    (tmp_path / '00000003').rename(tmp_path / '00000003.old')
+    assert checkpoints.steps() == [3]
+    checkpoints.save(4, {'x': 2})
+  assert [path.name for path in tmp_path.iterdir()] == ['00000004']

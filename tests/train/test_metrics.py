@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import os
 import shutil
 import struct
 import subprocess
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from rome_jax import errors
-from rome_jax.train import metrics
+from rome_jax.train import metrics, notes
 
 
 def make_clock(start=0.0, tick=1.0):
@@ -281,3 +282,25 @@ def test_time_left():
   progress.update(1)
   progress.update(2)
   assert '2:13:20 left' in stream.getvalue()
+
+
+@pytest.mark.parametrize('make', [
+    os.mkfifo, lambda path: path.symlink_to('/dev/zero')])
+def test_a_file_whose_reading_never_ends(make, tmp_path):
+  make(tmp_path / 'metrics.jsonl')
+  with pytest.raises(errors.UserError, match='jsonl: it is a pipe or a device'):
+    metrics.read(tmp_path)
+  with pytest.raises(errors.UserError, match='jsonl: it is a pipe or a device'):
+    metrics.MetricsWriter(tmp_path)
+  (tmp_path / 'phases').mkdir()
+  make(tmp_path / 'phases' / 'derived-0.json')
+  for read in lambda: notes.read(tmp_path, 'derived-0'), (
+      lambda: notes.retraining(tmp_path)):
+    with pytest.raises(errors.UserError, match='derived-0.json: it is a'):
+      read()
+
+
+def test_a_line_that_is_nested_too_deeply(tmp_path):
+  (tmp_path / 'metrics.jsonl').write_text('[' * 200_000 + '\n{"step": 1}\n')
+  with pytest.raises(errors.UserError, match='line 1, is not a line'):
+    metrics.read(tmp_path)
