@@ -104,6 +104,17 @@ Mended with a test each:
   after the first. Several processes on CPUs go without the cache now.
 - Some 18 s after process 1 was killed JAX sometimes ended process 0 before it
   could say so.
+
+A review of the campaign found more; it now checks that each start goes on from
+the last checkpoint, since one that began again would end with the same bits:
+
+- `rm -rf` of a folder in use and a new start there: the new run restored the
+  checkpoints that the old one still wrote. A refused second start had changed
+  `config.json`.
+- Pipes, devices and endless files in a workdir kept a command waiting or took
+  all memory; a forged manifest with a valid digest gave tracebacks, or never
+  ended.
+- `kill -9` in the middle of a write left its temporary file for ever.
 '''
 
 
