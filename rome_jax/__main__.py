@@ -1,12 +1,18 @@
 """`python -m rome_jax COMMAND ...`, also installed as `rome-jax`."""
 
 import importlib
+import signal
 import sys
 from collections.abc import Sequence
 
 import rome_jax
-from rome_jax import cli, errors
-from rome_jax.cli import flags
+from rome_jax.devices import interrupt
+
+if __name__ == '__main__':
+  interrupt.end_at_once()
+
+from rome_jax import cli, errors  # noqa: E402
+from rome_jax.cli import flags  # noqa: E402
 
 # A module of `rome_jax.cli` for each; it is imported when it is asked for.
 COMMANDS = {
@@ -26,6 +32,15 @@ HELP = '\n'.join([
     '',
     'COMMAND --help lists the flags of a command.',
     '--version tells the version.'])
+
+
+def _answer(name, rest):
+  """What is printed where no command is to run; else None."""
+  if name in ('-h', '--help'):
+    return HELP
+  if name == '--version':
+    return f'rome_jax {rome_jax.__version__}'
+  return _help(name) if cli.asks_for_help(rest) else None
 
 
 def _help(name):
@@ -58,23 +73,18 @@ def main(argv: Sequence[str] | None = None) -> int:
   """
   cli.make_output_safe()
   name, *rest = (sys.argv[1:] if argv is None else argv) or ['']
-  if name in ('-h', '--help'):
-    print(HELP)
-    return 0
-  if name == '--version':
-    print(f'rome_jax {rome_jax.__version__}')
-    return 0
-  if cli.asks_for_help(rest) and (text := _help(name)):
-    print(text)
-    return 0
-  try:
-    command = _command(name)
-  except errors.UserError as error:
-    print(f'rome_jax: {error}', file=sys.stderr)
-    return error.exit_code
-  except KeyboardInterrupt:  # Importing JAX takes seconds.
-    return 130
-  return command(rest)
+  with interrupt.CtrlC() as ctrl_c:
+    try:
+      if text := _answer(name, rest):
+        print(text)
+        return cli.printed()
+      command = _command(name)
+    except errors.UserError as error:
+      print(f'rome_jax: {error}', file=sys.stderr)
+      return error.exit_code
+    ctrl_c.raises()
+    return command(rest)
+  return 128 + signal.SIGINT
 
 
 if __name__ == '__main__':

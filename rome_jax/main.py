@@ -3,7 +3,12 @@
 import sys
 from collections.abc import Sequence
 
-from rome_jax import __main__ as door
+from rome_jax.devices import interrupt
+
+if __name__ == '__main__':
+  interrupt.end_at_once()
+
+from rome_jax import __main__ as door  # noqa: E402
 
 
 def main(argv: Sequence[str] | None = None) -> int:

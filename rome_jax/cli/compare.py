@@ -240,7 +240,7 @@ class _Clock:
     left = self._total - self._done
     text = f'[{self._done}/{self._total}] {run.name}: '
     if code:
-      return f'{text}exit code {code}: {_last_line(run)}'
+      return f'{text}{sweep.shown(code)}: {_last_line(run)}'
     if stopped:
       return f'{text}stopped'
     text += 'done'
@@ -255,7 +255,7 @@ def _last_line(run):
   path = pathlib.Path(run.workdir, OUTPUT)
   lines = path.read_text(errors='replace').split('\n')
   last = next((line for line in reversed(lines) if line.strip()), '')
-  return f'{last.strip()} ({path})'
+  return f'{last.strip() or "it printed nothing"} ({path})'
 
 
 # --- What comes out

@@ -349,7 +349,7 @@ def main(argv: list[str] | None = None) -> int:
   """Runs the command; returns the exit code: 0, or 2 for a mistake."""
   try:
     print(_report(_parse(argv)))
+    return cli.printed()
   except errors.UserError as error:
     print(error, file=sys.stderr)
     return error.exit_code
-  return 0

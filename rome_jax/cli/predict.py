@@ -138,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       files.write_text(checks.local_path('--csv', args.csv), text.getvalue())
     for path, name, probability in rows:
       print(errors.printable(f'{path}: {name} {100 * probability:.2f}%'))
-    return 0
+    return cli.printed()
   except errors.UserError as error:
     print(f'rome_jax: {error}', file=sys.stderr)
     return error.exit_code

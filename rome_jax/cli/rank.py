@@ -378,5 +378,3 @@ def main(argv: Sequence[str] | None = None) -> int:
   except errors.UserError as error:
     print(f'rome_jax: {error}', file=sys.stderr)
     return error.exit_code
-  except KeyboardInterrupt:
-    return 130

@@ -56,18 +56,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     loaded = command_line.load(sys.argv[1:] if argv is None else list(argv))
     if loaded.config is None:
       print(loaded.options.help)
-      return 0
+      return cli.printed()
     with hosts.joined(loaded.options):
       if loaded.options.check:
-        return check(loaded.config)
+        return check(loaded.config) or cli.printed()
       if loaded.options.dry_run:
-        return show_cost(loaded.config)
+        return show_cost(loaded.config) or cli.printed()
       return run(loaded.config, loaded.workdir)
   except (errors.UserError, errors.DivergedError) as error:
     print(f'rome_jax: {error}', file=sys.stderr)
     return error.exit_code
-  except KeyboardInterrupt:  # Twice, or before there was anything to save.
-    return 130
 
 
 def run(config: ConfigDict, workdir: str | os.PathLike,

@@ -33,6 +33,7 @@ import os
 import pathlib
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -212,7 +213,8 @@ def follow(argv: Sequence[str], stop: Any, *, cwd: str | None = None,
     output: a file for what it prints; None: where this process prints.
 
   Returns:
-    Its exit code, or 128 + the number of the signal that ended it.
+    Its exit code, or 128 + the number of the signal that ended it; 0 if that
+    was our request to stop, which came before it had anything to save.
   """
   # A session of its own: a Ctrl-C must reach it once, through us, as a second
   # signal would end it before everything is saved.
@@ -234,11 +236,22 @@ def _wait(process, stop):
   told = False
   while True:
     try:
-      return process.wait(.2)
+      code = process.wait(.2)
+      return 0 if told and code == -signal.SIGTERM else code
     except subprocess.TimeoutExpired:
       if stop.requested and not told:
         process.terminate()
         told = True
+
+
+def shown(code: int) -> str:
+  """An exit code, with the name of the signal that it stands for.
+
+  >>> shown(3), shown(137)
+  ('exit code 3', 'exit code 137 (SIGKILL)')
+  """
+  known = {128 + number: number.name for number in signal.Signals}
+  return f'exit code {code}' + (f' ({known[code]})' if code in known else '')
 
 
 def one_by_one(runs: list[Run],
@@ -342,7 +355,8 @@ def to_text(found: dict) -> str:
   """The table for people."""
   lines = []
   for row in found['runs']:
-    failed = f' with exit code {row["exit_code"]}' * (row['state'] == 'failed')
+    failed = (f' with {shown(row["exit_code"])}'
+              if row['state'] == 'failed' else '')
     parts = [f'{row["name"]}: {row["state"]}{failed}']
     if row['parameterless']:
       parts.append('parameterless operations ' + ', '.join(

@@ -132,11 +132,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = measure(args.run, args.draws, args.seed, args.config,
                     args.data_dir)
     files.write_json(pathlib.Path(args.run, FILENAME), found)
+    print(to_text(found))
+    return cli.printed()
   except errors.UserError as error:
     print(f'rome_jax: {error}', file=sys.stderr)
     return error.exit_code
-  print(to_text(found))
-  return 0
 
 
 if __name__ == '__main__':

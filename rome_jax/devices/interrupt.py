@@ -1,4 +1,4 @@
-"""Turns the first SIGTERM or SIGINT into a flag that a loop can check."""
+"""What SIGTERM and Ctrl-C do: a flag that a loop can check, or a quiet end."""
 
 import os
 import signal
@@ -47,7 +47,7 @@ class Interrupt:
     return self.signal is not None
 
   def __enter__(self):
-    if threading.current_thread() is threading.main_thread():
+    if _may_handle():
       self._previous = {
           number: signal.signal(number, self._handle) for number in _SIGNALS}
     return self
@@ -64,6 +64,63 @@ class Interrupt:
 
   def _put_back(self):
     for number, handler in self._previous.items():
-      # None stands for a handler that was not installed from Python.
-      signal.signal(number, handler or signal.SIG_DFL)
+      _restore(number, handler)
     self._previous = {}
+
+
+def end_at_once() -> None:
+  """Lets a Ctrl-C end the process as it ends other programs: without words.
+
+  Python's own handler raises KeyboardInterrupt, and a library that is being
+  loaded may turn that into an ImportError. A handler of anybody else stays, as
+  does that of a process that a shell started to ignore Ctrl-C.
+  """
+  if _may_handle() and (
+      signal.getsignal(signal.SIGINT) is signal.default_int_handler):
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+class CtrlC:
+  """Context manager of a command, which a Ctrl-C ends without a traceback.
+
+      with CtrlC() as ctrl_c:
+        ...  # loads libraries; the process ends at once
+        ctrl_c.raises()
+        return ...  # what is under way is cleaned up
+      return 130
+
+  The handler before is restored on exit.
+  """
+
+  def __init__(self):
+    self._previous = None
+    self._pressed = False
+
+  def raises(self) -> None:
+    """From here on, a Ctrl-C raises KeyboardInterrupt."""
+    if _may_handle() and signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+      signal.signal(signal.SIGINT, self._handle)
+
+  def __enter__(self):
+    self._previous = signal.getsignal(signal.SIGINT)
+    end_at_once()
+    return self
+
+  def __exit__(self, kind, error, traceback):
+    if _may_handle():
+      _restore(signal.SIGINT, self._previous)
+    # Libraries turn it into errors of their own.
+    return self._pressed or isinstance(error, KeyboardInterrupt)
+
+  def _handle(self, number, frame):
+    self._pressed = True
+    raise KeyboardInterrupt
+
+
+def _may_handle():
+  return threading.current_thread() is threading.main_thread()
+
+
+def _restore(number, handler):
+  # None stands for a handler that was not installed from Python.
+  signal.signal(number, handler or signal.SIG_DFL)

@@ -218,12 +218,15 @@ def test_a_folder_that_is_a_file(given, capsys):
   assert 'cannot use' in capsys.readouterr().err
 
 
-def test_a_signal_stops_the_running(given, monkeypatch, capsys):
+@pytest.mark.parametrize('handler', [
+    'lambda *args: sys.exit(0)',
+    'signal.SIG_DFL'])  # as of a run that still loads its libraries
+def test_a_signal_stops_the_running(handler, given, monkeypatch, capsys):
   """A child is asked to stop, and nothing is started after it."""
   file, folder, program = given
   pathlib.Path(program[0]).write_text(
       'import signal, sys, time\n'
-      'signal.signal(signal.SIGTERM, lambda *args: sys.exit(0))\n'
+      f'signal.signal(signal.SIGTERM, {handler})\n'
       'print("ready", flush=True)\ntime.sleep(60)\n')
   ready = folder / 'GDAS' / 'seed-0' / 'output.txt'
 
@@ -242,6 +245,15 @@ def test_a_signal_stops_the_running(given, monkeypatch, capsys):
   assert go(given) == 0
   assert '[1/6] GDAS/seed-0: stopped' in capsys.readouterr().out
   assert not (folder / 'ROME_K_7').exists()
+
+
+def test_a_signal_that_ends_a_run_is_named(given, capsys):
+  file, folder, program = given
+  pathlib.Path(program[0]).write_text(
+      'import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\n')
+  assert go(given) == 143
+  assert ('GDAS/seed-0: exit code 143 (SIGTERM): it printed nothing ('
+          ) in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('given_gpus, workers, wanted', [

@@ -1,10 +1,8 @@
 """The command in front of the commands."""
 
 import pathlib
-import runpy
 import subprocess
 import sys
-import types
 
 import pytest
 
@@ -83,19 +81,3 @@ def test_help_says_what_the_code_has():
   assert flags.rank().parse_args(['run']).block == ranking.BLOCK
   assert fields.FIELDS['retrain.rand_magnitude'].high == (
       rand_augment.MAGNITUDES - 1)
-
-
-def test_ctrl_c_while_jax_is_imported(monkeypatch):
-  """Both doors end as shells expect, without a traceback."""
-
-  class Busy(types.ModuleType):
-    def __getattr__(self, name):
-      if name == 'main':
-        raise KeyboardInterrupt
-      raise AttributeError(name)
-
-  monkeypatch.setitem(sys.modules, 'rome_jax.cli.run', Busy('run'))
-  assert door.main(['run', '--config=quickstart']) == 130
-  with pytest.raises(SystemExit) as caught:
-    runpy.run_path(str(ROOT / 'rome_jax' / 'main.py'), run_name='__main__')
-  assert caught.value.code == 130

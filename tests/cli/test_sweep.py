@@ -156,7 +156,7 @@ def test_a_crash_does_not_take_the_others_along(stub, tmp_path, capsys):
   table = found['summary']['method=rome_v2']['table of cifar10']
   assert table['mean'] == pytest.approx(.905)
   out = capsys.readouterr().out
-  assert 'method-rome_v1_seed-9: failed with exit code 137' in out
+  assert 'method-rome_v1_seed-9: failed with exit code 137 (SIGKILL)' in out
   assert 'method=rome_v2: test accuracy, derived: 55.00% +- 7.07 (n=2' in out
 
 
