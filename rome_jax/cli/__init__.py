@@ -5,7 +5,6 @@ import contextlib
 import errno
 import io
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -97,7 +96,7 @@ def printed() -> int:
     with contextlib.suppress(ValueError):  # It was closed since.
       getattr(sys, name).flush()
     if isinstance(output.error, BrokenPipeError):
-      return 128 + signal.SIGPIPE
+      return 128 + 13  # SIGPIPE, which Windows lacks.
     if output.error is not None:
       raise errors.UserError(
           f'cannot write to {name}: {output.error.strerror}')
