@@ -75,7 +75,9 @@ def _whole(context, kind):
 
 def _difference(kind, ours, theirs):
   if kind == 'export':
-    names = [{path.name for path in folder.iterdir()}
+    # kill -9 leaves the hidden file that was being written.
+    names = [{path.name for path in folder.iterdir()
+              if not path.name.startswith('.network.')}
              for folder in (ours, theirs)]
     if only := names[0] ^ names[1]:
       return f'{sorted(only)}, only in one,'
