@@ -115,9 +115,13 @@ the last checkpoint, since one that began again would end with the same bits:
   all memory; a forged manifest with a valid digest gave tracebacks, or never
   ended.
 - `kill -9` in the middle of a write left its temporary file for ever.
-- A full or closed log, pipe or terminal ended a run with a traceback; what cannot
-  be printed is dropped now. Ctrl-C while a C extension was loaded was a
+- A message could be longer than 1,000 letters: it was cut before what does not
+  print was escaped.
+- A full or closed log, pipe or terminal ended a run with a traceback; what
+  cannot be printed is dropped now. Ctrl-C while a C extension was loaded was a
   traceback, too.
+- A workdir whose config.json or dataset.json was lost went on under another
+  config or with other data, without a word.
 '''
 
 

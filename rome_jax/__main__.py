@@ -83,7 +83,12 @@ def main(argv: Sequence[str] | None = None) -> int:
       print(f'rome_jax: {error}', file=sys.stderr)
       return error.exit_code
     ctrl_c.raises()
-    return command(rest)
+    try:
+      return command(rest)
+    except PermissionError as error:  # Of any file that a command looks at.
+      print(f'rome_jax: cannot use {error.filename}: {error.strerror}',
+            file=sys.stderr)
+      return errors.UserError.exit_code
   return 128 + signal.SIGINT
 
 

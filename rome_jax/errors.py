@@ -28,10 +28,13 @@ _LONGEST = 1000  # letters of a message; more helps nobody
 
 
 def _one_line(text: str) -> str:
+  # What is escaped is longer than the letters that it stands for.
+  text = printable(f'{text[:_LONGEST]}{text[_LONGEST:][-_LONGEST:]}')
   if len(text) > _LONGEST:
-    half = _LONGEST // 2
-    text = f'{text[:half]} [...] {text[-half:]}'
-  return printable(text)
+    cut = ' [...] '
+    half = (_LONGEST - len(cut)) // 2
+    text = f'{text[:half]}{cut}{text[-half:]}'
+  return text
 
 
 def printable(text: str) -> str:

@@ -132,7 +132,7 @@ def _load(config):
   data_dir = config.data_dir
   # TensorFlow Datasets reads buckets itself.
   if not config.dataset.startswith('tfds:'):
-    data_dir = checks.local_path('config.data_dir', data_dir)
+    data_dir = data_dir and checks.local_path('config.data_dir', data_dir)
   if config.dataset == 'npz':
     memory.check_file(data_dir, formats.npz_bytes(data_dir))
   return data.load(

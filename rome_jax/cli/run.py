@@ -98,6 +98,9 @@ def run(config: ConfigDict, workdir: str | os.PathLike,
     stop = hosts.agreed(stop)
     prepared = prepare(config, dataset)
     hosts.from_first(lambda: checks.check_same(workdir, config))
+    # One that goes on has those weights, or newer ones.
+    if not hosts.from_first((workdir / fields.FILENAME).exists):
+      _check_start(prepared)
     # Before anything is written: another process may be running there.
     with _only_one(workdir):
       hosts.from_first(lambda: checks.check_workdir(workdir, config))
@@ -131,7 +134,9 @@ def check(config: ConfigDict, dataset: data.Dataset | None = None) -> int:
     UserError: as `run`.
   """
   checks.validate(config)
-  print('\n'.join(described(prepare(config, dataset))))
+  prepared = prepare(config, dataset)
+  _check_start(prepared)
+  print('\n'.join(described(prepared)))
   return 0
 
 
@@ -182,6 +187,12 @@ def _writer(workdir, writers):
           else metrics.NoWriter())
 
 
+def _check_start(prepared):
+  """Checks that the network to go on from is there, if there is one."""
+  if prepared.retrain.init_from and prepared.retrain.seeds:
+    retrain.read_start(prepared.retrain.init_from)
+
+
 def _save_dataset(workdir, dataset):
   """Notes what inputs of a network of this run are, for `rome_jax.load`.
 
@@ -196,6 +207,10 @@ def _save_dataset(workdir, dataset):
 
 def _check_dataset(workdir, dataset):
   path = workdir / DATASET
+  if not path.exists() and (workdir / metrics.FILENAME).exists():
+    raise errors.UserError(
+        f'{workdir} holds a run without its {DATASET}, which says what data it '
+        'began with; put that file back or use another --workdir')
   with files.as_written(path):
     began_with = files.read_json(path).get('digest') if path.exists() else ''
   if began_with and dataset.digest and began_with != dataset.digest:

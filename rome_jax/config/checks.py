@@ -283,11 +283,13 @@ def local_path(name: str, text: str) -> str:
     text: its value.
 
   Raises:
-    UserError: a URL, or the home folder is unknown.
+    UserError: a URL, nothing at all, or the home folder is unknown.
 
   >>> local_path('--workdir', 'runs/c10')
   'runs/c10'
   """
+  if not text:
+    raise errors.UserError(f'{name}= is empty; give a path')
   if re.match(r'\w[\w+.-]*://', text):
     raise errors.UserError(
         f'{name}={text} must be a path on this machine or a mounted disk, not '
@@ -348,6 +350,12 @@ def check_same(workdir: str | os.PathLike, config: ConfigDict) -> None:
         f'cannot use workdir {workdir}: {error.strerror}') from error
   if exists:
     _check_same(path, files.read_json(path), fields.to_json(config))
+    return
+  for name in 'checkpoints', 'phases', 'result.json':
+    if os.path.exists(os.path.join(workdir, name)):
+      raise errors.UserError(
+          f'{workdir} holds {name} of a run, but not its {fields.FILENAME}; '
+          'put that file back or use another --workdir')
 
 
 def _check_encoding(workdir):

@@ -99,8 +99,8 @@ def load(argv: list[str]) -> Loaded:
   checks.validate(config)
   stem = _stem(path) + re.sub(r'\W+', '_', f'_{argument}' if argument else '')
   return Loaded(
-      config, checks.local_path('--workdir', named.get('workdir') or
-                                os.path.join('runs', stem)),
+      config, checks.local_path('--workdir', named.get(
+          'workdir', os.path.join('runs', stem))),
       Options(check='check' in named, dry_run='dry-run' in named,
               **_hosts_options(named)))
 

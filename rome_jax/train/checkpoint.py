@@ -404,9 +404,11 @@ def _check_files(folder, listed):
     try:
       found = _digest(folder / name)
     except (OSError, UnicodeEncodeError) as error:
-      raise _DamagedError(f'{name}: {_reason(error)}') from error
+      raise _DamagedError(
+          f'{errors.printable(name)}: {_reason(error)}') from error
     if found != digest:
-      raise _DamagedError(f'{name} was changed or cut short')
+      raise _DamagedError(
+          f'{errors.printable(name)} was changed or cut short')
 
 
 def _check_size(folder, leaves, listed):

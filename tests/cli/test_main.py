@@ -48,6 +48,22 @@ def test_a_command_gets_its_flags_and_gives_its_code(name, module, monkeypatch):
   assert door.main([name, '--seeds=0', 'x']) == (['--seeds=0', 'x'], 3)
 
 
+def test_a_file_that_may_not_be_read_is_one_sentence(monkeypatch, capsys):
+  def refuse(argv):
+    open('/private/config.json')
+
+  def forbidden(path, *args):
+    raise PermissionError(13, 'Permission denied', path)
+
+  monkeypatch.setattr(rank, 'main', refuse)
+  monkeypatch.setattr('builtins.open', forbidden)
+  code = door.main(['rank', 'RUN'])
+  monkeypatch.undo()
+  assert code == 2
+  assert capsys.readouterr().err == (
+      'rome_jax: cannot use /private/config.json: Permission denied\n')
+
+
 def test_the_flags_are_the_processs_where_none_are_given(monkeypatch):
   monkeypatch.setattr(sys, 'argv', ['rome-jax', 'describe', '--list'])
   monkeypatch.setattr(describe, 'main', lambda argv: argv)

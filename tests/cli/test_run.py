@@ -288,6 +288,27 @@ def test_metrics_lost_before_the_end_are_refused(config_file, finished, copied,
   assert accuracies(copied) == accuracies(finished[0])
 
 
+@pytest.mark.parametrize('name', ['config.json', 'dataset.json'])
+def test_a_run_that_lost_what_it_began_with_is_refused(
+    config_file, copied, name, capsys, tiny_registered):
+  """It would go on under any config, or with any data, without a word."""
+  (copied / name).unlink()
+  (copied / 'report.html').unlink()
+  code, text = again(config_file, copied, capsys)
+  assert code == 2 and name in text and 'put that file back' in text
+  assert not (copied / name).exists()
+
+
+def test_a_wrong_start_leaves_nothing_behind(config_file, tmp_path, capsys,
+                                             tiny_registered):
+  code = run_lib.main([
+      f'--config={config_file}', f'--workdir={tmp_path / "run"}',
+      '--config.genotype=DARTS_V2', f'--config.retrain.init_from={tmp_path}'])
+  assert code == 2
+  assert 'must be the folder of a finished run' in capsys.readouterr().err
+  assert not (tmp_path / 'run').exists()
+
+
 def accuracies(workdir):
   result = json.loads((workdir / 'result.json').read_text())
   return [row['test_accuracy'] for row in result['evaluations']]

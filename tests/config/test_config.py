@@ -698,6 +698,12 @@ def test_a_tilde_is_the_home(tmp_path, monkeypatch):
     command_line.load(['--config=quickstart', '--workdir=~nobody_here/x'])
 
 
+def test_an_empty_workdir_is_refused():
+  """A shell's variable that is not set; not the default."""
+  with pytest.raises(errors.UserError, match='--workdir= is empty'):
+    command_line.load(['--config=quickstart', '--workdir='])
+
+
 @pytest.mark.parametrize('theirs', [
     {'hidden': 3, 'layers': {'a': 1}}, {'seed': 0, 'name': 'bert'}, {}])
 def test_a_foreign_config_in_the_workdir(theirs, tmp_path):
