@@ -98,6 +98,12 @@ def _checked(example, i, where, others=()):
     raise errors.UserError(
         f'{where}: example {i} is a {type(example).__name__}; it must be '
         "(image, label) or a dict with 'image' and 'label'")
+  # As an array, a palette's numbers would pass for shades of gray.
+  mode = getattr(example[0], 'mode', 'L')
+  if mode not in ('L', 'RGB'):
+    raise errors.UserError(
+        f'{where}: the image of example {i} has Pillow mode {mode!r}; convert '
+        "it to 'L' or 'RGB'")
   image, label = map(np.asarray, example)
   if image.ndim == 2:
     image = image[..., None]

@@ -92,6 +92,9 @@ def test_images_of_several_sizes_need_a_size():
     ([(IMAGES[0][..., :2], 1)], r'image of example 0 has shape \(8, 8, 2\)'),
     ([(IMAGES[0], .5)], 'label of example 0 .* must be one integer'),
     ([(IMAGES[0], 0), (IMAGES[1][..., :1], 1)], 'example 1 has 1 channels'),
+    *[([(Image.fromarray(IMAGES[0]).convert(mode), 1)],
+       f"has Pillow mode '{mode}'; convert it")
+      for mode in ('P', 'HSV', 'YCbCr', 'RGBA', '1')],
     ([(IMAGES[0], -1), (IMAGES[1], 1)], 'label -1 is out of range')])
 def test_what_are_no_examples(given, words):
   with pytest.raises(errors.UserError, match=words):
