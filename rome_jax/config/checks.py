@@ -351,7 +351,7 @@ def check_same(workdir: str | os.PathLike, config: ConfigDict) -> None:
   if exists:
     _check_same(path, files.read_json(path), fields.to_json(config))
     return
-  for name in 'checkpoints', 'phases', 'result.json':
+  for name in 'checkpoints', 'phases':
     if os.path.exists(os.path.join(workdir, name)):
       raise errors.UserError(
           f'{workdir} holds {name} of a run, but not its {fields.FILENAME}; '
