@@ -522,6 +522,21 @@ def with_seeds(found: Comparison, text: str | None) -> Comparison:
   return found._replace(seeds=tuple(map(int, words)))
 
 
+def _check_folder(folder, found):
+  """Checks that the page does not go among others' files."""
+  if (folder / 'config.json').exists():
+    raise errors.UserError(
+        f'--workdir={folder} holds a single run; give the comparison a folder '
+        'of its own')
+  if (folder / FILENAME).exists():
+    with files.as_written(folder / FILENAME):
+      name = files.read_json(folder / FILENAME)['name']
+    if name != found.name:
+      raise errors.UserError(
+          f'--workdir={folder} holds the comparison {name!r}, not '
+          f'{found.name!r}; give it a folder of its own')
+
+
 def main(argv: Sequence[str] | None = None,
          program: Sequence[str] = sweep.PROGRAM) -> int:
   """Runs a command line (default: the process's); returns the exit code."""
@@ -531,6 +546,7 @@ def main(argv: Sequence[str] | None = None,
     found = with_seeds(comparison.load(args.config), args.seeds)
     folder = checks.local_path('--workdir', args.workdir)
     runs = plan(found, folder, flags)
+    _check_folder(pathlib.Path(folder), found)
     if args.page:
       return finish(folder, found, runs, {})
     with files.only_one(folder):

@@ -188,6 +188,21 @@ def test_flags_of_a_single_run_are_refused(given, capsys, flag):
   assert f'{flag} is not for a comparison' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('name, text, words', [
+    ('config.json', '{}', 'holds a single run'),
+    ('compare.json', '{"name": "other"}', "holds the comparison 'other', not "),
+    ('compare.json', '[]', 'compare.json')])
+def test_a_page_is_not_written_among_others_files(
+    given, capsys, name, text, words):
+  _, folder, _ = given
+  folder.mkdir()
+  (folder / name).write_text(text)
+  assert go(given, '--page') == 2
+  err = capsys.readouterr().err
+  assert err.count('\n') == 1 and words in err
+  assert [path.name for path in folder.iterdir()] == [name]
+
+
 def test_a_run_of_another_config_is_refused(given, capsys):
   """Its numbers would stand beside flags that it never had."""
   _, folder, _ = given
