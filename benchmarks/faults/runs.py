@@ -225,7 +225,7 @@ def marks(root: pathlib.Path, damaged: int = 0) -> Marks:
     {(folder of a run, phase that is not done): the newest complete step}.
   """
   steps: dict[tuple[pathlib.Path, str], list[int]] = {}
-  for path in root.rglob('checkpoints/**/manifest.json'):
+  for path in _listed(root, 'checkpoints/**/manifest.json'):
     if path.parent.name.isdigit():  # Not one that is being written.
       run, phase = _phase(path.parent.parent)
       if not phase.startswith('best/') and not _note(run, phase).exists():
@@ -314,8 +314,16 @@ def place(root: pathlib.Path, since: float) -> Place:
   return Place(TRAINING, f'{phase} step {step}')
 
 
+def _listed(root, pattern):
+  while True:
+    try:
+      return sorted(root.rglob(pattern))
+    except FileNotFoundError:
+      continue  # A folder went while it was listed.
+
+
 def _new(root, pattern, since) -> Iterator[pathlib.Path]:
-  for path in sorted(root.rglob(pattern)):
+  for path in _listed(root, pattern):
     try:
       new = path.stat().st_mtime >= since
     except FileNotFoundError:
