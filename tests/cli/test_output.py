@@ -32,9 +32,16 @@ open(sys.argv[1], 'w').close()
 """
 
 
-def start(*argv, **options):
+def start(*argv, before='', **options):
+  """Starts Python; `before` is code that prepares the process.
+
+  Not as `preexec_fn`, which forks: JAX, if another test has loaded it, warns.
+  """
+  launcher = ['-c', f'import os, signal, sys\n{before}\n'
+              'os.execv(sys.executable, [sys.executable, *sys.argv[1:]])']
   return subprocess.Popen(
-      [sys.executable, *map(str, argv)], cwd=ROOT, text=True,
+      [sys.executable, *(launcher if before else []), *map(str, argv)],
+      cwd=ROOT, text=True,
       **{'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE,
          'stderr': subprocess.PIPE} | options)
 
@@ -76,7 +83,7 @@ def test_streams_that_are_closed_end_nothing(flags, tmp_path):
   task = TASK.replace('sys.stdin.readline()', 'number = open("README.md")') + (
       'assert number.fileno() > 2\nopen(sys.argv[1] + "-too", "w").close()\n')
   process = start(*flags, '-c', task, tmp_path / 'done',
-                  preexec_fn=lambda: os.closerange(0, 3))
+                  before='os.closerange(0, 3)')
   goes_on(process, tmp_path / 'done')
   assert (tmp_path / 'done-too').exists()
 
@@ -138,12 +145,12 @@ sys.exit(7)
     ('rome_jax.main', []), ('rome_jax', ['export']), ('rome_jax', ['compare'])])
 def test_ctrl_c_while_libraries_are_loaded(name, module, command, tmp_path):
   (tmp_path / f'{name}.py').write_text(LIBRARY)
-  for handler, wanted in ((signal.SIG_DFL, (-signal.SIGINT, '', '')),
+  for handler, wanted in (('SIG_DFL', (-signal.SIGINT, '', '')),
                           # As a shell starts what is in the background.
-                          (signal.SIG_IGN, (7, 'ignored\n', ''))):
+                          ('SIG_IGN', (7, 'ignored\n', ''))):
     process = start(
         '-m', module, *command, env=os.environ | {'PYTHONPATH': str(tmp_path)},
-        preexec_fn=lambda h=handler: signal.signal(signal.SIGINT, h))
+        before=f'signal.signal(signal.SIGINT, signal.{handler})')
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == wanted
 
