@@ -79,12 +79,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(text)
         return cli.printed()
       command = _command(name)
+      ctrl_c.raises()
+      return command(rest)
     except errors.UserError as error:
       print(f'rome_jax: {error}', file=sys.stderr)
       return error.exit_code
-    ctrl_c.raises()
-    try:
-      return command(rest)
     except PermissionError as error:  # Of any file that a command looks at.
       print(f'rome_jax: cannot use {error.filename}: {error.strerror}',
             file=sys.stderr)

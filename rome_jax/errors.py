@@ -28,8 +28,7 @@ _LONGEST = 1000  # letters of a message; more helps nobody
 
 
 def _one_line(text: str) -> str:
-  # What is escaped is longer than the letters that it stands for.
-  text = printable(f'{text[:_LONGEST]}{text[_LONGEST:][-_LONGEST:]}')
+  text = printable(text)  # First, as what is escaped is longer.
   if len(text) > _LONGEST:
     cut = ' [...] '
     half = (_LONGEST - len(cut)) // 2

@@ -30,12 +30,8 @@ def _stopped(context, kind='search'):
     shutil.rmtree(folder, ignore_errors=True)
     workdir = folder / 'run'
     place = workdir / 'checkpoints' / ('search' if kind == 'search' else '')
-    log = folder / 'log'
-    process = runs.start(context, runs.command(kind, workdir), log)
-    try:
-      runs.reach('step 12', (place / '00000012').exists, process, log)
-    finally:
-      runs.kill(process)
+    runs.kill_at(context, runs.command(kind, workdir), folder / 'log',
+                 'step 12', (place / '00000012').exists)
     if (workdir / 'result.json').exists() or len(_complete(place)) < 2 or (
         not runs.marks(workdir)):
       raise inputs.Bad('the run to damage was not killed in its search')

@@ -161,13 +161,8 @@ def _read_only_workdir(context, begun):
   workdir = place / 'run'
   argv = runs.command('search', workdir)
   if begun:
-    log = folder / 'log'
-    process = runs.start(context, argv, log)
-    try:
-      runs.reach('step 8', (
-          workdir / 'checkpoints' / 'search' / '00000008').exists, process, log)
-    finally:
-      runs.kill(process)
+    runs.kill_at(context, argv, folder / 'log', 'step 8', (
+        workdir / 'checkpoints' / 'search' / '00000008').exists)
     if not runs.marks(workdir):
       raise inputs.Bad('the run was not killed in its search')
   with _read_only(str(place)):

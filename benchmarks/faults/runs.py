@@ -142,6 +142,24 @@ def success(code: int, said: str) -> None:
     raise inputs.Bad(f'code {code}: {said[-700:]}')
 
 
+def kill_at(context: campaign.Context, argv: Sequence[str], log: pathlib.Path,
+            what: str, seen: Callable[[], Any]) -> None:
+  """Starts a process and kills it once something is seen.
+
+  Args:
+    context, argv: as in `finish`.
+    log, what, seen: as in `reach`.
+
+  Raises:
+    Bad: as `reach`.
+  """
+  process = start(context, argv, log)
+  try:
+    reach(what, seen, process, log)
+  finally:
+    kill(process)
+
+
 def continued(context: campaign.Context, argv: Sequence[str],
               log: pathlib.Path, workdir: pathlib.Path, damaged: int = 0,
               **variables: str) -> str:

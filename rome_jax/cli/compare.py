@@ -35,7 +35,7 @@ from rome_jax import cli, errors, files
 from rome_jax.cli import flags as flags_lib
 from rome_jax.cli import rank as rank_lib
 from rome_jax.cli import sweep
-from rome_jax.config import checks, command_line, comparison
+from rome_jax.config import checks, command_line, comparison, fields
 from rome_jax.config.comparison import Comparison
 from rome_jax.devices import interrupt
 from rome_jax.methods import table
@@ -524,7 +524,7 @@ def with_seeds(found: Comparison, text: str | None) -> Comparison:
 
 def _check_folder(folder, found):
   """Checks that the page does not go among others' files."""
-  if (folder / 'config.json').exists():
+  if (folder / fields.FILENAME).exists():
     raise errors.UserError(
         f'--workdir={folder} holds a single run; give the comparison a folder '
         'of its own')

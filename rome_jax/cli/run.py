@@ -211,13 +211,23 @@ def _check_dataset(workdir, dataset):
     raise errors.UserError(
         f'{workdir} holds a run without its {DATASET}, which says what data it '
         'began with; put that file back or use another --workdir')
-  with files.as_written(path):
-    began_with = files.read_json(path).get('digest') if path.exists() else ''
-  if began_with and dataset.digest and began_with != dataset.digest:
+  if other_data(workdir, dataset):
     raise errors.UserError(
         f'{workdir} holds a run that began with other data: the images, '
         f'labels or splits of {dataset.name} have changed since; restore them '
         'or use another --workdir')
+
+
+def other_data(workdir: pathlib.Path, dataset: data.Dataset) -> bool:
+  """Whether a run is known to have begun with other data than these.
+
+  Raises:
+    UserError: what the run noted of its data is damaged.
+  """
+  path = workdir / DATASET
+  with files.as_written(path):
+    began_with = files.read_json(path).get('digest') if path.exists() else ''
+  return bool(began_with and dataset.digest and began_with != dataset.digest)
 
 
 def _finished(workdir):

@@ -85,10 +85,7 @@ def _config(workdir: pathlib.Path, file: str | None,
 
 
 def _check_images(workdir, dataset):
-  path = workdir / run_lib.DATASET
-  with files.as_written(path):
-    began_with = files.read_json(path).get('digest') if path.exists() else ''
-  if began_with and dataset.digest and began_with != dataset.digest:
+  if run_lib.other_data(workdir, dataset):
     raise errors.UserError(
         f'the images, labels or splits of {dataset.name} have changed since '
         f'the run in {workdir}; give its own with --data-dir')

@@ -323,16 +323,14 @@ def check_workdir(workdir: str | os.PathLike, config: ConfigDict) -> None:
     UserError: the folder holds a run of version 0.1.0 or of another config
       (the message names each field that differs), or it cannot be used.
   """
-  check_same(workdir, config)
-  path = pathlib.Path(workdir, fields.FILENAME)
+  theirs = _checked(workdir, config)
   ours = fields.to_json(config)
-  if path.exists():
-    theirs = files.read_json(path)
+  if theirs is not None:
     if not os.access(workdir, os.W_OK | os.X_OK):
       raise errors.UserError(f'workdir {workdir} is not writable')
     if theirs == ours:
       return
-  files.write_json(path, ours)
+  files.write_json(pathlib.Path(workdir, fields.FILENAME), ours)
 
 
 def check_same(workdir: str | os.PathLike, config: ConfigDict) -> None:
@@ -341,6 +339,11 @@ def check_same(workdir: str | os.PathLike, config: ConfigDict) -> None:
   Raises:
     UserError: as `check_workdir`.
   """
+  _checked(workdir, config)
+
+
+def _checked(workdir, config):
+  """The JSON of the config that a folder began with, which agrees; or None."""
   _check_encoding(workdir)
   path = pathlib.Path(workdir, fields.FILENAME)
   try:
@@ -349,13 +352,15 @@ def check_same(workdir: str | os.PathLike, config: ConfigDict) -> None:
     raise errors.UserError(
         f'cannot use workdir {workdir}: {error.strerror}') from error
   if exists:
-    _check_same(path, files.read_json(path), fields.to_json(config))
-    return
+    theirs = files.read_json(path)
+    _check_same(path, theirs, fields.to_json(config))
+    return theirs
   for name in 'checkpoints', 'phases':
     if os.path.exists(os.path.join(workdir, name)):
       raise errors.UserError(
           f'{workdir} holds {name} of a run, but not its {fields.FILENAME}; '
           'put that file back or use another --workdir')
+  return None
 
 
 def _check_encoding(workdir):
